@@ -1,0 +1,185 @@
+"""From a nominal batch size to what the hardware runs, without compiling anew.
+
+A controller asks for any real number of examples. Compiled programs have fixed
+shapes, so the sizes that are run lie on a geometric *ladder* from the smallest
+batch size to B_max, and each rung has one *bucket*: how many examples a device
+takes at once, how many such microbatches it accumulates, and on how many
+devices.
+
+The ladder depends on the batch sizes alone, never on the devices. A rung that
+the devices cannot share out evenly leaves slots empty (weight 0), so the same
+config trains with the same sequence of batch sizes on 1 device and on 256.
+"""
+
+import bisect
+import math
+from typing import NamedTuple
+
+ROUNDINGS = ('up', 'exact', 'nearest')
+
+
+class Bucket(NamedTuple):
+  """How the hardware runs a batch: one compiled program for each value.
+
+  Attributes:
+    microbatch_size: examples that one device processes at once.
+    accumulation_steps: microbatches whose gradients are summed on a device.
+    devices: devices that share the batch.
+  """
+
+  microbatch_size: int
+  accumulation_steps: int
+  devices: int
+
+  @property
+  def slots_per_device(self) -> int:
+    return self.microbatch_size * self.accumulation_steps
+
+  @property
+  def slots(self) -> int:
+    """The most examples that this bucket can hold."""
+    return self.slots_per_device * self.devices
+
+
+class Plan(NamedTuple):
+  """What the next update runs.
+
+  Attributes:
+    bucket: the program that runs it.
+    batch_size: real examples; the remaining slots carry weight 0.
+    damping: min(1, B_max / nominal batch size), the factor on the learning rate
+      that stands in for the batch that cannot be had.
+  """
+
+  bucket: Bucket
+  batch_size: int
+  damping: float
+
+
+class Ladder(NamedTuple):
+  """The batch sizes that can be run, in increasing order, and on what."""
+
+  batch_sizes: tuple[int, ...]
+  devices: int
+  max_per_device: int | None
+  rounding: str
+
+
+def ladder(
+  smallest: int,
+  largest: int,
+  *,
+  devices: int,
+  max_per_device: int | None = None,
+  growth: float = 2.0,
+  rounding: str = 'up',
+) -> Ladder:
+  """The rungs ceil(smallest * growth**i) below `largest`, then `largest`.
+
+  Args:
+    smallest: the smallest batch size, in examples.
+    largest: B_max, the largest batch size that may be run, in examples.
+    devices: devices that share each batch.
+    max_per_device: most examples a device processes at once (its memory limit,
+      or the size at which it is fastest); beyond it gradients are accumulated.
+      None for no limit.
+    growth: ratio of neighbouring rungs, above 1.
+    rounding: `up` runs the smallest rung that holds the nominal size,
+      `nearest` the rung whose ratio to it is closest to 1, `exact` as many
+      examples as were asked for, in the bucket of the smallest rung that holds
+      them.
+
+  Raises:
+    ValueError: for sizes below 1, smallest > largest, growth <= 1, or an
+      unknown rounding.
+
+  >>> ladder(32, 300, devices=1).batch_sizes
+  (32, 64, 128, 256, 300)
+  """
+  if smallest < 1 or largest < smallest:
+    raise ValueError(
+      f'batch sizes must satisfy 1 <= smallest <= largest, got smallest='
+      f'{smallest} and largest={largest}'
+    )
+  if devices < 1:
+    raise ValueError(f'devices must be at least 1, got {devices}')
+  if max_per_device is not None and max_per_device < 1:
+    raise ValueError(f'max_per_device must be at least 1, got {max_per_device}')
+  if not growth > 1 or not math.isfinite(growth):
+    raise ValueError(f'the ladder growth must be above 1, got {growth}')
+  if rounding not in ROUNDINGS:
+    raise ValueError(
+      f'unknown rounding {rounding!r}: choose one of {", ".join(ROUNDINGS)}'
+    )
+  rungs = []
+  size = float(smallest)
+  while size < largest:
+    rungs.append(math.ceil(size))
+    size = max(size * growth, rungs[-1] + 1)
+  rungs.append(largest)
+  return Ladder(tuple(rungs), devices, max_per_device, rounding)
+
+
+def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
+  """The bucket that runs `batch_size` examples with the fewest empty slots.
+
+  Microbatches are of equal size: a device with 300 examples and room for 256
+  runs 2 x 150, not 256 and a mostly empty second one.
+
+  >>> bucket_for(300, ladder(1, 300, devices=1, max_per_device=256))
+  Bucket(microbatch_size=150, accumulation_steps=2, devices=1)
+  """
+  per_device = -(-batch_size // ladder.devices)
+  limit = ladder.max_per_device or per_device
+  accumulation_steps = -(-per_device // limit)
+  microbatch_size = -(-per_device // accumulation_steps)
+  return Bucket(microbatch_size, accumulation_steps, ladder.devices)
+
+
+def _nearest(size: float, rungs: tuple[int, ...]) -> int:
+  above = rungs[bisect.bisect_left(rungs, size)]
+  below = rungs[max(bisect.bisect_left(rungs, size) - 1, 0)]
+  return below if below < size and size / below < above / size else above
+
+
+def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
+  """What to run for a nominal batch size, which may lie beyond the ladder.
+
+  Args:
+    nominal_batch_size: what the controller asks for, in examples; finite.
+    ladder: the sizes that can be run.
+
+  Raises:
+    ValueError: if the nominal size is below 1 or not finite.
+
+  >>> rungs = ladder(32, 256, devices=8, max_per_device=16)
+  >>> plan(33.0, rungs)  # doctest: +NORMALIZE_WHITESPACE
+  Plan(bucket=Bucket(microbatch_size=8, accumulation_steps=1, devices=8),
+       batch_size=64, damping=1.0)
+  >>> plan(1024.0, rungs)  # doctest: +NORMALIZE_WHITESPACE
+  Plan(bucket=Bucket(microbatch_size=16, accumulation_steps=2, devices=8),
+       batch_size=256, damping=0.25)
+  """
+  if not 1 <= nominal_batch_size < math.inf:
+    raise ValueError(
+      f'a nominal batch size must be finite and at least 1, got '
+      f'{nominal_batch_size}'
+    )
+  smallest, largest = ladder.batch_sizes[0], ladder.batch_sizes[-1]
+  wanted = min(max(nominal_batch_size, float(smallest)), float(largest))
+  rung = ladder.batch_sizes[bisect.bisect_left(ladder.batch_sizes, wanted)]
+  if ladder.rounding == 'nearest':
+    rung = _nearest(wanted, ladder.batch_sizes)
+  batch_size = math.ceil(wanted) if ladder.rounding == 'exact' else rung
+  damping = min(1.0, largest / nominal_batch_size)
+  return Plan(bucket_for(rung, ladder), batch_size, damping)
+
+
+def next_rung(batch_size: int, ladder: Ladder) -> int | None:
+  """The rung above the one that holds `batch_size`; None at the top.
+
+  >>> next_rung(64, ladder(32, 256, devices=1))
+  128
+  """
+  above = bisect.bisect_left(ladder.batch_sizes, batch_size) + 1
+  return ladder.batch_sizes[above] if above < len(ladder.batch_sizes) else None

@@ -1,0 +1,107 @@
+"""Checkpoints: one record for all that a run needs to go on.
+
+A record holds the train state (arrays) and the host's side (plain JSON:
+controller state, examples, clock, counters). It is written in the background
+and becomes visible only when it is whole.
+"""
+
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+# Orbax reports each save at length; a run's own log says what matters.
+logging.getLogger('absl').setLevel(logging.ERROR)
+
+
+class Record(NamedTuple):
+  """A restored checkpoint.
+
+  Attributes:
+    update: updates done when it was written.
+    state: the train state, placed like the template it was restored into.
+    host: the JSON side.
+  """
+
+  update: int
+  state: Any
+  host: dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+  """No checkpoint of a directory that holds some could be read."""
+
+
+class Checkpoints:
+  """The checkpoints of one run, in one directory."""
+
+  def __init__(self, directory: pathlib.Path, keep: int):
+    """Opens (and creates) the directory; the newest `keep` are kept."""
+    self._directory = directory.absolute()
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+      ),
+    )
+
+  def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
+    """Writes a record in the background; returns once `state` was copied."""
+    if update in self._manager.all_steps():
+      return
+    self._manager.save(
+      update,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+      ),
+    )
+
+  def restore(self, template: Any, warn=print) -> Record | None:
+    """The newest readable record; None if there is none at all.
+
+    A record that cannot be read (a disk that filled up, a file cut short) is
+    reported and removed, and the one before it is taken.
+
+    Args:
+      template: a state of the right structure, shapes and shardings.
+      warn: called with one line for each record that could not be read.
+
+    Raises:
+      CheckpointError: if there are records and none can be read.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    updates = sorted(self._manager.all_steps(), reverse=True)
+    for update in updates:
+      try:
+        record = self._manager.restore(
+          update,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            host=ocp.args.JsonRestore(),
+          ),
+        )
+      except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [''])[0][:200]
+        warn(
+          f'checkpoint of update {update} cannot be read '
+          f'({type(error).__name__}: {reason}); trying the one before'
+        )
+        continue
+      for broken in updates[: updates.index(update)]:
+        self._manager.delete(broken)
+      return Record(update, record['state'], record['host'])
+    if updates:
+      raise CheckpointError(
+        f'none of the checkpoints in {self._directory} can be read: restore '
+        'them from a copy, or start in another workdir'
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when everything saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()

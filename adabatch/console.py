@@ -1,0 +1,79 @@
+"""What a person sees while a run goes on: a bar on a terminal, else lines."""
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Console:
+  """Progress and messages; silent where `enabled` is false.
+
+  On a terminal: one bar with the time left. Piped to a file: a plain line now
+  and then, because a bar would fill the file with control characters.
+  """
+
+  def __init__(
+    self,
+    total_examples: int,
+    *,
+    enabled: bool = True,
+    stream: TextIO | None = None,
+    seconds_between_lines: float = 10.0,
+  ):
+    """`stream` defaults to standard error; `start` shows the bar."""
+    self._enabled = enabled
+    self._stream = stream or sys.stderr
+    self._terminal = self._stream.isatty()
+    self._total = total_examples
+    self._between = seconds_between_lines
+    self._last_line = time.monotonic()
+    self._bar = None
+
+  def start(self, examples: int) -> None:
+    """Shows the bar; `examples` were done before (a resumed run)."""
+    if self._enabled and self._terminal:
+      self._bar = tqdm(
+        total=self._total,
+        initial=examples,
+        unit='ex',
+        unit_scale=True,
+        dynamic_ncols=True,
+        file=self._stream,
+      )
+
+  def say(self, message: str) -> None:
+    """A line of its own."""
+    if not self._enabled:
+      return
+    if self._bar is not None:
+      self._bar.write(message, file=self._stream)
+    else:
+      print(message, file=self._stream, flush=True)
+
+  def progress(self, record: dict) -> None:
+    """Shows a `train` record."""
+    if not self._enabled:
+      return
+    text = (
+      f'epoch {record["epoch"]:.2f}  B {record["batch_size"]}  '
+      f'lr {record["learning_rate"]:.3g}  loss {record["loss"]:.4f}'
+    )
+    if self._bar is not None:
+      self._bar.set_postfix_str(text, refresh=False)
+      self._bar.update(min(record['examples'], self._total) - self._bar.n)
+      return
+    now = time.monotonic()
+    if now - self._last_line >= self._between:
+      self._last_line = now
+      rate = record['examples_per_second']
+      left = max(self._total - record['examples'], 0) / rate if rate else 0.0
+      self.say(
+        f'update {record["update"]}  {text}  {rate:,.0f} examples/s  '
+        f'{left:.0f} s left'
+      )
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()

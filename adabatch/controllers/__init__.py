@@ -1,0 +1,76 @@
+"""Batch-size rules: pure functions of host floats, without JAX."""
+
+from collections.abc import Callable
+
+from adabatch.controllers.base import (
+  BatchSizeController,
+  GradientNoise,
+  Signals,
+  State,
+  always,
+)
+from adabatch.controllers.damping import adadamp, adadamp_grad, radadamp
+from adabatch.controllers.noise import cabs, noise_scale, norm_test
+from adabatch.controllers.schedule import (
+  constant,
+  from_lr_schedule,
+  geodamp,
+  geodamp_learning_rate_multiplier,
+  padadamp,
+  padadamp_rate,
+  ramp_up,
+  step_table,
+)
+from adabatch.controllers.state import state_from_json, state_to_json
+from adabatch.controllers.wrappers import (
+  every,
+  hysteresis,
+  limit_growth,
+  monotone,
+  smooth,
+)
+
+CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
+  'constant': constant,
+  'adadamp': adadamp,
+  'padadamp': padadamp,
+  'geodamp': geodamp,
+  'radadamp': radadamp,
+  'adadamp_grad': adadamp_grad,
+  'step_table': step_table,
+  'ramp_up': ramp_up,
+  'from_lr_schedule': from_lr_schedule,
+  'noise_scale': noise_scale,
+  'norm_test': norm_test,
+  'cabs': cabs,
+}
+
+__all__ = [
+  'CONTROLLERS',
+  'BatchSizeController',
+  'GradientNoise',
+  'Signals',
+  'State',
+  'adadamp',
+  'adadamp_grad',
+  'always',
+  'cabs',
+  'constant',
+  'every',
+  'from_lr_schedule',
+  'geodamp',
+  'geodamp_learning_rate_multiplier',
+  'hysteresis',
+  'limit_growth',
+  'monotone',
+  'noise_scale',
+  'norm_test',
+  'padadamp',
+  'padadamp_rate',
+  'radadamp',
+  'ramp_up',
+  'smooth',
+  'state_from_json',
+  'state_to_json',
+  'step_table',
+]

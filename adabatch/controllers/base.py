@@ -1,0 +1,103 @@
+"""What a batch-size controller is: signals in, a nominal batch size out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# A NamedTuple of plain numbers; a wrapper's state holds the inner state.
+State = Any
+
+
+class GradientNoise(NamedTuple):
+  """Unsmoothed estimates of one update; either may be negative by chance.
+
+  Attributes:
+    trace_covariance: S = tr Sigma, of the per-example gradient covariance.
+    squared_norm: |G|^2 of the true gradient.
+
+  >>> GradientNoise(trace_covariance=6.0, squared_norm=2.0).squared_norm
+  2.0
+  """
+
+  trace_covariance: float
+  squared_norm: float
+
+
+class Signals(NamedTuple):
+  """What a controller may read: host floats, the same on every process.
+
+  None means not measured at this update.
+
+  Attributes:
+    update: updates done so far, k.
+    examples: examples trained on so far.
+    epoch: examples over the size of the training set.
+    loss: minibatch training loss of the last update.
+    full_loss: F(x_k) over the whole training set, in evaluation mode.
+    subset_loss: the same over a fixed subset.
+    gradient_norm_squared: ||g||^2 of the last minibatch gradient.
+    full_gradient_norm_squared: ||grad F(x_k)||^2 over the whole training set.
+    subset_gradient_norm_squared: the same over a fixed subset.
+    gradient_noise: estimates of the last update.
+    learning_rate: effective learning rate of the last update.
+
+  >>> Signals(update=3, loss=1.5).full_loss is None
+  True
+  """
+
+  update: int = 0
+  examples: int = 0
+  epoch: float = 0.0
+  loss: float | None = None
+  full_loss: float | None = None
+  subset_loss: float | None = None
+  gradient_norm_squared: float | None = None
+  full_gradient_norm_squared: float | None = None
+  subset_gradient_norm_squared: float | None = None
+  gradient_noise: GradientNoise | None = None
+  learning_rate: float | None = None
+
+
+def always(update: int) -> bool:
+  """The size may change after any number of updates.
+
+  >>> always(7)
+  True
+  """
+  del update
+  return True
+
+
+def only_at_start(update: int) -> bool:
+  """The size is chosen once, before the first update.
+
+  >>> only_at_start(0), only_at_start(7)
+  (True, False)
+  """
+  return update == 0
+
+
+class BatchSizeController(NamedTuple):
+  """A batch-size rule: a pair of pure functions and what they need.
+
+  Call `update` once before training, with `Signals(update=0, ...)`, for the
+  size of the first update; then once after each update k = 1, 2, ... in
+  order. Expensive signals (full_*, subset_*) are needed only where `due(k)`.
+
+  Attributes:
+    init: () -> state.
+    update: (state, signals) -> (nominal batch size of the next update in
+      examples, state). The size is finite, at least 1 and uncapped.
+    needs: names of the `Signals` fields that `update` reads.
+    due: k -> may the size change after k updates?
+
+  >>> from adabatch.controllers import Signals, constant
+  >>> controller = constant(initial_batch_size=64)
+  >>> size, state = controller.update(controller.init(), Signals())
+  >>> size
+  64.0
+  """
+
+  init: Callable[[], State]
+  update: Callable[[State, Signals], tuple[float, State]]
+  needs: frozenset[str]
+  due: Callable[[int], bool] = always

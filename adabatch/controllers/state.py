@@ -1,0 +1,207 @@
+"""What the rules' states are made of, and their way to JSON and back."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# Ratios of a measurement to its first value are bounded below by this: a
+# size is then at most 1e12 times the initial one, never infinite.
+SMALLEST_RATIO = 1e-12
+
+_NON_FINITE = {'inf': math.inf, '-inf': -math.inf, 'nan': math.nan}
+
+
+class Average(NamedTuple):
+  """Bias-corrected exponential moving average.
+
+    total  <- decay total  + (1 - decay) x
+    weight <- decay weight + (1 - decay)
+    value   = total / weight
+
+  >>> Average().add(3.0, decay=0.9).add(5.0, decay=0.0).value
+  5.0
+  """
+
+  total: float = 0.0
+  weight: float = 0.0
+
+  def add(self, x: float, *, decay: float) -> 'Average':
+    """The average with one more value in it."""
+    return Average(
+      decay * self.total + (1 - decay) * float(x),
+      decay * self.weight + (1 - decay),
+    )
+
+  @property
+  def value(self) -> float:
+    """The average; NaN while it is empty."""
+    return self.total / self.weight if self.weight else math.nan
+
+
+class Held(NamedTuple):
+  """The smallest state: the last size, and how many signals were ignored."""
+
+  batch_size: float
+  ignored: int = 0
+
+
+def hold(state: Any) -> tuple[float, Any]:
+  """Keep the last size."""
+  return state.batch_size, state
+
+
+def reject(state: Any) -> tuple[float, Any]:
+  """Keep the last size and count a signal that was not finite."""
+  return hold(state._replace(ignored=state.ignored + 1))
+
+
+def accept(state: Any, size: float, *, smallest: float) -> tuple[float, Any]:
+  """Take a new size, at least `smallest` >= 1; reject it if it is not finite."""
+  if not math.isfinite(size):
+    return reject(state)
+  return hold(state._replace(batch_size=float(max(size, smallest))))
+
+
+def round_up(size: float) -> float:
+  """ceil(size) that forgives the rounding error of a few operations.
+
+  Without that, 64 (0.3 / 0.1) / 3 would be 65 and fill another bucket.
+
+  >>> round_up(64 * (1 + 1e-15)), round_up(64.01)
+  (64.0, 65.0)
+  """
+  if not math.isfinite(size):
+    return size
+  return float(math.ceil(size - 1e-12 * abs(size)))
+
+
+def check_number(
+  name: str,
+  value: float,
+  *,
+  at_least: float | None = None,
+  above: float | None = None,
+  below: float | None = None,
+) -> None:
+  """Raise a one-line ValueError unless `value` is finite and in range."""
+  limits = (('>=', at_least), ('>', above), ('<', below))
+  bounds = [f'{sign} {x:g}' for sign, x in limits if x is not None]
+  allowed = ' and '.join(['a finite number', *bounds])
+  if not (
+    isinstance(value, numbers.Real)
+    and math.isfinite(value)
+    and (at_least is None or value >= at_least)
+    and (above is None or value > above)
+    and (below is None or value < below)
+  ):
+    raise ValueError(f'{name}={value!r} was given; set {name} to {allowed}')
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  """Raise a one-line ValueError unless `value` is one of `choices`."""
+  if value not in choices:
+    raise ValueError(
+      f'{name}={value!r} was given; set {name} to one of {", ".join(choices)}'
+    )
+
+
+def check_minimum_loss(minimum_loss: float, initial_loss: float) -> None:
+  """Raise a one-line ValueError if F* lies above the first measured loss."""
+  if minimum_loss > initial_loss:
+    raise ValueError(
+      f'minimum_loss={minimum_loss!r} was given but the initial loss is only '
+      f'{initial_loss:.6g}; set minimum_loss to a lower bound of the loss'
+    )
+
+
+def state_to_json(state: Any) -> Any:
+  """A controller's state as plain JSON values.
+
+  NamedTuples become objects, tuples lists, and non-finite numbers the
+  strings 'inf', '-inf' and 'nan', which strict JSON readers accept too.
+
+  Args:
+    state: what `init` or `update` of a controller returned.
+
+  Returns:
+    Dicts, lists, numbers, strings and None; `json.dumps` takes it.
+
+  Raises:
+    ValueError: the state holds something other than numbers.
+
+  >>> state_to_json(Held(64.0))
+  {'batch_size': 64.0, 'ignored': 0}
+  """
+  if isinstance(state, tuple):
+    if hasattr(state, '_fields'):
+      fields = zip(state._fields, state, strict=True)  # pyright: ignore
+      return {name: state_to_json(leaf) for name, leaf in fields}
+    return [state_to_json(leaf) for leaf in state]
+  if state is None:
+    return None
+  if isinstance(state, numbers.Integral):
+    return int(state)
+  if isinstance(state, numbers.Real):
+    value = float(state)
+    return value if math.isfinite(value) else str(value)
+  raise ValueError(
+    f'a controller state holds {state!r}; allowed are numbers, None and '
+    'tuples of them; keep anything else outside the state'
+  )
+
+
+def state_from_json(template: Any, data: Any) -> Any:
+  """The inverse of `state_to_json`, exact to the last bit.
+
+  Args:
+    template: `controller.init()` of the controller that made the state.
+    data: what `state_to_json` returned, after any trip through JSON text.
+
+  Returns:
+    A state with the template's structure and the data's numbers.
+
+  Raises:
+    ValueError: the data has another structure than the template.
+
+  >>> state_from_json(Held(1.0), {'batch_size': 96.0, 'ignored': 2})
+  Held(batch_size=96.0, ignored=2)
+  """
+  return _from_json(template, data, 'state')
+
+
+def _from_json(template: Any, data: Any, where: str) -> Any:
+  if isinstance(template, tuple) and hasattr(template, '_fields'):
+    fields: tuple[str, ...] = template._fields  # pyright: ignore
+    if not isinstance(data, dict) or set(data) != set(fields):
+      given = sorted(data) if isinstance(data, dict) else repr(data)
+      raise _mismatch(where, given, f'the fields {sorted(fields)}')
+    return type(template)(
+      **{
+        name: _from_json(leaf, data[name], f'{where}.{name}')
+        for name, leaf in zip(fields, template, strict=True)
+      }
+    )
+  if isinstance(template, tuple):
+    if not isinstance(data, list | tuple) or len(data) != len(template):
+      raise _mismatch(where, repr(data), f'a list of {len(template)}')
+    return tuple(
+      _from_json(leaf, item, f'{where}[{i}]')
+      for i, (leaf, item) in enumerate(zip(template, data, strict=True))
+    )
+  if isinstance(data, str) and data in _NON_FINITE:
+    data = _NON_FINITE[data]
+  if template is None and data is None:
+    return None
+  if isinstance(data, bool) or not isinstance(data, int | float):
+    raise _mismatch(where, repr(data), 'a number')
+  if isinstance(template, int) and not isinstance(data, int):
+    raise _mismatch(where, repr(data), 'a whole number')
+  return float(data) if isinstance(template, float) else data
+
+
+def _mismatch(where: str, given: Any, allowed: str) -> ValueError:
+  return ValueError(
+    f'{where} is {given} but this controller has {allowed} there; '
+    'restore with the controller that wrote the state'
+  )

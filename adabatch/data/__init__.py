@@ -1,0 +1,1 @@
+"""Data sets, their one order, and augmentation on the device."""

@@ -1,0 +1,349 @@
+"""From a config to the parts of a run: every name meets its function here."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from adabatch import buckets, controllers, data, optim, parallel
+from adabatch.buckets import Ladder
+from adabatch.config import ConfigError
+from adabatch.controllers import BatchSizeController
+from adabatch.models import MODELS
+from adabatch.tasks import Task, classification
+
+DECAYS = {
+  'constant': lambda length, d, convert: optim.constant(),
+  'piecewise': lambda length, d, convert: optim.piecewise(
+    [convert(boundary) for boundary in d.boundaries], d.factor
+  ),
+  'cosine': lambda length, d, convert: optim.cosine(length, d.final),
+  'linear': lambda length, d, convert: optim.linear(length, d.final),
+  'polynomial': lambda length, d, convert: optim.polynomial(
+    length, d.power, d.final
+  ),
+}
+SCALINGS = {
+  'none': lambda reference: optim.no_scaling(),
+  'linear': optim.linear_scaling,
+  'sqrt': optim.sqrt_scaling,
+  'adascale': optim.adascale,
+}
+WARMUPS = {
+  'none': lambda length: optim.no_warmup(),
+  'constant': optim.constant_warmup,
+  'gradual': optim.gradual_warmup,
+}
+
+
+class Experiment(NamedTuple):
+  """The parts of a run, all checked, nothing written or placed on a device.
+
+  Attributes:
+    model, task, tx, controller, ladder: see their modules.
+    train, evaluation: the two splits, in host memory.
+    mesh: all devices.
+    total_examples: how many examples to train on.
+    estimate_noise: whether a rule reads the gradient noise.
+  """
+
+  model: nn.Module
+  task: Task
+  tx: Any
+  controller: BatchSizeController
+  ladder: Ladder
+  train: data.Split
+  evaluation: data.Split
+  mesh: Mesh
+  total_examples: int
+  estimate_noise: bool
+
+  @property
+  def differenced(self) -> bool:
+    """Whether some bucket is one microbatch, so that the noise estimate has
+    to compare successive gradients."""
+    first = buckets.bucket_for(self.ladder.batch_sizes[0], self.ladder)
+    return self.estimate_noise and first.devices * first.accumulation_steps == 1
+
+
+def choose(table: dict[str, Any], name: str, key: str) -> Any:
+  """The entry of a table, or a line that lists what there is."""
+  if name not in table:
+    raise ConfigError(
+      f'unknown {key} {name!r}: choose one of {", ".join(sorted(table))}'
+    )
+  return table[name]
+
+
+def make_decay(config: ConfigDict, num_examples: int) -> optim.Schedule:
+  """The learning-rate decay: examples -> multiplier."""
+  decay, rate = config.learning_rate.decay, config.learning_rate
+
+  def convert(length: float) -> float:
+    return optim.to_examples(
+      length,
+      decay.unit,
+      num_examples=num_examples,
+      reference_batch_size=rate.reference_batch_size,
+    )
+
+  make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
+  length = (
+    config.epochs * num_examples
+    if decay.length is None
+    else convert(decay.length)
+  )
+  return make(length, decay, convert)
+
+
+def make_learning_rate(config: ConfigDict, num_examples: int):
+  """The transform that applies base, scaling, warmup and decay."""
+  rate, c = config.learning_rate, config.controller
+  decay = make_decay(config, num_examples)
+  scaling = choose(SCALINGS, rate.scaling, 'learning_rate.scaling')(
+    rate.reference_batch_size
+  )
+  warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
+    optim.affine_length(
+      rate.warmup.epochs,
+      rate.warmup.epochs_per_example,
+      num_examples=num_examples,
+    )
+  )
+  if c.name == 'from_lr_schedule':
+    if rate.scaling != 'none':
+      raise ConfigError(
+        'controller.name=from_lr_schedule turns the decay into batch size, '
+        f'which learning_rate.scaling={rate.scaling!r} would undo: set it to '
+        "'none'"
+      )
+    decay = optim.after_batch_growth(
+      decay,
+      exponent=c.from_lr_schedule.exponent,
+      initial_batch_size=c.initial_batch_size,
+      max_batch_size=c.max_batch_size,
+    )
+  decays = [decay]
+  if c.name == 'geodamp' and c.geodamp.lr_factor != 1:
+    span = c.geodamp.delay_epochs * num_examples
+    steps = int(config.epochs / c.geodamp.delay_epochs) + 1
+    decays.append(
+      optim.piecewise(
+        [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
+      )
+    )
+  return optim.scale_by_batch_learning_rate(
+    rate.base,
+    decay=lambda examples: math.prod(d(examples) for d in decays),
+    scaling=scaling,
+    warmup=warmup,
+  )
+
+
+def make_optimizer(config: ConfigDict, num_examples: int):
+  """The whole optax chain, damping last."""
+  o = config.optimizer
+  return optim.make_optimizer(
+    o.name,
+    make_learning_rate(config, num_examples),
+    momentum=o.momentum,
+    beta1=o.beta1,
+    beta2=o.beta2,
+    epsilon=o.epsilon,
+    weight_decay=o.weight_decay,
+    decay_mask=(
+      True if o.decay_norms_and_biases else optim.no_norms_and_biases
+    ),
+    trust_coefficient=o.trust_coefficient,
+    beta2_reference_batch_size=(
+      config.learning_rate.reference_batch_size if o.beta2_in_examples else None
+    ),
+  )
+
+
+def make_controller(
+  config: ConfigDict, num_examples: int
+) -> BatchSizeController:
+  """The batch-size rule with its wrappers."""
+  c = config.controller
+  factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
+  parameters = dict(c[c.name]) if c.name in c else {}
+  if c.name == 'padadamp' and c.padadamp.rate is None:
+    parameters['rate'] = controllers.padadamp_rate(
+      initial_batch_size=c.initial_batch_size,
+      max_batch_size=c.max_batch_size,
+      epochs=config.epochs,
+      num_examples=num_examples,
+    )
+  if c.name == 'geodamp':
+    del parameters['lr_factor']
+  if c.name == 'from_lr_schedule':
+    decay = make_decay(config, num_examples)
+    parameters = {'schedule': lambda examples: float(decay(examples))}
+  accepted = inspect.signature(factory).parameters
+  if c.min_batch_size is not None:
+    if 'floor' not in accepted:
+      raise ConfigError(
+        f'controller.min_batch_size={c.min_batch_size} has no meaning for '
+        f'controller.name={c.name!r}, whose size never falls below its own '
+        'schedule: leave it unset'
+      )
+    parameters['floor'] = False
+  controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
+  if c.smooth:
+    controller = controllers.smooth(controller, c.smooth)
+  if c.monotone:
+    controller = controllers.monotone(controller)
+  if c.growth_limit is not None:
+    controller = controllers.limit_growth(controller, c.growth_limit)
+  if c.hysteresis is not None:
+    controller = controllers.hysteresis(controller, c.hysteresis)
+  return controllers.every(controller, updates=c.every, wait=c.wait)
+
+
+def make_ladder(config: ConfigDict, devices: int) -> Ladder:
+  """The batch sizes that can be run."""
+  c, b = config.controller, config.buckets
+  for key in ('initial_batch_size', 'max_batch_size', 'min_batch_size'):
+    if c[key] is not None and c[key] < 1:
+      raise ConfigError(f'controller.{key} must be at least 1, got {c[key]}')
+  smallest = c.initial_batch_size
+  if c.min_batch_size is not None:
+    smallest = min(smallest, c.min_batch_size)
+  if c.max_batch_size < c.initial_batch_size:
+    raise ConfigError(
+      f'controller.initial_batch_size={c.initial_batch_size} is above '
+      f'controller.max_batch_size={c.max_batch_size}: lower the first or raise '
+      'the second'
+    )
+  # A constant size needs no ladder, and no program compiled for the next rung.
+  largest = smallest if c.name == 'constant' else c.max_batch_size
+  return buckets.ladder(
+    smallest,
+    largest,
+    devices=devices,
+    max_per_device=b.max_per_device,
+    growth=b.growth,
+    rounding=b.rounding,
+  )
+
+
+def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+  """The network with its own table of parameters."""
+  name = config.model.name
+  return choose(MODELS, name, 'model.name')(
+    num_classes=num_classes, **dict(config.model[name])
+  )
+
+
+def make_load(
+  statistics: tuple[np.ndarray, np.ndarray],
+  *,
+  seed: int = 0,
+  padding: int = 0,
+  flip: bool = False,
+) -> Callable[..., dict[str, jax.Array]]:
+  """Gathers, augments and standardises a batch on the device.
+
+  Args:
+    statistics: mean and standard deviation of each channel of the training
+      split's images.
+    seed: of the augmentation.
+    padding: pixels of the random crop's padding; 0 for none.
+    flip: whether to flip at random.
+  """
+  mean, std = statistics
+
+  def load(arrays, indices, positions):
+    images = arrays['image'][indices]
+    if positions is not None and (padding or flip):
+      keys = data.position_keys(jax.random.key(seed), *positions)
+      images = data.random_crop_flip(images, keys, padding=padding, flip=flip)
+    return {
+      'image': data.to_float(images, mean, std),
+      'label': arrays['label'][indices],
+    }
+
+  return load
+
+
+def _check_numbers(config: ConfigDict) -> None:
+  """Counts and lengths that no other module checks."""
+  positive = {
+    'epochs': config.epochs,
+    'max_updates': config.max_updates,
+    'learning_rate.reference_batch_size': (
+      config.learning_rate.reference_batch_size
+    ),
+    'controller.every': config.controller.every,
+    'controller.subset_size': config.controller.subset_size,
+    'checkpoint.every_updates': config.checkpoint.every_updates,
+    'checkpoint.keep': config.checkpoint.keep,
+    'log.every_updates': config.log.every_updates,
+    'eval.every_epochs': config.eval.every_epochs,
+    'eval.max_per_device': config.eval.max_per_device,
+  }
+  for key, value in positive.items():
+    if value is not None and not value > 0:
+      raise ConfigError(f'{key} must be above 0, got {value}')
+
+
+def build(
+  config: ConfigDict, devices: list[jax.Device] | None = None
+) -> Experiment:
+  """Checks the whole config and makes the parts of the run.
+
+  Raises:
+    ConfigError: for anything that cannot be run, in one line.
+    data.DatasetError: for a data set that is not there.
+  """
+  _check_numbers(config)
+  choose(dict.fromkeys(parallel.BACKENDS), config.parallel.backend,
+         'parallel.backend')
+  mesh = parallel.make_mesh(devices)
+  try:
+    ladder = make_ladder(config, mesh.size)
+    task = classification(config.task.label_smoothing)
+    choose(MODELS, config.model.name, 'model.name')
+    # Before the data is read: a wrong name must not cost minutes.
+    make_controller(config, 1)
+    make_optimizer(config, 1)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  if config.target.value is not None:
+    choose(task.higher_is_better, config.target.metric, 'target.metric')
+  d = config.data
+  train = data.load(d.name, d.train_split, d.data_dir)
+  evaluation = data.load(d.name, d.eval_split, d.data_dir)
+  num_examples = len(train.arrays['label'])
+  try:
+    controller = make_controller(config, num_examples)
+    tx = make_optimizer(config, num_examples)
+    model = make_model(config, train.num_classes)
+    jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False),
+      np.zeros((1, *train.arrays['image'].shape[1:]), np.float32),
+    )
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  return Experiment(
+    model=model,
+    task=task,
+    tx=tx,
+    controller=controller,
+    ladder=ladder,
+    train=train,
+    evaluation=evaluation,
+    mesh=mesh,
+    total_examples=round(config.epochs * num_examples),
+    estimate_noise=(
+      'gradient_noise' in controller.needs
+      or config.learning_rate.scaling == 'adascale'
+    ),
+  )

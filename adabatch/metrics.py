@@ -1,0 +1,65 @@
+"""What a run leaves behind while it trains: lines, events, a summary.
+
+`metrics.jsonl` is the record that other programs read; TensorBoard events hold
+the same numbers. A resumed run goes on where its checkpoint was: lines of
+updates after it are removed before they are written again.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+def finite(value: Any) -> Any:
+  """NaN and infinities as null: JSON has no word for them."""
+  if isinstance(value, dict):
+    return {key: finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _keep_lines_until(path: pathlib.Path, update: int) -> None:
+  """Removes lines of later updates, and a line that was cut short."""
+  if not path.exists():
+    return
+  temporary = path.with_name(path.name + '.tmp')
+  with path.open() as old, temporary.open('w') as new:
+    for line in old:
+      if not line.endswith('\n'):
+        break
+      if json.loads(line)['update'] <= update:
+        new.write(line)
+  os.replace(temporary, path)
+
+
+class MetricsWriter:
+  """Appends records to `metrics.jsonl` and to TensorBoard event files."""
+
+  def __init__(self, workdir: pathlib.Path, after_update: int):
+    """Opens the files; records after `after_update` are dropped from them."""
+    path = workdir / 'metrics.jsonl'
+    _keep_lines_until(path, after_update)
+    self._file = path.open('a', buffering=1)
+    self._events = SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=after_update + 1
+    )
+
+  def write(self, kind: str, record: dict[str, Any]) -> None:
+    """One record; `kind` is `train` or `eval`."""
+    line = {'kind': kind, **finite(record)}
+    self._file.write(json.dumps(line) + '\n')
+    prefix = f'{kind}/{record["split"]}' if 'split' in record else kind
+    for name, value in record.items():
+      if isinstance(value, int | float) and name != 'update':
+        self._events.add_scalar(f'{prefix}/{name}', value, record['update'])
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()

@@ -1,0 +1,81 @@
+"""The two small convolutional networks of the batch-size experiments."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import linen as nn
+
+from adabatch.models.normalization import GhostBatchNorm
+
+
+class StridedCNN(nn.Module):
+  """3x3 convolutions of stride 2, then one hidden layer; any image size.
+
+  Small and free of pooling: fast on a CPU.
+
+  Attributes:
+    num_classes: outputs.
+    channels: channels of each convolution.
+    hidden_size: units of the dense layer.
+    batch_norm_group: examples in a BatchNorm group after each convolution; 0
+      for no BatchNorm.
+  """
+
+  num_classes: int
+  channels: Sequence[int] = (16, 32)
+  hidden_size: int = 128
+  batch_norm_group: int = 0
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool, weights: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps images x [B, H, W, C] to logits [B, num_classes]."""
+    for features in self.channels:
+      x = nn.Conv(features, (3, 3), strides=2)(x)
+      if self.batch_norm_group:
+        x = GhostBatchNorm(self.batch_norm_group)(
+          x, train=train, weights=weights
+        )
+      x = nn.relu(x)
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(self.hidden_size)(x))
+    return nn.Dense(self.num_classes)(x)
+
+
+class PooledCNN(nn.Module):
+  """The network of the AdaDamp experiments on Fashion-MNIST.
+
+  Convolutions of 5x5, 5x5 and 3x3 without padding, each followed by ReLU and a
+  2x2 max-pool, then one hidden layer: 111,050 parameters on 28x28x1 images.
+  Images must be at least 28x28.
+
+  Attributes:
+    num_classes: outputs.
+    channels: channels of the three convolutions.
+    hidden_size: units of the dense layer.
+
+  Reference: Sievert and Charles, Improving the convergence of SGD through
+  adaptive batch sizes, 2019 (arXiv:1910.08222), section on experiments.
+  """
+
+  num_classes: int
+  channels: Sequence[int] = (30, 60, 100)
+  hidden_size: int = 100
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool, weights: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps images x [B, H, W, C] to logits [B, num_classes]."""
+    if min(x.shape[1:3]) < 28:
+      raise ValueError(
+        f'pooled_cnn needs images of at least 28x28, got {x.shape[1]}x'
+        f'{x.shape[2]}: choose strided_cnn or mlp'
+      )
+    for features, window in zip(self.channels, (5, 5, 3), strict=True):
+      x = nn.Conv(features, (window, window), padding='VALID')(x)
+      x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(self.hidden_size)(x))
+    return nn.Dense(self.num_classes)(x)

@@ -1,0 +1,87 @@
+"""Learning-rate rules for moving batch sizes, as optax transforms.
+
+Needs only jax and optax. The transforms read keyword extra arguments of
+`update`: `batch_size` (true global batch), `damping` (min(1, B_max /
+B_nominal)), `examples` (seen before this update) and, optionally,
+`gradient_noise` (a pair S, |G|^2). All are scalars that may be traced, so new
+values never compile again; arguments they do not know are ignored.
+"""
+
+from adabatch.optim.adam import (
+  ScaleByAdamInExamplesState,
+  scale_by_adam_in_examples,
+)
+from adabatch.optim.damping import scale_by_damping
+from adabatch.optim.learning_rate import (
+  LearningRateRule,
+  ScaleByBatchLearningRateState,
+  Warmup,
+  affine_length,
+  constant_warmup,
+  gradual_warmup,
+  learning_rate_rule,
+  no_warmup,
+  scale_by_batch_learning_rate,
+)
+from adabatch.optim.optimizers import (
+  OPTIMIZERS,
+  Hyperparameters,
+  make_optimizer,
+  no_norms_and_biases,
+)
+from adabatch.optim.precision import in_float32, scale_in_float32
+from adabatch.optim.scaling import (
+  AdaScaleState,
+  Scaling,
+  StatefulScaling,
+  adascale,
+  linear_scaling,
+  no_scaling,
+  sqrt_scaling,
+)
+from adabatch.optim.schedules import (
+  Schedule,
+  after_batch_growth,
+  constant,
+  cosine,
+  linear,
+  piecewise,
+  polynomial,
+  to_examples,
+)
+
+__all__ = [
+  'OPTIMIZERS',
+  'AdaScaleState',
+  'Hyperparameters',
+  'LearningRateRule',
+  'ScaleByAdamInExamplesState',
+  'ScaleByBatchLearningRateState',
+  'Scaling',
+  'Schedule',
+  'StatefulScaling',
+  'Warmup',
+  'adascale',
+  'affine_length',
+  'after_batch_growth',
+  'constant',
+  'constant_warmup',
+  'cosine',
+  'gradual_warmup',
+  'in_float32',
+  'learning_rate_rule',
+  'linear',
+  'linear_scaling',
+  'make_optimizer',
+  'no_norms_and_biases',
+  'no_scaling',
+  'no_warmup',
+  'piecewise',
+  'polynomial',
+  'scale_by_adam_in_examples',
+  'scale_by_batch_learning_rate',
+  'scale_by_damping',
+  'scale_in_float32',
+  'sqrt_scaling',
+  'to_examples',
+]

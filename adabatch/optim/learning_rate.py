@@ -1,0 +1,307 @@
+"""The learning rate as a function of examples seen and batch size."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adabatch.optim.precision import scale_in_float32
+from adabatch.optim.scaling import Scaling, StatefulScaling
+from adabatch.optim.schedules import Schedule
+
+LearningRateRule = Callable[
+  [jax.typing.ArrayLike, jax.typing.ArrayLike], jax.Array
+]
+# (examples, scaling factor, batch_size) -> factor
+Warmup = Callable[
+  [jax.typing.ArrayLike, jax.typing.ArrayLike, jax.typing.ArrayLike], jax.Array
+]
+# A number of examples, or batch_size -> a number of examples.
+Length = float | Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+
+
+class ScaleByBatchLearningRateState(NamedTuple):
+  """What the last update used, and what the scaling remembers.
+
+      updates <- -learning_rate * updates
+
+  Args:
+    learning_rate: float32 scalar, undamped; 0 before the first update.
+    scaling_state: state of a StatefulScaling, () for any other.
+  """
+
+  learning_rate: jax.Array
+  scaling_state: Any
+
+
+def no_warmup() -> Warmup:
+  """The whole scaling factor from the first update.
+
+      w(e, f, B) = f
+
+  Returns:
+    A warmup: (examples, factor, batch_size), scalars -> float32 scalar.
+
+  >>> print(no_warmup()(0, 8.0, 2048))
+  8.0
+  """
+  return lambda examples, factor, batch_size: jnp.asarray(factor, jnp.float32)
+
+
+def constant_warmup(length: Length) -> Warmup:
+  """The small-batch learning rate at first, then the whole scaling factor.
+
+      w(e, f, B) = 1 if e < length(B) else f
+
+  Args:
+    length: examples, or a function batch_size -> examples.
+
+  Returns:
+    A warmup: (examples, factor, batch_size), scalars -> float32 scalar.
+
+  Raises:
+    ValueError: length is negative.
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677), section 2.2.
+
+  >>> warmup = constant_warmup(1000)
+  >>> print(warmup(999, 8.0, 2048), warmup(1000, 8.0, 2048))
+  1.0 8.0
+  """
+  length_at = _length_at('constant_warmup', length)
+
+  def warmup(examples, factor, batch_size):
+    examples, factor = _float32(examples), _float32(factor)
+    return jnp.where(examples < length_at(batch_size), 1, factor)
+
+  return warmup
+
+
+def gradual_warmup(length: Length) -> Warmup:
+  """From the small-batch learning rate to the target by a constant amount.
+
+      w(e, f, B) = 1 + (f - 1) min(1, e / length(B))
+
+  It starts from the small-batch learning rate, not from 0. The amount is the
+  same at each update while the batch size is; a batch twice as large takes
+  twice the amount.
+
+  Args:
+    length: examples, or a function batch_size -> examples.
+
+  Returns:
+    A warmup: (examples, factor, batch_size), scalars -> float32 scalar.
+
+  Raises:
+    ValueError: length is negative.
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677), section 2.2.
+
+  >>> warmup = gradual_warmup(1000)
+  >>> print(*[warmup(e, 9.0, 2048) for e in (0, 500, 1000, 2000)])
+  1.0 5.0 9.0 9.0
+  """
+  length_at = _length_at('gradual_warmup', length)
+
+  def warmup(examples, factor, batch_size):
+    examples, factor = _float32(examples), _float32(factor)
+    length = length_at(batch_size)
+    # A length of zero is no warmup, not 0/0.
+    fraction = examples / jnp.where(length > 0, length, 1)
+    fraction = jnp.where(length > 0, jnp.minimum(1, fraction), 1)
+    # Exactly the factor at the end: 1 + (f - 1) would be off by rounding.
+    return jnp.where(fraction < 1, 1 + (factor - 1) * fraction, factor)
+
+  return warmup
+
+
+def affine_length(
+  intercept: float, slope: float, *, num_examples: float
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+  """A warmup length in epochs that is affine in the batch size.
+
+      length(B) = max(0, a + b B) num_examples
+
+  Args:
+    intercept: a in epochs.
+    slope: b in epochs for each example in the batch.
+    num_examples: examples in an epoch.
+
+  Returns:
+    A function: global batch size in examples (scalar) -> examples.
+
+  Raises:
+    ValueError: num_examples is not positive.
+
+  Reference: McCord and Dash: 5 epochs best at B = 7,680 and 10 at about
+  30,000, so a = 3.3 and b = 2.2e-4; MLPerf's LARS runs with B >= 32k use
+  about a = 0, b = 1/2048.
+
+  >>> print(affine_length(1.0, 0.001, num_examples=50_000)(2000))
+  150000.0
+  """
+  if not num_examples > 0:
+    raise ValueError(
+      f'affine_length: num_examples must be positive, got {num_examples}'
+    )
+
+  def length(batch_size):
+    epochs = intercept + slope * _float32(batch_size)
+    return jnp.maximum(epochs, 0) * num_examples
+
+  return length
+
+
+def learning_rate_rule(
+  base: jax.typing.ArrayLike,
+  *,
+  decay: Schedule | None = None,
+  scaling: Scaling | None = None,
+  warmup: Warmup | None = None,
+) -> LearningRateRule:
+  """The learning rate as a pure function, computed anew at each update.
+
+      lr(e, B) = base * decay(e) * warmup(e, scaling(B), B)
+
+  Args:
+    base: learning rate at the reference batch size, before any decay.
+    decay: examples -> multiplier; None is no decay.
+    scaling: batch_size -> factor; None is no scaling.
+    warmup: (examples, factor, batch_size) -> factor; None is no warmup.
+
+  Returns:
+    A rule: (examples seen before this update, global batch size), scalars ->
+    undamped learning rate, float32 scalar.
+
+  Raises:
+    ValueError: scaling has state (AdaScale).
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677).
+
+  >>> from adabatch.optim import linear_scaling, piecewise
+  >>> rule = learning_rate_rule(
+  ...     0.1, decay=piecewise([3000]), scaling=linear_scaling(256),
+  ...     warmup=gradual_warmup(1000))
+  >>> print(*[f'{rule(e, 512):.3f}' for e in (0, 500, 1000, 3000)])
+  0.100 0.150 0.200 0.020
+  """
+  if isinstance(scaling, StatefulScaling):
+    raise ValueError(
+      'learning_rate_rule: this scaling has state and no pure rule; '
+      'give it to scale_by_batch_learning_rate instead'
+    )
+
+  def rule(examples, batch_size):
+    factor = 1.0 if scaling is None else scaling(batch_size)
+    return _rate(base, decay, warmup, factor, examples, batch_size)
+
+  return rule
+
+
+def scale_by_batch_learning_rate(
+  base: jax.typing.ArrayLike | LearningRateRule,
+  *,
+  decay: Schedule | None = None,
+  scaling: Scaling | StatefulScaling | None = None,
+  warmup: Warmup | None = None,
+  flip_sign: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies the updates by minus the learning rate of this update.
+
+      u <- -lr(e, B) u,  lr(e, B) = base * decay(e) * warmup(e, scaling(B), B)
+
+  The state holds the learning rate that was used, for the logs:
+  `optax.tree_utils.tree_get(opt_state, 'learning_rate')`. (Under
+  `optax.inject_hyperparams` pass `hyperparam_dtype=jnp.float32`, and name the
+  callables that are given in `static_args`.)
+
+  Args:
+    base: learning rate at the reference batch size, a number; or a rule
+      (examples, batch_size) -> learning rate, which the others multiply.
+    decay: examples -> multiplier; None is no decay.
+    scaling: batch_size -> factor, or AdaScale; None is no scaling.
+    warmup: (examples, factor, batch_size) -> factor; None is no warmup.
+    flip_sign: whether to multiply by -lr, for descent, or by lr.
+
+  Returns:
+    A transform whose `update` needs the keyword arguments `batch_size` (true
+    global batch) and `examples` (seen before this update), scalars, and takes
+    `gradient_noise` (a pair S, |G|^2 of scalars, or None), which only AdaScale
+    reads. Dtypes and shardings of the updates are kept.
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677); Johnson et al., AdaScale SGD, 2020 (arXiv 2007.05105).
+
+  >>> import jax.numpy as jnp
+  >>> from adabatch.optim import linear_scaling
+  >>> tx = scale_by_batch_learning_rate(0.5, scaling=linear_scaling(256))
+  >>> state = tx.init(jnp.ones(2))
+  >>> updates, state = tx.update(
+  ...     jnp.ones(2), state, batch_size=512, examples=0)
+  >>> print(updates, state.learning_rate)
+  [-1. -1.] 1.0
+  """
+  # The options default to None, not to functions: inject_hyperparams would
+  # take a function for a schedule. The number is called `base`, because a
+  # hyperparameter called `learning_rate` would make tree_get ambiguous.
+  sign = -1 if flip_sign else 1
+
+  def init(params):
+    del params
+    scaling_state = ()
+    if isinstance(scaling, StatefulScaling):
+      scaling_state = scaling.init()
+    return ScaleByBatchLearningRateState(
+      learning_rate=jnp.zeros([], jnp.float32), scaling_state=scaling_state
+    )
+
+  def update(
+    updates,
+    state,
+    params=None,
+    *,
+    batch_size: jax.typing.ArrayLike,
+    examples: jax.typing.ArrayLike,
+    gradient_noise: Any = None,
+    **extra,
+  ):
+    del params, extra
+    scaling_state = state.scaling_state
+    if isinstance(scaling, StatefulScaling):
+      factor, scaling_state = scaling.update(
+        scaling_state, batch_size, gradient_noise
+      )
+    else:
+      factor = 1.0 if scaling is None else scaling(batch_size)
+    value = base(examples, batch_size) if callable(base) else base
+    rate = _rate(value, decay, warmup, factor, examples, batch_size)
+    updates = scale_in_float32(updates, sign * rate)
+    return updates, ScaleByBatchLearningRateState(rate, scaling_state)
+
+  # optax's type for update knows no required extra arguments.
+  return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+def _rate(base, decay, warmup, factor, examples, batch_size):
+  multiplier = 1.0 if decay is None else decay(examples)
+  if warmup is not None:
+    factor = warmup(examples, factor, batch_size)
+  return _float32(base) * _float32(multiplier) * _float32(factor)
+
+
+def _length_at(name, length):
+  """The length as a function of the batch size."""
+  if callable(length):
+    return lambda batch_size: _float32(length(batch_size))
+  if length < 0:
+    raise ValueError(f'{name}: length must not be negative, got {length}')
+  return lambda batch_size: _float32(length)
+
+
+def _float32(value):
+  return jnp.asarray(value, jnp.float32)

@@ -1,0 +1,222 @@
+"""Optimizers by name, with the learning rate of a moving batch size."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from adabatch.optim.adam import scale_by_adam_in_examples
+from adabatch.optim.damping import scale_by_damping
+from adabatch.optim.learning_rate import (
+  LearningRateRule,
+  scale_by_batch_learning_rate,
+)
+from adabatch.optim.precision import in_float32
+
+Mask = Any  # a pytree of booleans, a prefix of one, or params -> such a tree
+
+_NORM_MODULE = re.compile(r'(batch|layer|group|instance|rms)_?norm', re.I)
+
+
+def no_norms_and_biases(params: Any) -> Any:
+  """Marks the leaves that weight decay and trust ratios apply to.
+
+      mask = rank >= 2  and  name not in (bias, scale)  and  not in a norm
+
+  Rank alone misses parameters stacked over layers or replicas, names alone
+  miss other libraries' parameters; a leaf is left out by either.
+
+  Args:
+    params: pytree of arrays, or of gradients, with Flax's names.
+
+  Returns:
+    A pytree of booleans of the same structure, False for biases, for scales
+    and for everything inside BatchNorm, LayerNorm, GroupNorm, InstanceNorm
+    and RMSNorm modules.
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677), section 5.1.
+
+  >>> import numpy as np
+  >>> no_norms_and_biases({'Dense_0': {
+  ...     'kernel': np.ones((2, 2)), 'bias': np.ones(2)}})
+  {'Dense_0': {'bias': False, 'kernel': True}}
+  """
+
+  def keep(path, leaf):
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    # Boxed parameters (flax's metadata) end in an attribute `value`.
+    last = next((name for name in reversed(names) if name != 'value'), '')
+    return (
+      leaf.ndim >= 2
+      and last not in ('bias', 'scale')
+      and not any(_NORM_MODULE.search(name) for name in names)
+    )
+
+  return jax.tree_util.tree_map_with_path(keep, params)
+
+
+class Hyperparameters(NamedTuple):
+  """What the rows of OPTIMIZERS read; see `make_optimizer`.
+
+      row(learning_rate, hyperparameters) -> transforms, in order
+
+  Args:
+    momentum, beta1, beta2, epsilon, weight_decay, decay_mask,
+      trust_coefficient, trust_mask, beta2_reference_batch_size: as there.
+  """
+
+  momentum: jax.typing.ArrayLike
+  beta1: jax.typing.ArrayLike
+  beta2: jax.typing.ArrayLike
+  epsilon: jax.typing.ArrayLike
+  weight_decay: jax.typing.ArrayLike
+  decay_mask: Mask
+  trust_coefficient: jax.typing.ArrayLike
+  trust_mask: Mask
+  beta2_reference_batch_size: jax.typing.ArrayLike | None
+
+
+def _decay(h: Hyperparameters) -> optax.GradientTransformation:
+  return optax.add_decayed_weights(h.weight_decay, h.decay_mask)  # pyright: ignore
+
+
+def _trace(h: Hyperparameters, nesterov: bool) -> optax.GradientTransformation:
+  return optax.trace(h.momentum, nesterov)
+
+
+def _adam(h: Hyperparameters) -> optax.GradientTransformation:
+  if h.beta2_reference_batch_size is None:
+    return optax.scale_by_adam(h.beta1, h.beta2, h.epsilon)
+  return scale_by_adam_in_examples(
+    h.beta1,
+    h.beta2,
+    h.epsilon,
+    reference_batch_size=h.beta2_reference_batch_size,
+  )
+
+
+def _trust(
+  h: Hyperparameters, coefficient: jax.typing.ArrayLike
+) -> optax.GradientTransformation:
+  ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+  return optax.masked(ratio, h.trust_mask)
+
+
+# Each row reads as the optimizer's definition, left to right. The learning
+# rate comes after the velocity, so Goyal's momentum correction is not needed;
+# LARS alone applies it before, as published. make_optimizer adds the damping.
+OPTIMIZERS: dict[
+  str,
+  Callable[
+    [optax.GradientTransformation, Hyperparameters],
+    tuple[optax.GradientTransformation, ...],
+  ],
+] = {
+  'sgd': lambda lr, h: (_decay(h), lr),
+  'momentum': lambda lr, h: (_decay(h), _trace(h, nesterov=False), lr),
+  'nesterov': lambda lr, h: (_decay(h), _trace(h, nesterov=True), lr),
+  'adam': lambda lr, h: (_decay(h), _adam(h), lr),
+  'adamw': lambda lr, h: (_adam(h), _decay(h), lr),
+  'lars': lambda lr, h: (
+    _decay(h),
+    _trust(h, h.trust_coefficient),
+    lr,
+    _trace(h, nesterov=False),
+  ),
+  'lamb': lambda lr, h: (_adam(h), _decay(h), _trust(h, 1.0), lr),
+}
+
+
+def make_optimizer(
+  name: str,
+  learning_rate: (
+    jax.typing.ArrayLike | LearningRateRule | optax.GradientTransformation
+  ),
+  *,
+  momentum: jax.typing.ArrayLike = 0.9,
+  beta1: jax.typing.ArrayLike = 0.9,
+  beta2: jax.typing.ArrayLike = 0.999,
+  epsilon: jax.typing.ArrayLike = 1e-8,
+  weight_decay: jax.typing.ArrayLike = 0.0,
+  decay_mask: Mask = no_norms_and_biases,
+  trust_coefficient: jax.typing.ArrayLike = 0.001,
+  trust_mask: Mask = no_norms_and_biases,
+  beta2_reference_batch_size: jax.typing.ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """An optimizer by name, for a batch size that moves.
+
+      sgd       u = -lr g                      g here with L2: g + wd p
+      momentum  v <- m v + g,  u = -lr v
+      nesterov  v <- m v + g,  u = -lr (g + m v)
+      adam      u = -lr Adam(g)
+      adamw     u = -lr (Adam(g) + wd p)       g here without L2
+      lars      v <- m v - lr t g,  u = v      t = trust |p| / |g| by leaf
+      lamb      u = -lr t (Adam(g) + wd p)     t = |p| / |Adam(g) + wd p|
+      all       u <- damping u                 last, so that it acts at once
+
+  Everything is computed in at least float32 and cast to the gradients' dtype
+  at the end; each optimizer reads the hyperparameters that it has and ignores
+  the others.
+
+  Args:
+    name: a key of OPTIMIZERS.
+    learning_rate: a number, a rule (examples, batch_size) -> learning rate,
+      or a transform that multiplies by minus the learning rate, such as
+      scale_by_batch_learning_rate (needed for AdaScale).
+    momentum: m, for momentum, nesterov and lars.
+    beta1: decay of Adam's first moment, for adam, adamw and lamb.
+    beta2: decay of Adam's second moment, for adam, adamw and lamb.
+    epsilon: Adam's, in units of the gradient.
+    weight_decay: wd: as L2 in the gradient for sgd, momentum, nesterov, adam
+      and lars, decoupled for adamw and lamb.
+    decay_mask: where weight decay applies: a pytree of booleans or a function
+      params -> such a tree; True is everywhere.
+    trust_coefficient: lars' trust; lamb has none.
+    trust_mask: where lars and lamb scale by the trust ratio, likewise; t = 1
+      elsewhere.
+    beta2_reference_batch_size: if given, the batch size in examples at which
+      beta2 holds; its half-life is then fixed in examples.
+
+  Returns:
+    A transform whose `update` needs params and the keyword arguments
+    `batch_size`, `damping` and `examples`, scalars, takes `gradient_noise`
+    and ignores any other.
+
+  Raises:
+    ValueError: name is not in OPTIMIZERS.
+
+  Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
+  and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
+  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962).
+
+  >>> import jax.numpy as jnp
+  >>> tx = make_optimizer('nesterov', 0.1)
+  >>> params = {'kernel': jnp.ones((1, 1))}
+  >>> state = tx.init(params)
+  >>> updates, state = tx.update(
+  ...     params, state, params, batch_size=64, damping=0.5, examples=0)
+  >>> print(updates['kernel'])  # -0.1 * (1 + 0.9) * 0.5
+  [[-0.095]]
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(
+      f'unknown optimizer {name!r}; choose one of {", ".join(OPTIMIZERS)}'
+    )
+  if not isinstance(learning_rate, optax.GradientTransformation):
+    learning_rate = scale_by_batch_learning_rate(learning_rate)
+  hyperparameters = Hyperparameters(
+    momentum=momentum,
+    beta1=beta1,
+    beta2=beta2,
+    epsilon=epsilon,
+    weight_decay=weight_decay,
+    decay_mask=decay_mask,
+    trust_coefficient=trust_coefficient,
+    trust_mask=trust_mask,
+    beta2_reference_batch_size=beta2_reference_batch_size,
+  )
+  transforms = OPTIMIZERS[name](learning_rate, hyperparameters)
+  return in_float32(optax.chain(*transforms, scale_by_damping()))

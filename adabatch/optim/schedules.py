@@ -1,0 +1,297 @@
+"""Learning-rate decay counted in examples, as multipliers that start at 1.
+
+With a moving batch size nobody knows the number of updates in advance, so
+every schedule here is a function of the examples seen. Each is optax's own
+schedule with its count read as examples; any other optax schedule that starts
+at 1 serves as well.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+_UNITS = ('epochs', 'examples', 'updates')
+
+
+def constant() -> Schedule:
+  """No decay.
+
+      m(e) = 1
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  >>> print(constant()(5_000))
+  1.0
+  """
+  return _of_examples(optax.constant_schedule(1.0))
+
+
+def piecewise(
+  boundaries: Sequence[float], factors: float | Sequence[float] = 0.1
+) -> Schedule:
+  """Multiplies by a factor at each boundary.
+
+      m(e) = prod_{i: e >= boundaries_i} factors_i
+
+  Args:
+    boundaries: examples at which the multiplier jumps, strictly increasing.
+      The update that starts at a boundary already has the new value.
+    factors: one factor for every boundary, or one for each of them; each
+      multiplies what the earlier ones left (0.1, 0.1 gives 0.1 then 0.01).
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: boundaries that do not increase or are not positive, as many
+      factors as boundaries are not given, or a factor is negative.
+
+  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
+  (arXiv 1706.02677): a factor of 0.1 at epochs 30, 60 and 80.
+
+  >>> schedule = piecewise([300, 600])
+  >>> print(*[f'{schedule(e):.2f}' for e in (0, 299, 300, 600)])
+  1.00 1.00 0.10 0.01
+  """
+  boundaries = [float(b) for b in boundaries]
+  if isinstance(factors, Sequence):
+    factors = [float(f) for f in factors]
+  else:
+    factors = [float(factors)] * len(boundaries)
+  if len(factors) != len(boundaries):
+    raise ValueError(
+      f'piecewise: {len(boundaries)} boundaries but {len(factors)} factors; '
+      'give one factor, or one for each boundary'
+    )
+  # optax takes a dict: two equal boundaries would silently become one.
+  if any(a >= b for a, b in zip([0.0, *boundaries], boundaries, strict=False)):
+    raise ValueError(
+      f'piecewise: boundaries {boundaries} must be positive and increasing'
+    )
+  if any(f < 0 for f in factors):
+    raise ValueError(f'piecewise: factors {factors} must not be negative')
+  scales = dict(zip(boundaries, factors, strict=True))
+  return _of_examples(
+    optax.piecewise_constant_schedule(1.0, scales)  # pyright: ignore
+  )
+
+
+def cosine(total: float, final: float = 0.0) -> Schedule:
+  """Half a cosine from 1 to `final`, then constant.
+
+      m(e) = final + (1 - final) (1 + cos(pi min(e, total) / total)) / 2
+
+  Args:
+    total: length of the decay in examples.
+    final: multiplier at and after `total`.
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: total is not positive.
+
+  Reference: Loshchilov and Hutter, SGDR, 2016 (arXiv 1608.03983).
+
+  >>> schedule = cosine(total=1000, final=0.1)
+  >>> print(*[f'{schedule(e):.2f}' for e in (0, 500, 1000, 2000)])
+  1.00 0.55 0.10 0.10
+  """
+  _check_total('cosine', total)
+  return _of_examples(
+    optax.cosine_decay_schedule(1.0, float(total), final)  # pyright: ignore
+  )
+
+
+def linear(total: float, final: float) -> Schedule:
+  """A straight line from 1 to `final`, then constant.
+
+      m(e) = 1 - (1 - final) min(1, e / total)
+
+  Args:
+    total: length of the decay in examples.
+    final: multiplier at and after `total` (alpha in the reference).
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: total is not positive.
+
+  Reference: Shallue et al., Measuring the Effects of Data Parallelism on
+  Neural Network Training, 2018 (arXiv 1811.03600), section 3.
+
+  >>> schedule = linear(total=1000, final=0.1)
+  >>> print(*[f'{schedule(e):.2f}' for e in (0, 500, 1000, 2000)])
+  1.00 0.55 0.10 0.10
+  """
+  return polynomial(total, power=1.0, final=final)
+
+
+def polynomial(
+  total: float, power: float = 2.0, final: float = 0.0
+) -> Schedule:
+  """A power of the remaining fraction, from 1 to `final`, then constant.
+
+      m(e) = final + (1 - final) (1 - min(1, e / total))^power
+
+  Args:
+    total: length of the decay in examples.
+    power: exponent; 1 is a straight line, 2 the usual choice with LARS.
+    final: multiplier at and after `total`.
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: total or power is not positive.
+
+  Reference: You et al., Large Batch Training of Convolutional Networks, 2017
+  (arXiv 1708.03888), which trains with power 2.
+
+  >>> schedule = polynomial(total=1000, power=2)
+  >>> print(*[f'{schedule(e):.2f}' for e in (0, 500, 1000, 2000)])
+  1.00 0.25 0.00 0.00
+  """
+  _check_total('polynomial', total)
+  if not power > 0:
+    raise ValueError(f'polynomial: power must be positive, got {power}')
+  return _of_examples(
+    optax.polynomial_schedule(1.0, final, power, float(total))  # pyright: ignore
+  )
+
+
+def after_batch_growth(
+  decay: Schedule,
+  *,
+  exponent: float,
+  initial_batch_size: float,
+  max_batch_size: float,
+) -> Schedule:
+  """What is left for the learning rate when the batch grows instead.
+
+      m(e) = max(alpha, alpha_cap)^q,  alpha = decay(e),  alpha_cap = B0 / B_max
+
+  where alpha < 1; where alpha >= 1 the batch has nothing to grow for and
+  m = alpha. The batch-size controller turns a decay by alpha into the nominal
+  size B0 / alpha. Once that exceeds B_max, the loop's damping is
+
+      B_max / (B0 / alpha) = alpha / alpha_cap,
+
+  so learning rate and damping together give alpha^q before the cap and
+  alpha_cap^q alpha / alpha_cap beyond it: continuous at the cap, and from
+  there on the full remaining decay, because the batch cannot absorb any more
+  of it. (Raising alpha itself to q beyond the cap would decay twice.) Combine
+  it with `no_scaling`: a rule that also scales by the grown batch size would
+  undo the decay.
+
+  Args:
+    decay: the schedule to replace: examples seen -> alpha.
+    exponent: q, the part of the decay that stays with the learning rate: 0
+      is Smith et al. (for SGD), 1/2 is Seesaw (for Adam).
+    initial_batch_size: B0 in examples, the same as the controller's.
+    max_batch_size: B_max in examples, the largest size the loop can run
+      (float('inf') where there is none).
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: exponent is outside [0, 1] or not 0 < B0 <= B_max.
+
+  Reference: Smith et al., Don't Decay the Learning Rate, Increase the Batch
+  Size, 2018 (arXiv 1711.00489); Meterez et al., Seesaw, 2025
+  (arXiv 2510.14717), for q = 1/2.
+
+  >>> schedule = after_batch_growth(
+  ...     piecewise([300, 600]), exponent=0.5,
+  ...     initial_batch_size=64, max_batch_size=1600)
+  >>> print(*[f'{schedule(e):.3f}' for e in (0, 300, 600)])
+  1.000 0.316 0.200
+  """
+  if not 0 <= exponent <= 1:
+    raise ValueError(
+      f'after_batch_growth: exponent must be in [0, 1], got {exponent}'
+    )
+  if not 0 < initial_batch_size <= max_batch_size:
+    raise ValueError(
+      'after_batch_growth: need 0 < initial_batch_size <= max_batch_size, '
+      f'got {initial_batch_size} and {max_batch_size}'
+    )
+  alpha_cap = initial_batch_size / max_batch_size
+
+  def schedule(examples):
+    alpha = decay(examples)
+    grown = jnp.maximum(alpha, alpha_cap) ** exponent
+    return jnp.where(alpha < 1, grown, alpha)
+
+  return _of_examples(schedule)
+
+
+def to_examples(
+  length: float,
+  unit: str,
+  *,
+  num_examples: float | None = None,
+  reference_batch_size: float | None = None,
+) -> float:
+  """Converts a length of training to examples.
+
+      epochs: length * num_examples,  updates: length * reference_batch_size
+
+  Args:
+    length: how much, in `unit`.
+    unit: 'epochs', 'examples' or 'updates'.
+    num_examples: examples in an epoch; needed for 'epochs' only.
+    reference_batch_size: examples in an update; needed for 'updates' only.
+
+  Returns:
+    The length in examples.
+
+  Raises:
+    ValueError: another unit, or the number its conversion needs is missing.
+
+  >>> to_examples(2, 'epochs', num_examples=60_000)
+  120000.0
+  >>> to_examples(100, 'updates', reference_batch_size=256)
+  25600.0
+  """
+  if unit not in _UNITS:
+    raise ValueError(
+      f'to_examples: unknown unit {unit!r}; choose one of {", ".join(_UNITS)}'
+    )
+  if unit == 'examples':
+    return float(length)
+  name, size = (
+    ('num_examples', num_examples)
+    if unit == 'epochs'
+    else ('reference_batch_size', reference_batch_size)
+  )
+  if size is None:
+    raise ValueError(f'to_examples: {unit} need {name}, got None')
+  return float(length) * float(size)
+
+
+def _of_examples(schedule: optax.Schedule) -> Schedule:
+  """A schedule on float32 counts.
+
+  Integer counts, boundaries and totals overflow beyond 2^31 examples; for the
+  same reason optax gets floats everywhere, though its annotations say int.
+  """
+
+  def of_examples(examples):
+    count = jnp.asarray(examples, jnp.float32)
+    return jnp.asarray(schedule(count), jnp.float32)
+
+  return of_examples
+
+
+def _check_total(name: str, total: float) -> None:
+  # optax reads a total of zero as "no decay at all".
+  if not total > 0:
+    raise ValueError(f'{name}: total must be positive, got {total}')

@@ -1,0 +1,111 @@
+"""A per-device body made into a program for all devices of all processes.
+
+`shard_map` under `jit` is the default; `pmap` gives the same numbers. Bodies
+take pytrees whose leaves are either the same on every device or sharded along a
+leading axis of devices; a *layout* is a pytree prefix of booleans that says
+which (True: sharded).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from adabatch.steps import DATA_AXIS
+
+BACKENDS = ('shard_map', 'pmap')
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+  """All devices of all processes along one axis, `data`."""
+  devices = jax.devices() if devices is None else devices
+  return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _own_entry(layout, args):
+  """One device's view: the sharded leaves lose their axis of devices."""
+  return jax.tree.map(
+    lambda sharded, subtree: (
+      jax.tree.map(lambda x: x[0], subtree) if sharded else subtree
+    ),
+    layout,
+    args,
+  )
+
+
+def spmd(
+  body: Callable[..., Any],
+  mesh: Mesh,
+  *,
+  layout: tuple[Any, ...],
+  backend: str = 'shard_map',
+  donate: tuple[int, ...] = (),
+) -> Any:
+  """A function of global arrays that runs `body` on every device.
+
+  Args:
+    body: per-device function whose collectives are over the axis `data`; its
+      results are the same on every device.
+    mesh: the devices.
+    layout: for each argument, a pytree prefix of booleans: True where leaves
+      have a leading axis of devices of which a body sees its own entry.
+    backend: `shard_map` or `pmap`.
+    donate: arguments whose memory the results may reuse.
+
+  Returns:
+    A jitted function with `.lower(*args).compile()`.
+  """
+  if backend == 'shard_map':
+    mapped = jax.shard_map(
+      lambda *args: body(*_own_entry(layout, args)),
+      mesh=mesh,
+      in_specs=jax.tree.map(
+        lambda s: PartitionSpec(DATA_AXIS) if s else PartitionSpec(), layout
+      ),
+      out_specs=PartitionSpec(),
+    )
+    return jax.jit(mapped, donate_argnums=donate)
+  if backend == 'pmap':
+    return jax.pmap(
+      body,
+      axis_name=DATA_AXIS,
+      in_axes=jax.tree.map(lambda sharded: 0 if sharded else None, layout),
+      out_axes=None,
+      donate_argnums=donate,
+      devices=list(mesh.devices.flat),
+    )
+  raise ValueError(
+    f'unknown parallel.backend {backend!r}: choose one of '
+    f'{", ".join(BACKENDS)}'
+  )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Host arrays (the same on every process) placed on every device."""
+  sharding = NamedSharding(mesh, PartitionSpec())
+  if not jax.process_count() > 1:
+    return jax.device_put(tree, sharding)
+
+  def place(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(place, tree)
+
+
+def shard(rows: Any, mesh: Mesh) -> Any:
+  """Host arrays [devices, ...] placed one row on each device.
+
+  Every process passes all rows and places its own.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+  if not jax.process_count() > 1:
+    return jax.device_put(rows, sharding)
+
+  def place(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(place, rows)

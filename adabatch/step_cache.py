@@ -1,0 +1,102 @@
+"""One compiled program for each bucket, the likely next one ahead of time."""
+
+import os
+import pathlib
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+
+class StepCache:
+  """Bucket -> executable, compiled at most once each.
+
+  Lowering (tracing) happens in the caller's thread, because tracing contexts
+  are local to threads; compiling, which is where the time goes, in a worker.
+  At most one program is compiled ahead of need: while it waits to be used no
+  other is started, so a run compiles at most one program more than it uses.
+
+  Attributes:
+    compilations: programs compiled or being compiled.
+    compile_seconds: time spent lowering and compiling, in whichever thread.
+    stall_seconds: time `get` made its caller wait, the first program's apart.
+    first_seconds: the wait for the first program.
+  """
+
+  def __init__(self, lower: Callable[[Any], Any]):
+    """`lower` maps a bucket to an object with `.compile()`."""
+    self._lower = lower
+    self._programs: dict[Hashable, Future] = {}
+    self._used: set[Hashable] = set()
+    self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
+    self.compile_seconds = 0.0
+    self.stall_seconds = 0.0
+    self.first_seconds = 0.0
+
+  @property
+  def compilations(self) -> int:
+    return len(self._programs)
+
+  @property
+  def used(self) -> int:
+    """Programs that `get` was asked for."""
+    return len(self._used)
+
+  def _compile(self, lowered):
+    start = time.perf_counter()
+    program = lowered.compile()
+    self.compile_seconds += time.perf_counter() - start
+    return program
+
+  def _start(self, bucket) -> Future:
+    start = time.perf_counter()
+    lowered = self._lower(bucket)
+    self.compile_seconds += time.perf_counter() - start
+    self._programs[bucket] = self._worker.submit(self._compile, lowered)
+    return self._programs[bucket]
+
+  def get(self, bucket, likely_next=None):
+    """The program of a bucket; waits for it if it is not ready.
+
+    Args:
+      bucket: what is run now.
+      likely_next: what may be run soon (None: nothing in sight); it starts to
+        compile unless another program still waits to be used.
+    """
+    start = time.perf_counter()
+    future = self._programs.get(bucket) or self._start(bucket)
+    first = not self._used
+    self._used.add(bucket)
+    self.prefetch(likely_next)
+    program = future.result()
+    waited = time.perf_counter() - start
+    if first:
+      self.first_seconds = waited
+    else:
+      self.stall_seconds += waited
+    return program
+
+  def prefetch(self, bucket) -> None:
+    """Starts to compile a bucket, unless another one still waits to be used."""
+    waiting = self._programs.keys() - self._used
+    if bucket is not None and bucket not in self._programs and not waiting:
+      self._start(bucket)
+
+  def close(self) -> None:
+    """Drops what has not started; a compilation under way is waited for."""
+    self._worker.shutdown(wait=True, cancel_futures=True)
+
+
+def use_persistent_cache() -> None:
+  """Keeps compiled programs on disk, so that the next run starts faster.
+
+  They lie in JAX_COMPILATION_CACHE_DIR if that is set, else in the user's cache
+  directory.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    path = pathlib.Path(root) / 'adabatch' / 'programs'
+    jax.config.update('jax_compilation_cache_dir', str(path))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

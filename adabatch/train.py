@@ -1,0 +1,565 @@
+"""The training loop, and what it keeps from one update to the next.
+
+    evaluate -> checkpoint -> take batch -> step -> log and decide
+
+in this order, so that a checkpoint holds whole updates and a resumed run goes
+on exactly where it was. The loop waits for the device only where a decision
+needs a number: what an update reports is fetched after the next one was
+dispatched.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from adabatch import buckets, controllers, data, parallel, steps
+from adabatch.buckets import Plan
+from adabatch.checkpoint import Checkpoints, Record
+from adabatch.clock import Clock
+from adabatch.config import ConfigError
+from adabatch.console import Console
+from adabatch.controllers import GradientNoise, Signals
+from adabatch.evaluate import Evaluator, Measurements
+from adabatch.experiment import Experiment, build, make_load
+from adabatch.metrics import MetricsWriter
+from adabatch.step_cache import use_persistent_cache
+from adabatch.updates import Updates
+from adabatch.workdir import Workdir
+
+# Digits of a signal that a decision reads. Sums over devices depend on their
+# order in about the seventh digit; unrounded, a `ceil` could turn that into
+# another batch size.
+SIGNAL_DIGITS = 4
+
+
+class Diverged(Exception):
+  """An update whose loss or gradient is not finite."""
+
+  def __init__(self, update: int, loss: float):
+    super().__init__(f'the loss or gradient of update {update} is not finite')
+    self.update = update
+    self.loss = loss
+
+
+@dataclasses.dataclass
+class Progress:
+  """The host's side of a run: what a checkpoint holds beside the arrays.
+
+  Attributes:
+    nominal: nominal batch size of the next update, in examples.
+    controller: state of the batch-size rule.
+    update, examples: dispatched so far.
+    seconds: training clock.
+    loss_evaluation_examples: examples evaluated only to choose batch sizes.
+    evaluated: update of the last evaluation.
+    next_evaluation: examples after which the next one is due.
+    final, best: metrics of the last evaluation and the best ones, by split.
+    reached: where the target was reached, once it was.
+  """
+
+  nominal: float
+  controller: Any
+  next_evaluation: float
+  update: int = 0
+  examples: int = 0
+  seconds: float = 0.0
+  loss_evaluation_examples: int = 0
+  evaluated: int = 0
+  final: dict = dataclasses.field(default_factory=dict)
+  best: dict = dataclasses.field(default_factory=dict)
+  reached: dict | None = None
+
+
+class Dispatched(NamedTuple):
+  """An update on its way: what it ran, and what it will report."""
+
+  update: int
+  examples: int  # trained on after it
+  nominal: float
+  plan: Plan
+  signals: steps.StepSignals
+
+
+def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
+  """Rounds to significant digits.
+
+  >>> round_signal(0.123456)
+  0.1235
+  """
+  return float(f'{value:.{digits - 1}e}')
+
+
+class Run:
+  """One run: its parts, its progress, and the phases of the loop.
+
+  Only the first process writes logs; every process takes the same decisions,
+  because what they read comes from sums over all devices.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    experiment: Experiment,
+    workdir: Workdir,
+    stop: threading.Event,
+  ):
+    self.config, self.experiment, self.workdir = config, experiment, workdir
+    self.stop = stop
+    self.stopping = False
+    self.writes = jax.process_index() == 0
+    self.console = Console(experiment.total_examples, enabled=self.writes)
+    self.checkpoints: Checkpoints | None = None
+    self.writer: MetricsWriter | None = None
+    self.bucket, self.program = None, None
+    self.resumed_at = 0
+    self.logged = (0, 0.0)
+    self.clock = Clock()
+    self.pending: collections.deque[Dispatched] = collections.deque()
+    # A CPU runs its virtual devices on few threads: collectives of several
+    # updates at once could wait for each other for ever.
+    self.in_flight = 1 if jax.default_backend() == 'cpu' else 8
+    e, mesh = experiment, experiment.mesh
+    statistics = data.channel_statistics(e.train)
+    plain = make_load(statistics)
+    self.updates = Updates(
+      e.model,
+      e.task,
+      e.tx,
+      make_load(
+        statistics,
+        seed=config.seed,
+        padding=config.data.crop_padding,
+        flip=config.data.flip,
+      ),
+      e.train,
+      seed=config.seed,
+      mesh=mesh,
+      backend=config.parallel.backend,
+      estimate_noise=e.estimate_noise,
+      keep_gradient=e.differenced,
+    )
+    self.num_examples = len(e.train.arrays['label'])
+
+    def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
+      return Evaluator(
+        e.model,
+        e.task,
+        plain,
+        arrays,
+        limit=limit,
+        mesh=mesh,
+        backend=config.parallel.backend,
+        max_per_device=config.eval.max_per_device,
+      )
+
+    def subset() -> tuple[steps.Data, int]:
+      # Drawn, because some data sets are sorted by class.
+      size = min(config.controller.subset_size, self.num_examples)
+      rng = np.random.Generator(np.random.Philox(config.seed))
+      chosen = np.sort(rng.permutation(self.num_examples)[:size])
+      arrays = {k: v[chosen] for k, v in e.train.arrays.items()}
+      return parallel.replicate(arrays, mesh), size
+
+    self.measurements = Measurements(
+      e.controller.needs,
+      evaluator,
+      full=self.updates.arrays,
+      subset=subset,
+      num_examples=self.num_examples,
+    )
+    self.evaluator = evaluator(
+      parallel.replicate(e.evaluation.arrays, mesh),
+      len(e.evaluation.arrays['label']),
+    )
+    self.state = self.updates.initial_state()
+    self.progress = Progress(
+      nominal=float(config.controller.initial_batch_size),
+      controller=e.controller.init(),
+      next_evaluation=config.eval.every_epochs * self.num_examples,
+    )
+
+  # Deciding the batch size.
+
+  def epoch(self, examples: int) -> float:
+    return examples / self.num_examples
+
+  def decide(self, signals: Signals) -> None:
+    """Feeds one update's signals to the rule; sets the next nominal size.
+
+    A measurement is part of the training and its time counts as such.
+    """
+    controller, progress = self.experiment.controller, self.progress
+    if controller.due(signals.update):
+      measured, cost = self.measurements.take(self.state)
+      progress.loss_evaluation_examples += cost
+      signals = signals._replace(
+        **{name: round_signal(value) for name, value in measured.items()}
+      )
+    progress.nominal, progress.controller = controller.update(
+      progress.controller, signals
+    )
+
+  def likely_next(self, plan: Plan) -> buckets.Bucket | None:
+    """The bucket that will probably be asked for after this one.
+
+    A rule that reads nothing but the run's progress can be asked what it will
+    want somewhat later; one that reads measurements mostly grows by a rung.
+    """
+    e, progress = self.experiment, self.progress
+    if e.controller.needs:
+      above = buckets.next_rung(plan.batch_size, e.ladder)
+      return None if above is None else buckets.bucket_for(above, e.ladder)
+    ahead = e.total_examples // 20
+    later = Signals(
+      update=progress.update + max(ahead // plan.batch_size, 1),
+      examples=progress.examples + ahead,
+      epoch=self.epoch(progress.examples + ahead),
+    )
+    nominal, _ = e.controller.update(progress.controller, later)
+    return buckets.plan(nominal, e.ladder).bucket
+
+  # Fetching what updates report.
+
+  def drain(self, keep: int = 0) -> None:
+    """Fetches reports, oldest first, until `keep` are on their way."""
+    while len(self.pending) > keep:
+      self.observe(self.pending.popleft())
+
+  def observe(self, done: Dispatched) -> None:
+    """Fetches one report, feeds the rule, and logs."""
+    report = steps.StepSignals(*map(float, jax.device_get(done.signals)))
+    if not math.isfinite(report.loss + report.gradient_norm_squared):
+      raise Diverged(done.update, report.loss)
+    self.stopping |= report.stop > 0
+    noise = GradientNoise(report.trace_covariance, report.squared_norm)
+    # The first difference is with a gradient that was never taken.
+    first_difference = self.experiment.differenced and done.update == 1
+    known = all(map(math.isfinite, noise)) and not first_difference
+    controller = self.experiment.controller
+    if controller.needs:
+      self.decide(
+        Signals(
+          update=done.update,
+          examples=done.examples,
+          epoch=self.epoch(done.examples),
+          loss=round_signal(report.loss),
+          gradient_norm_squared=round_signal(report.gradient_norm_squared),
+          gradient_noise=(
+            GradientNoise(*map(round_signal, noise)) if known else None
+          ),
+          learning_rate=round_signal(report.learning_rate),
+        )
+      )
+    every = self.config.log.every_updates
+    if done.update % every == 0 or controller.due(done.update):
+      self.log(done, report, noise if known else None)
+
+  def log(
+    self,
+    done: Dispatched,
+    report: steps.StepSignals,
+    noise: GradientNoise | None,
+  ) -> None:
+    if self.writer is None:
+      return
+    seconds = self.clock.seconds
+    examples, since = self.logged
+    self.logged = (done.examples, seconds)
+    record = {
+      'update': done.update,
+      'examples': done.examples,
+      'epoch': self.epoch(done.examples),
+      'seconds': seconds,
+      'loss': report.loss,
+      'batch_size': done.plan.batch_size,
+      'nominal_batch_size': done.nominal,
+      'damping': done.plan.damping,
+      'learning_rate': report.learning_rate,
+      'examples_per_second': (done.examples - examples)
+      / max(seconds - since, 1e-9),
+    }
+    if noise is not None:
+      # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
+      positive = noise.squared_norm > 0
+      record['gradient_noise_scale'] = (
+        noise.trace_covariance / noise.squared_norm if positive else None
+      )
+    self.writer.write('train', record)
+    self.console.progress(record)
+
+  # The phases of the loop.
+
+  def evaluate(self) -> None:
+    progress, split = self.progress, self.config.data.eval_split
+    metrics = self.evaluator.metrics(self.state)
+    progress.evaluated = progress.update
+    span = self.config.eval.every_epochs * self.num_examples
+    progress.next_evaluation = (progress.examples // span + 1) * span
+    progress.final[split] = metrics
+    best = progress.best.setdefault(split, dict(metrics))
+    for name, higher in self.experiment.task.higher_is_better.items():
+      best[name] = (max if higher else min)(best[name], metrics[name])
+    record = {
+      'update': progress.update,
+      'examples': progress.examples,
+      'epoch': self.epoch(progress.examples),
+      'seconds': self.clock.seconds,
+      'split': split,
+      **metrics,
+    }
+    if self.writer is not None:
+      self.writer.write('eval', record)
+    self.console.say(
+      f'epoch {record["epoch"]:.2f}  update {progress.update}  {split}  '
+      + '  '.join(f'{name} {value:.4f}' for name, value in metrics.items())
+    )
+    self.check_target(metrics)
+
+  def check_target(self, metrics: dict[str, float]) -> None:
+    target, progress = self.config.target, self.progress
+    if target.value is None or progress.reached is not None:
+      return
+    value = metrics[target.metric]
+    higher = self.experiment.task.higher_is_better[target.metric]
+    if value > target.value if higher else value < target.value:
+      progress.reached = {
+        'updates': progress.update,
+        'examples': progress.examples,
+        'seconds': self.clock.seconds,
+      }
+
+  def checkpoint(self) -> None:
+    self.progress.seconds = self.clock.seconds
+    host = dataclasses.asdict(self.progress) | {
+      'controller': controllers.state_to_json(self.progress.controller)
+    }
+    assert self.checkpoints is not None, 'start() opens them'
+    self.checkpoints.save(self.progress.update, self.state, host)
+
+  def step(self) -> None:
+    """Dispatches one update; decides at once if that needs no report."""
+    progress, controller = self.progress, self.experiment.controller
+    plan = buckets.plan(progress.nominal, self.experiment.ladder)
+    if plan.bucket != self.bucket:
+      self.drain()
+      with self.clock.paused():
+        self.program = self.updates.cache.get(
+          plan.bucket, self.likely_next(plan)
+        )
+      self.bucket = plan.bucket
+    with jax.transfer_guard('disallow'):
+      self.state, signals = self.updates.run(
+        self.program, self.state, progress.examples, plan, self.stop.is_set()
+      )
+    progress.update += 1
+    progress.examples += plan.batch_size
+    self.pending.append(
+      Dispatched(
+        progress.update, progress.examples, progress.nominal, plan, signals
+      )
+    )
+    if not controller.needs:
+      epoch = self.epoch(progress.examples)
+      self.decide(Signals(progress.update, progress.examples, epoch))
+    waits = controller.needs and controller.due(progress.update)
+    self.drain(keep=0 if waits else self.in_flight)
+
+  def finished(self) -> bool:
+    limit = self.config.max_updates
+    return (
+      self.progress.reached is not None
+      or self.progress.examples >= self.experiment.total_examples
+      or (limit is not None and self.progress.update >= limit)
+    )
+
+  def loop(self) -> str:
+    """Trains to the end; returns the status."""
+    progress = self.progress
+    while True:
+      finished = self.finished()
+      if progress.update > progress.evaluated and (
+        finished or progress.examples >= progress.next_evaluation
+      ):
+        self.drain()
+        with self.clock.paused():
+          self.evaluate()
+        finished = self.finished()
+      if finished or self.stopping or self.checkpoint_due():
+        self.drain()
+        with self.clock.paused():
+          self.checkpoint()
+      if finished:
+        return 'completed' if progress.reached is None else 'target_reached'
+      if self.stopping:
+        return 'preempted'
+      self.step()
+
+  def checkpoint_due(self) -> bool:
+    return (
+      self.progress.update > self.resumed_at
+      and self.progress.update % self.config.checkpoint.every_updates == 0
+    )
+
+  # Start and end.
+
+  def start(self) -> None:
+    """Resumes, or measures what the rule needs at x_0; then opens the files.
+
+    Nothing is written before everything that can be refused was accepted.
+    """
+    self.workdir.check(self.config)
+    record = None
+    if self.workdir.has_checkpoints():
+      self.checkpoints = self.open_checkpoints()
+      record = self.checkpoints.restore(self.state, warn=self.console.say)
+    if record is None:
+      try:
+        self.decide(Signals())
+      except ValueError as error:
+        raise ConfigError(str(error)) from error
+    else:
+      self.resume(record)
+    if self.writes:
+      self.workdir.open(self.config)
+      self.writer = MetricsWriter(self.workdir.path, self.progress.update)
+    if self.checkpoints is None:
+      self.checkpoints = self.open_checkpoints()
+    self.clock = Clock(self.progress.seconds)
+    self.logged = (self.progress.examples, self.progress.seconds)
+    self.console.start(self.progress.examples)
+
+  def open_checkpoints(self) -> Checkpoints:
+    path = self.workdir.path / 'checkpoints'
+    return Checkpoints(path, self.config.checkpoint.keep)
+
+  def resume(self, record: Record) -> None:
+    template = self.experiment.controller.init()
+    state = controllers.state_from_json(template, record.host['controller'])
+    self.progress = Progress(**{**record.host, 'controller': state})
+    self.state = record.state
+    self.resumed_at = record.update
+    self.console.say(
+      f'resumed at update {record.update} from {self.workdir.path}'
+    )
+
+  def summary(self, status: str) -> dict[str, Any]:
+    progress, cache = self.progress, self.updates.cache
+    target = self.config.target
+    reached = progress.reached or dict.fromkeys(
+      ('updates', 'examples', 'seconds')
+    )
+    return {
+      'status': status,
+      'updates': progress.update,
+      'examples': progress.examples,
+      'epochs': self.epoch(progress.examples),
+      'seconds': self.clock.seconds,
+      'device_seconds': self.clock.seconds * self.experiment.mesh.size,
+      'compilations': cache.compilations,
+      'buckets_visited': cache.used,
+      'compile_seconds': cache.compile_seconds,
+      'first_compile_seconds': cache.first_seconds,
+      'stall_seconds': cache.stall_seconds,
+      'loss_evaluation_examples': progress.loss_evaluation_examples,
+      'final': progress.final,
+      'best': progress.best,
+      'target': {
+        'metric': target.metric,
+        'value': target.value,
+        'reached': progress.reached is not None,
+        **reached,
+      },
+    }
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self.updates.cache.close()
+    if self.checkpoints is not None:
+      self.checkpoints.close()
+    if self.writer is not None:
+      self.writer.close()
+    self.console.close()
+
+
+def _say_diverged(run: Run, error: Diverged) -> dict[str, Any]:
+  return run.summary('diverged') | {
+    'diverged_update': error.update,
+    'message': str(error),
+  }
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+  """SIGTERM and Ctrl-C ask for a clean stop; a second one is not caught."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+  def ask(number, frame):
+    del frame
+    stop.set()
+    signal.signal(number, old[number])
+
+  for number in old:
+    signal.signal(number, ask)
+  try:
+    yield
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def train(
+  config: ConfigDict,
+  workdir: str | os.PathLike[str],
+  *,
+  devices: list[jax.Device] | None = None,
+  stop: threading.Event | None = None,
+) -> dict[str, Any]:
+  """Trains to the end of the config, or resumes a run that was cut short.
+
+  Args:
+    config: see `adabatch.config.default`.
+    workdir: directory of the run; made if it does not exist.
+    devices: devices to use; None for all of all processes.
+    stop: set it to stop the run cleanly, as SIGTERM does.
+
+  Returns:
+    What `summary.json` holds.
+
+  Raises:
+    ConfigError: for a config or a directory that cannot be used.
+    data.DatasetError: for a data set that is not there.
+  """
+  if config.compilation_cache:
+    use_persistent_cache()
+  stop = stop or threading.Event()
+  files = Workdir(workdir)
+  files.check(config)
+  run = Run(config, build(config, devices), files, stop)
+  try:
+    with stop_on_signals(stop):
+      run.start()
+      if run.finished() and run.resumed_at and (old := files.read_summary()):
+        run.console.say(f'{files.path} is complete: nothing to do')
+        return old
+      try:
+        summary = run.summary(run.loop())
+      except Diverged as error:
+        summary = _say_diverged(run, error)
+    if run.writes:
+      files.write_summary(summary)
+    return summary
+  finally:
+    run.close()

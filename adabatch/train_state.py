@@ -1,0 +1,54 @@
+"""What training carries from update to update on the devices."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+
+class TrainState(NamedTuple):
+  """Everything on the devices that the next update depends on.
+
+  Attributes:
+    params: the parameters x_k.
+    model_state: variables that are not trained (BatchNorm statistics).
+    opt_state: the state of the optax transform.
+    previous_gradient: gradient of the update before, kept only for the
+      differenced noise estimate; else None.
+  """
+
+  params: Any
+  model_state: Any
+  opt_state: optax.OptState
+  previous_gradient: Any = None
+
+
+def create(
+  model: nn.Module,
+  example: jax.Array,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  *,
+  keep_gradient: bool = False,
+) -> TrainState:
+  """Fresh parameters and optimizer state; jit- and eval_shape-able.
+
+  Args:
+    model: called as `model(example, train=False, weights=None)`.
+    example: a batch of one input, for its shape.
+    tx: the optimizer.
+    rng: key of the initialisation.
+    keep_gradient: whether to carry the previous gradient.
+  """
+  variables = dict(model.init(rng, example, train=False))
+  params = variables.pop('params')
+  return TrainState(
+    params=params,
+    model_state=variables,
+    opt_state=tx.init(params),
+    previous_gradient=(
+      jax.tree.map(jnp.zeros_like, params) if keep_gradient else None
+    ),
+  )

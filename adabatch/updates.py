@@ -1,0 +1,134 @@
+"""Updates on the devices: take a batch of the one order, run its bucket."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adabatch import data, parallel, steps, train_state
+from adabatch.buckets import Bucket, Plan
+from adabatch.step_cache import StepCache
+from adabatch.tasks import Task
+from adabatch.train_state import TrainState
+
+LAYOUT = steps.StepBatch(
+  indices=True,
+  stop=True,
+  position=False,
+  batch_size=False,
+  damping=False,
+  examples=False,
+)
+
+
+class Updates:
+  """The training split on the devices, and one program for each bucket.
+
+  Attributes:
+    arrays: the training split, on every device.
+    order: position -> example.
+    cache: the compiled programs.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    task: Task,
+    tx: Any,
+    load: steps.Load,
+    split: data.Split,
+    *,
+    seed: int,
+    mesh: Mesh,
+    backend: str,
+    estimate_noise: bool,
+    keep_gradient: bool,
+  ):
+    """`load` makes a batch on the device; `keep_gradient` carries the previous
+    gradient in the state, for the differenced noise estimate."""
+    self._model, self._task, self._tx, self._load = model, task, tx, load
+    self._mesh, self._backend = mesh, backend
+    self._estimate_noise = estimate_noise
+    self._rng = jax.random.key(seed)
+    self.order = data.Order(len(split.arrays['label']), seed)
+    self.arrays = parallel.replicate(split.arrays, mesh)
+    self.cache = StepCache(self._lower)
+
+    def create(rng):
+      image = np.zeros((1, *split.arrays['image'].shape[1:]), np.float32)
+      return train_state.create(
+        model, image, tx, rng, keep_gradient=keep_gradient
+      )
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    self._create = jax.jit(create, out_shardings=replicated)
+    self._abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      jax.eval_shape(create, self._rng),
+    )
+
+  def initial_state(self) -> TrainState:
+    return self._create(self._rng)
+
+  def _lower(self, bucket: Bucket):
+    body = steps.train_step(
+      self._model,
+      self._task,
+      self._tx,
+      self._load,
+      bucket,
+      rng=self._rng,
+      estimate_noise=self._estimate_noise,
+    )
+    program = parallel.spmd(
+      body,
+      self._mesh,
+      layout=(False, False, LAYOUT),
+      backend=self._backend,
+      donate=(0,),
+    )
+    # A batch of the right shapes, for what is in it does not matter.
+    batch = self._place(0, Plan(bucket, 1, 1.0), stop=False)
+    with jax.transfer_guard('allow'):
+      return program.lower(self._abstract, self.arrays, batch)
+
+  def _place(self, position: int, plan: Plan, *, stop: bool) -> steps.StepBatch:
+    """The next batch: slots filled in the order of positions, device by device.
+
+    Empty slots repeat example 0 and carry weight 0.
+    """
+    indices = np.zeros(plan.bucket.slots, np.int32)
+    indices[: plan.batch_size] = self.order.indices(
+      np.arange(position, position + plan.batch_size)
+    )
+    rows = indices.reshape(plan.bucket.devices, -1)
+    sharded = parallel.shard(
+      (rows, np.full(self._mesh.size, stop, np.float32)), self._mesh
+    )
+    replicated = parallel.replicate(
+      (
+        np.array([position >> 32, position & 0xFFFFFFFF], np.uint32),
+        np.float32(plan.batch_size),
+        np.float32(plan.damping),
+        np.float32(position),
+      ),
+      self._mesh,
+    )
+    return steps.StepBatch(*sharded, *replicated)
+
+  def run(
+    self, program: Any, state: TrainState, position: int, plan: Plan, stop: bool
+  ) -> tuple[TrainState, steps.StepSignals]:
+    """Dispatches one update; returns at once with results on their way.
+
+    Args:
+      program: the executable of `plan.bucket`, from the cache.
+      state: consumed: its memory is used for the new one.
+      position: examples trained on so far.
+      plan: what to run.
+      stop: whether this process was asked to stop.
+    """
+    batch = self._place(position, plan, stop=stop)
+    return program(state, self.arrays, batch)

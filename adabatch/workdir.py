@@ -1,0 +1,96 @@
+"""The directory of one run: whose it is, and the files that sum it up."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from adabatch import config as config_lib
+from adabatch.config import ConfigError
+
+
+class Workdir:
+  """A run's directory. Reading it changes nothing; `open` creates it."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = pathlib.Path(path).absolute()
+
+  def _config_path(self) -> pathlib.Path:
+    return self.path / 'config.json'
+
+  def _holds_results(self) -> bool:
+    metrics = self.path / 'metrics.jsonl'
+    checkpoints = self.path / 'checkpoints'
+    return (metrics.exists() and metrics.stat().st_size > 0) or (
+      checkpoints.is_dir() and any(checkpoints.iterdir())
+    )
+
+  def has_checkpoints(self) -> bool:
+    checkpoints = self.path / 'checkpoints'
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+  def check(self, config: ConfigDict) -> None:
+    """Refuses a directory that holds the results of another config.
+
+    Raises:
+      ConfigError: in one line that names the keys that differ.
+    """
+    if not self._config_path().exists():
+      if self._holds_results():
+        raise ConfigError(
+          f'{self.path} holds results but no config.json, so they cannot be '
+          'continued: choose another --workdir'
+        )
+      return
+    if not self._holds_results():
+      return
+    try:
+      old = json.loads(self._config_path().read_text())
+    except ValueError as error:
+      raise ConfigError(
+        f'{self._config_path()} is not JSON ({error}): restore it, or choose '
+        'another --workdir'
+      ) from None
+    new = json.loads(json.dumps(config_lib.flatten(config)))
+    keys = config_lib.differences(old, new)
+    if keys:
+      shown = ', '.join(
+        f'{k} ({old.get(k)!r} there, {new.get(k)!r} here)' for k in keys[:5]
+      )
+      more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
+      raise ConfigError(
+        f'{self.path} belongs to a run with another config: {shown}{more}; '
+        'choose another --workdir'
+      )
+
+  def open(self, config: ConfigDict) -> None:
+    """Creates the directory and writes `config.json`.
+
+    Raises:
+      ConfigError: if it cannot be written.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      write_json(self._config_path(), config_lib.flatten(config))
+    except OSError as error:
+      raise ConfigError(
+        f'cannot write to workdir {self.path} ({error.strerror}): choose '
+        'another --workdir'
+      ) from None
+
+  def read_summary(self) -> dict[str, Any] | None:
+    """`summary.json`, if there is one."""
+    path = self.path / 'summary.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+  def write_summary(self, summary: dict[str, Any]) -> None:
+    write_json(self.path / 'summary.json', summary)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(temporary, path)

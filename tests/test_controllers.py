@@ -1,0 +1,436 @@
+"""The contract that every controller and wrapper keeps."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adabatch import controllers as c
+
+B0 = 64  # sizes must be floats all the same
+TABLE = '0:64 1K:96 3K:128'
+
+
+def decay_schedule(examples):
+  """Warmup, then a decay to exactly 0."""
+  return 0.1 * min(examples / 500, 1.0) * max(1 - examples / 8000, 0.0)
+
+
+# One line for each rule, variant and wrapper; the key of a rule starts with
+# its name in CONTROLLERS.
+CASES = {
+  'constant': lambda **kw: c.constant(initial_batch_size=B0),
+  'adadamp full': lambda **kw: c.adadamp(initial_batch_size=B0, **kw),
+  'adadamp subset': lambda **kw: c.adadamp(
+    initial_batch_size=B0, loss_source='subset', minimum_loss=0.05, **kw
+  ),
+  'adadamp ema': lambda **kw: c.adadamp(
+    initial_batch_size=B0, loss_source='ema', **kw
+  ),
+  'adadamp_grad full': lambda **kw: c.adadamp_grad(initial_batch_size=B0, **kw),
+  'adadamp_grad subset': lambda **kw: c.adadamp_grad(
+    initial_batch_size=B0, gradient_source='subset', **kw
+  ),
+  'adadamp_grad ema': lambda **kw: c.adadamp_grad(
+    initial_batch_size=B0, gradient_source='ema', **kw
+  ),
+  'radadamp': lambda **kw: c.radadamp(initial_batch_size=B0, window=3, **kw),
+  'padadamp': lambda **kw: c.padadamp(initial_batch_size=B0, rate=0.3),
+  'geodamp': lambda **kw: c.geodamp(
+    initial_batch_size=B0, factor=2, delay_epochs=1
+  ),
+  'step_table': lambda **kw: c.step_table(table=TABLE),
+  'step_table epochs': lambda **kw: c.step_table(
+    table=[(0, 64), (2.5, 96)], unit='epochs'
+  ),
+  'ramp_up': lambda **kw: c.ramp_up(
+    initial_batch_size=B0, final_batch_size=256, increment=16, examples=4000
+  ),
+  'from_lr_schedule': lambda **kw: c.from_lr_schedule(
+    decay_schedule, initial_batch_size=B0
+  ),
+  'noise_scale': lambda **kw: c.noise_scale(initial_batch_size=B0, **kw),
+  'norm_test': lambda **kw: c.norm_test(initial_batch_size=B0),
+  'cabs': lambda **kw: c.cabs(initial_batch_size=B0, **kw),
+}
+FLOOR_CASES = [name for name in CASES if name.split()[0] in {
+  'adadamp', 'adadamp_grad', 'radadamp', 'noise_scale', 'cabs'
+}]  # fmt: skip
+WRAPPED = {
+  'every': lambda: c.every(CASES['adadamp ema'](), updates=5, wait=7),
+  'every every': lambda: c.every(
+    c.every(CASES['adadamp full'](), updates=2), updates=3
+  ),
+  'monotone': lambda: c.monotone(CASES['cabs']()),
+  'smooth': lambda: c.smooth(CASES['noise_scale'](), rho=0.7),
+  'limit_growth': lambda: c.limit_growth(CASES['adadamp full'](), factor=1.1),
+  'hysteresis': lambda: c.hysteresis(CASES['padadamp'](), ratio=1.2),
+  'all wrappers': lambda: c.limit_growth(
+    c.hysteresis(
+      c.monotone(c.smooth(c.every(CASES['radadamp'](), 3), 0.5)), 1.05
+    ),
+    factor=1.5,
+  ),
+}
+ALL = CASES | WRAPPED
+COUNTERS = ('update', 'examples', 'epoch')
+NON_FINITE = (math.nan, math.inf, -math.inf)
+HOSTILE = (*NON_FINITE, None, 0.0, -1.0, 1e308, -1e308, 5e-324)
+
+
+def random_signals(seed, num=60, growth=-0.03):
+  """The signals of a run whose loss and gradient change by e^growth."""
+  rng = np.random.default_rng(seed)
+  result = []
+  examples = 0
+  for k in range(num):
+    scale = math.exp(growth * k)
+    noise = lambda: float(np.exp(0.2 * rng.normal()))  # noqa: B023, E731
+    last = k > 0  # nothing has been trained on before the first update
+    result.append(
+      c.Signals(
+        update=k,
+        examples=examples,
+        epoch=examples / 1000,
+        loss=2.3 * scale * noise() if last else None,
+        full_loss=2.3 * scale * noise(),
+        subset_loss=2.3 * scale * noise(),
+        gradient_norm_squared=5 * scale * noise() if last else None,
+        full_gradient_norm_squared=4 * scale * noise(),
+        subset_gradient_norm_squared=4 * scale * noise(),
+        gradient_noise=c.GradientNoise(
+          300 * noise() - 30 * rng.normal(),
+          4 * scale * noise() - 0.5 * rng.normal(),
+        )
+        if last
+        else None,
+        learning_rate=0.5 * noise() if last else None,
+      )
+    )
+    examples += int(rng.integers(64, 200))
+  return result
+
+
+def run(controller, signals, state=None):
+  state = controller.init() if state is None else state
+  sizes = []
+  for s in signals:
+    size, state = controller.update(state, s)
+    sizes.append(size)
+  return sizes, state
+
+
+def ignored(state):
+  """The rule's count, under any number of wrappers."""
+  return ignored(state.inner) if hasattr(state, 'inner') else state.ignored
+
+
+def replaced(signals, **fields):
+  return [s._replace(**fields) for s in signals]
+
+
+def measured(controller):
+  """What the rule itself needs: a wrapper needs `update` for its `due`."""
+  is_wrapper = hasattr(controller.init(), 'inner')
+  return controller.needs - ({'update'} if is_wrapper else set())
+
+
+def poisoned(field, value):
+  """What a hostile value of one signal looks like."""
+  if field == 'gradient_noise' and value is not None:
+    return c.GradientNoise(value, value)
+  return value
+
+
+def test_every_rule_has_a_case():
+  assert {name.split()[0] for name in CASES} == set(c.CONTROLLERS)
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('growth', [-0.03, 0.03])
+def test_sizes_are_finite_floats_of_at_least_one(name, growth):
+  sizes, _ = run(ALL[name](), random_signals(0, growth=growth))
+  assert all(type(size) is float for size in sizes)
+  assert all(math.isfinite(size) and size >= 1 for size in sizes)
+
+
+@pytest.mark.parametrize('name', [n for n in ALL if n != 'constant'])
+def test_the_size_moves_at_all(name):
+  sizes, _ = run(ALL[name](), random_signals(0, num=80))
+  assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('cut', [0, 1, 7, 30])
+def test_state_survives_json_mid_run(name, cut):
+  signals = random_signals(1)
+  controller = ALL[name]()
+  sizes, last = run(controller, signals)
+  _, state = run(controller, signals[:cut])
+  text = json.dumps(c.state_to_json(state), allow_nan=False)
+  # A new controller, as after a restart.
+  controller = ALL[name]()
+  restored = c.state_from_json(controller.init(), json.loads(text))
+  assert restored == state
+  resumed, resumed_last = run(controller, signals[cut:], restored)
+  assert resumed == sizes[cut:]
+  assert resumed_last == last
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_update_is_pure(name):
+  controller, other = ALL[name](), ALL[name]()
+  state = controller.init()
+  for s in random_signals(2):
+    before = repr(state)
+    first = controller.update(state, s)
+    run(other, random_signals(3, num=2))  # no state shared behind the scenes
+    assert controller.update(state, s) == first
+    assert repr(state) == before
+    hash(state)  # only immutable parts
+    state = first[1]
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('seed', [0, 1])
+def test_size_changes_only_where_due(name, seed):
+  controller = ALL[name]()
+  signals = random_signals(seed)
+  sizes, _ = run(controller, signals)
+  for k in range(1, len(sizes)):
+    assert controller.due(k) or sizes[k] == sizes[k - 1]
+  assert controller.due(0)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_expensive_signals_are_read_only_where_due(name):
+  controller = ALL[name]()
+  signals = random_signals(4)
+  nothing = {
+    field: None
+    for field in c.Signals._fields
+    if field.startswith(('full_', 'subset_'))
+  }
+  thinned = [
+    s if controller.due(s.update) else s._replace(**nothing) for s in signals
+  ]
+  assert run(controller, signals)[0] == run(controller, thinned)[0]
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_needs_declares_all_that_is_read(name):
+  controller = ALL[name]()
+  assert controller.needs <= set(c.Signals._fields)
+  signals = random_signals(5)
+  others = set(c.Signals._fields) - controller.needs
+  for value in (math.nan, None):
+    fields = {field: poisoned(field, value) for field in others}
+    assert run(controller, replaced(signals, **fields)) == run(
+      controller, signals
+    )
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_needs_declares_nothing_in_vain(name):
+  controller = CASES[name]()
+  signals = random_signals(5)
+  for field in measured(controller):
+    poison = replaced(signals, **{field: poisoned(field, math.nan)})
+    assert run(controller, poison)[0] != run(controller, signals)[0]
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('value', HOSTILE, ids=str)
+def test_hostile_signals(name, value):
+  controller = ALL[name]()
+  signals = random_signals(6)
+  _, state = run(controller, signals[:20])
+  for field in sorted(controller.needs):
+    if field in COUNTERS and value is None:
+      continue  # the loop always counts
+    poison = replaced(signals[20:40], **{field: poisoned(field, value)})
+    sizes, _ = run(controller, [*poison, *signals[40:]], state)
+    assert all(math.isfinite(size) and size >= 1 for size in sizes)
+  fields = {
+    field: poisoned(field, value)
+    for field in c.Signals._fields
+    if field not in COUNTERS
+  }
+  poison = replaced(signals[20:40], **fields)
+  sizes, _ = run(controller, [*poison, *signals[40:]], state)
+  assert all(math.isfinite(size) and size >= 1 for size in sizes)
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('value', [*NON_FINITE, None])
+def test_unusable_signal_keeps_the_size(name, value):
+  controller = CASES[name]()
+  signals = random_signals(7)
+  sizes, state = run(controller, signals[:31])
+  for field in measured(controller):
+    if field in COUNTERS and value is None:
+      continue
+    poison = signals[31]._replace(**{field: poisoned(field, value)})
+    size, after = controller.update(state, poison)
+    assert size == sizes[-1]
+    assert ignored(after) - ignored(state) == (value is not None)
+    # The bad signal leaves no other trace.
+    if value is None:
+      assert after == state
+    else:
+      assert after == state._replace(**(
+        {'inner': after.inner} if hasattr(state, 'inner')
+        else {'ignored': state.ignored + 1}
+      ))  # fmt: skip
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_first_signals_may_be_unusable(name):
+  controller = CASES[name]()
+  signals = random_signals(8)
+  fields = {field: poisoned(field, math.nan) for field in controller.needs}
+  first, state = run(controller, replaced(signals[:3], **fields))
+  assert first == [B0] * 3
+  sizes, _ = run(controller, signals[3:], state)
+  assert all(math.isfinite(size) and size >= 1 for size in sizes)
+
+
+@pytest.mark.parametrize('name', FLOOR_CASES)
+@pytest.mark.parametrize('seed', [0, 1])
+def test_initial_size_is_the_floor_unless_told_otherwise(name, seed):
+  signals = [
+    s._replace(
+      learning_rate=1e-3,
+      gradient_noise=s.gradient_noise
+      and s.gradient_noise._replace(trace_covariance=1.0),
+    )
+    for s in random_signals(seed, growth=0.05)
+  ]
+  sizes, _ = run(CASES[name](), signals)
+  assert min(sizes) == B0
+  free, _ = run(CASES[name](floor=False), signals)
+  assert {type(size) for size in [*sizes, *free]} == {float}
+  assert 1 <= min(free) < B0
+
+
+@pytest.mark.parametrize('name', sorted(set(CASES) - {'step_table epochs'}))
+def test_first_size_is_the_initial_one(name):
+  assert run(CASES[name](), random_signals(9)[:1])[0] == [B0]
+
+
+def test_importing_controllers_does_not_import_jax():
+  code = (
+    'import sys, adabatch.controllers; '
+    'print(sorted(m for m in sys.modules if m.split(".")[0] in '
+    '("jax", "jaxlib", "flax", "optax")))'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert out.stdout.strip() == '[]'
+
+
+def test_json_keeps_every_number():
+  numbers = (0.1, 1e-320, -0.0, *NON_FINITE, 3, 2**60 + 1, None, 0.1)
+  template = (*[0.0] * 6, 0, 0, None, None)
+  text = json.dumps(c.state_to_json(numbers), allow_nan=False)
+  restored = c.state_from_json(template, json.loads(text))
+  assert repr(restored) == repr(numbers)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    {},
+    {'inner': {'batch_size': 1.0}, 'batch_size': 64.0},
+    {'inner': {'batch_size': 'x', 'ignored': 0}, 'batch_size': 64.0},
+    {'inner': {'batch_size': 1.0, 'ignored': 0.5}, 'batch_size': 64.0},
+    {'inner': {'batch_size': None, 'ignored': 0}, 'batch_size': 64.0},
+    {'inner': {'batch_size': 1.0, 'ignored': 0}, 'batch_size': [64.0]},
+    {'inner': [1.0, 0], 'batch_size': 64.0},
+    [],
+    3.0,
+    None,
+  ],
+)
+def test_json_of_another_structure_is_refused(data):
+  template = c.every(c.constant(initial_batch_size=8)).init()
+  with pytest.raises(ValueError, match='restore with the controller') as error:
+    c.state_from_json(template, data)
+  assert '\n' not in str(error.value)
+
+
+BAD_SIZES: list[Any] = [0, 0.5, -1, math.nan, math.inf, '8']
+
+
+def wrapped(wrapper, *args, **kwargs):
+  return lambda: wrapper(c.constant(initial_batch_size=8), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    *[
+      (lambda f=f, b=b: f(initial_batch_size=b), 'initial_batch_size=.*>= 1')
+      for f in (
+        c.constant, c.adadamp, c.adadamp_grad, c.radadamp, c.geodamp,
+        c.noise_scale, c.norm_test, c.cabs,
+      )
+      for b in BAD_SIZES
+    ],
+    (lambda: c.adadamp(initial_batch_size=8, loss_source='x'),
+     "loss_source='x'.* full, subset, ema"),
+    (lambda: c.adadamp_grad(initial_batch_size=8, gradient_source='x'),
+     'full, subset, ema'),
+    (lambda: c.adadamp(initial_batch_size=8, decay=1.0), 'decay=1.0.*< 1'),
+    (lambda: c.adadamp(initial_batch_size=8, minimum_loss=math.nan),
+     'minimum_loss'),
+    (lambda: c.radadamp(initial_batch_size=8, rho=1), 'rho'),
+    (lambda: c.radadamp(initial_batch_size=8, window=0), 'window'),
+    (lambda: c.radadamp(initial_batch_size=8, reduction='x'),
+     'min, mean, max'),
+    (lambda: c.padadamp(initial_batch_size=8, rate=-1), 'rate=-1.*>= 0'),
+    (lambda: c.padadamp_rate(initial_batch_size=8, max_batch_size=4,
+                             epochs=1, num_examples=9), 'max_batch_size'),
+    (lambda: c.geodamp(initial_batch_size=8, factor=0.5), 'factor'),
+    (lambda: c.geodamp(initial_batch_size=8, delay_epochs=0), 'delay_epochs'),
+    (lambda: c.geodamp_learning_rate_multiplier(1, lr_factor=0), 'lr_factor'),
+    *[
+      (lambda t=t: c.step_table(table=t), 'table=')  # pyright: ignore
+      for t in ('', '0', '0:', '0:64:3', '0:x', '0:64 5Q:128', '0:64 0:128',
+                '9:64', '0:64 5:0', '0:64 9:96 5:128', '-1:64', '0:inf',
+                'nan:64', [], [(0,)], [0, 64], None)
+    ],
+    (lambda: c.step_table(table='0:64', unit='steps'), 'examples, epochs'),
+    (lambda: c.ramp_up(initial_batch_size=8, final_batch_size=16, increment=3,
+                       examples=9), 'divisor'),
+    (lambda: c.ramp_up(initial_batch_size=8, final_batch_size=4, increment=1,
+                       examples=9), 'final_batch_size'),
+    (lambda: c.ramp_up(initial_batch_size=8, final_batch_size=16, increment=0,
+                       examples=9), 'increment'),
+    (lambda: c.ramp_up(initial_batch_size=8, final_batch_size=16, increment=8,
+                       examples=0), 'examples'),
+    (lambda: c.from_lr_schedule(0.1, initial_batch_size=8), 'schedule=0.1'),  # pyright: ignore
+    (lambda: c.noise_scale(initial_batch_size=8, c=0), 'c=0'),
+    (lambda: c.norm_test(initial_batch_size=8, eta=0), 'eta=0'),
+    (lambda: c.cabs(initial_batch_size=8, c=-1), 'c=-1'),
+    (wrapped(c.every, updates=0), 'updates'),
+    (wrapped(c.every, wait=-1), 'wait'),
+    (wrapped(c.smooth, rho=1), 'rho'),
+    (wrapped(c.limit_growth, factor=1), 'factor'),
+    (wrapped(c.hysteresis, ratio=1), 'ratio'),
+  ],
+)  # fmt: skip
+def test_bad_arguments_are_refused_in_one_line(make, message):
+  with pytest.raises(ValueError, match=message) as error:
+    make()
+  assert '\n' not in str(error.value)

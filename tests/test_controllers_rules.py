@@ -1,0 +1,464 @@
+"""Each rule and wrapper against a slow, plain reference."""
+
+import math
+
+import numpy as np
+import pytest
+from test_controllers import B0, random_signals, run
+
+from adabatch import controllers as c
+
+
+@pytest.fixture(params=(0, 1, 2))
+def seed(request):
+  return request.param
+
+
+def ema(values, decay):
+  """sum_i d^(n-i) x_i / sum_i d^(n-i) of the values that are not None."""
+  x = np.array([v for v in values if v is not None])
+  weights = decay ** np.arange(len(x))[::-1]
+  return float(weights @ x / weights.sum())
+
+
+def field(signals, name):
+  return [getattr(s, name) for s in signals]
+
+
+def noise(signals, name):
+  return [s.gradient_noise and getattr(s.gradient_noise, name) for s in signals]
+
+
+def reference(size, signals):
+  """B_k = size(signals 0..k) for each k; None keeps the last size."""
+  sizes = [B0]
+  for k in range(len(signals)):
+    new = size(signals[: k + 1])
+    sizes.append(sizes[-1] if new is None else new)
+  return sizes[1:]
+
+
+def compare(controller, size, signals, moves=True):
+  actual, state = run(controller, signals)
+  expected = reference(size, signals)
+  np.testing.assert_allclose(actual, expected, rtol=1e-9)
+  assert (len(set(expected)) > 5) == moves
+  return state
+
+
+@pytest.mark.parametrize(('source', 'name'), [
+  ('full', 'full_loss'), ('subset', 'subset_loss')
+])  # fmt: skip
+@pytest.mark.parametrize('minimum', [0.0, 0.2])
+def test_adadamp(seed, source, name, minimum):
+  controller = c.adadamp(
+    initial_batch_size=B0, loss_source=source, minimum_loss=minimum
+  )
+  assert controller.needs == {name}
+
+  def size(signals):
+    first, last = getattr(signals[0], name), getattr(signals[-1], name)
+    return max(math.ceil(B0 * (first - minimum) / (last - minimum)), B0)
+
+  compare(controller, size, random_signals(seed))
+
+
+def test_adadamp_of_the_smoothed_loss(seed):
+  controller = c.adadamp(
+    initial_batch_size=B0, loss_source='ema', minimum_loss=0.1, decay=0.8
+  )
+  assert controller.needs == {'loss'}
+
+  def size(signals):
+    losses = field(signals, 'loss')[1:]
+    if not losses:
+      return None
+    left = ema(losses, 0.8) - 0.1
+    return max(math.ceil(B0 * (losses[0] - 0.1) / left), B0)
+
+  compare(controller, size, random_signals(seed))
+
+
+def test_adadamp_measured_once_in_a_while(seed):
+  signals = [
+    s if s.update % 7 == 0 else s._replace(full_loss=None)
+    for s in random_signals(seed)
+  ]
+
+  def size(signals):
+    losses = [x for x in field(signals, 'full_loss') if x is not None]
+    return max(math.ceil(B0 * losses[0] / losses[-1]), B0)
+
+  compare(c.adadamp(initial_batch_size=B0), size, signals)
+
+
+def test_adadamp_refuses_a_minimum_above_the_first_loss():
+  signals = random_signals(0)
+  for source in ('full', 'subset', 'ema'):
+    controller = c.adadamp(
+      initial_batch_size=B0, loss_source=source, minimum_loss=50.0
+    )
+    with pytest.raises(ValueError, match='minimum_loss=50.0 .* initial loss'):
+      run(controller, signals)
+  for controller in (
+    c.radadamp(initial_batch_size=B0, minimum_loss=50.0),
+    c.cabs(initial_batch_size=B0, minimum_loss=50.0),
+  ):
+    with pytest.raises(ValueError, match='minimum_loss=50.0 .* initial loss'):
+      run(controller, signals)
+
+
+def test_adadamp_below_the_minimum_is_huge_and_recovers():
+  controller = c.adadamp(initial_batch_size=B0, minimum_loss=0.5)
+  losses = [1.5, 0.5, 0.4, 1.0, 1.5]
+  sizes, _ = run(controller, [c.Signals(i, full_loss=x)
+                              for i, x in enumerate(losses)])  # fmt: skip
+  assert sizes == pytest.approx([64, 64e12, 64e12, 128, 64], rel=1e-9)
+
+
+@pytest.mark.parametrize(('source', 'name'), [
+  ('full', 'full_gradient_norm_squared'),
+  ('subset', 'subset_gradient_norm_squared'),
+])  # fmt: skip
+def test_adadamp_grad(seed, source, name):
+  controller = c.adadamp_grad(initial_batch_size=B0, gradient_source=source)
+  assert controller.needs == {name}
+
+  def size(signals):
+    first, last = getattr(signals[0], name), getattr(signals[-1], name)
+    return max(math.ceil(B0 * first / last), B0)
+
+  compare(controller, size, random_signals(seed))
+
+
+def test_adadamp_grad_of_the_unbiased_estimate(seed):
+  controller = c.adadamp_grad(
+    initial_batch_size=B0, gradient_source='ema', decay=0.5
+  )
+  assert controller.needs == {'gradient_noise'}
+  signals = [
+    s._replace(gradient_noise=s.gradient_noise and s.gradient_noise._replace(
+      squared_norm=s.gradient_noise.squared_norm - 2.5))
+    for s in random_signals(seed, growth=-0.01)
+  ]  # fmt: skip
+
+  def size(signals):
+    norms = noise(signals, 'squared_norm')[1:]
+    smoothed = [ema(norms[: i + 1], 0.5) for i in range(len(norms))]
+    positive = [x for x in smoothed if x > 0]
+    if not positive or smoothed[-1] <= 0:
+      return None
+    return max(math.ceil(B0 * positive[0] / smoothed[-1]), B0)
+
+  assert any(x is not None and x < 0 for x in noise(signals, 'squared_norm'))
+  compare(controller, size, signals)
+
+
+@pytest.mark.parametrize('reduction', ['min', 'mean', 'max'])
+@pytest.mark.parametrize('minimum', [0.0, 0.2])
+def test_radadamp(seed, reduction, minimum):
+  controller = c.radadamp(
+    initial_batch_size=B0,
+    rho=0.2,
+    window=4,
+    reduction=reduction,
+    minimum_loss=minimum,
+  )
+  assert controller.needs == {'loss', 'gradient_norm_squared'}
+
+  def size(signals):
+    ratios = []
+    for name, least in (('loss', minimum), ('gradient_norm_squared', 0.0)):
+      values = np.array(field(signals, name)[1:]) - least
+      if len(values) < 4:
+        return None
+      blocks = values[: len(values) // 4 * 4].reshape(-1, 4)
+      reduced = getattr(np, reduction)(blocks, axis=1)
+      rolling = reduced[0]
+      for x in reduced[1:]:
+        rolling = 0.2 * rolling + 0.8 * x
+      ratios.append(rolling / reduced[0])
+    return max(B0 / np.mean(ratios), B0)
+
+  compare(controller, size, random_signals(seed))
+
+
+def test_padadamp(seed):
+  compare(
+    c.padadamp(initial_batch_size=B0, rate=0.37),
+    lambda signals: math.ceil(B0 + 0.37 * signals[-1].update),
+    random_signals(seed),
+  )
+
+
+def test_padadamp_rate(seed):
+  b0, growth, epochs, n = np.random.default_rng(seed).integers(1, 1000, 4)
+  rate = c.padadamp_rate(
+    initial_batch_size=b0,
+    max_batch_size=b0 + growth,
+    epochs=epochs,
+    num_examples=n,
+  )
+  top = 4 * growth * (3 * b0 + 2 * growth + 3)
+  assert rate == pytest.approx(top / (6 * growth + 9 * epochs * n), rel=1e-12)
+
+
+def test_geodamp(seed):
+  def size(signals):
+    result, epoch = B0, signals[-1].epoch
+    while epoch >= 0.7:
+      result, epoch = result * 1.5, epoch - 0.7
+    return result
+
+  controller = c.geodamp(initial_batch_size=B0, factor=1.5, delay_epochs=0.7)
+  compare(controller, size, random_signals(seed))
+
+
+@pytest.mark.parametrize('delay', [0.1, 0.7, 5.0])
+def test_geodamp_steps_at_the_epoch(delay):
+  controller = c.geodamp(initial_batch_size=2, delay_epochs=delay)
+  for i in range(1, 30):
+    for epoch, steps in ((i * delay, i), (i * delay - 1e-6, i - 1)):
+      signals = c.Signals(epoch=epoch)
+      assert controller.update(controller.init(), signals)[0] == 2 * 2.0**steps
+      multiplier = c.geodamp_learning_rate_multiplier(
+        epoch, lr_factor=0.5, delay_epochs=delay
+      )
+      assert multiplier == 0.5**steps
+
+
+def test_step_table(seed):
+  table = '0:768 1.1K:1536 2k:32 0.003M:64 0.000005B:8'
+  counts, sizes = (0, 1100, 2000, 3000, 5000), (768, 1536, 32, 64, 8)
+
+  def size(signals):
+    seen = signals[-1].examples
+    return [b for n, b in zip(counts, sizes, strict=True) if n <= seen][-1]
+
+  signals = random_signals(seed)
+  controller = c.step_table(table=table)
+  assert controller.needs == {'examples'}
+  compare(controller, size, signals, moves=False)
+  pairs = list(zip(counts, sizes, strict=True))
+  assert run(c.step_table(table=pairs), signals) == run(controller, signals)
+  by_epoch = c.step_table(
+    table=[[n / 1000, b] for n, b in pairs], unit='epochs'
+  )
+  assert by_epoch.needs == {'epoch'}
+  assert run(by_epoch, signals)[0] == run(controller, signals)[0]
+  exact = [c.Signals(examples=n) for n in (0, 1099, 1100, 1999, 2000)]
+  assert run(controller, exact)[0] == [768, 768, 1536, 1536, 32]
+
+
+def test_step_table_that_starts_late():
+  controller = c.step_table(table='1K:128', initial_batch_size=B0)
+  sizes, _ = run(controller, signals := random_signals(0))
+  assert sizes == [64 if s.examples < 1000 else 128 for s in signals]
+  unused = c.step_table(table='0:8 1K:128', initial_batch_size=B0)
+  assert run(unused, signals[:1])[0] == [8]
+
+
+def test_ramp_up(seed):
+  controller = c.ramp_up(
+    initial_batch_size=B0, final_batch_size=256, increment=24, examples=3500
+  )
+  ramp = [(i * 3500 / 8, B0 + 24 * i) for i in range(9)]
+  compare(
+    controller,
+    lambda signals: [b for n, b in ramp if n <= signals[-1].examples][-1],
+    random_signals(seed),
+  )
+  flat = c.ramp_up(
+    initial_batch_size=8, final_batch_size=8, increment=1, examples=1
+  )
+  assert run(flat, random_signals(seed)[:3])[0] == [8, 8, 8]
+
+
+def test_from_lr_schedule(seed):
+  peak, end = 1000, 5000
+
+  def schedule(examples):
+    if examples < peak:
+      return np.float32(0.4 * examples / peak)
+    return np.float32(0.4 * max(end - examples, 0) / (end - peak))
+
+  def size(signals):
+    seen = signals[-1].examples
+    largest = max(float(schedule(s.examples)) for s in signals)
+    lr = float(schedule(seen))
+    return B0 if not largest else B0 / max(lr / largest, 1e-12)
+
+  controller = c.from_lr_schedule(schedule, initial_batch_size=B0)
+  signals = random_signals(seed)
+  actual, _ = run(controller, signals)
+  np.testing.assert_allclose(actual, reference(size, signals), rtol=1e-5)
+  assert actual[-1] == B0 * 1e12  # the schedule has ended at 0
+  assert signals[3].examples < peak
+  assert set(actual[:3]) == {B0}  # warmup
+
+
+@pytest.mark.parametrize('power', [0, 1, 2, 3])
+def test_from_lr_schedule_does_not_see_float32(power):
+  decay = np.float32(10.0**-power)
+  controller = c.from_lr_schedule(
+    lambda examples: np.float32(0.3) * (decay if examples else 1),
+    initial_batch_size=B0,
+  )
+  signals = [c.Signals(), c.Signals(update=1, examples=64)]
+  assert run(controller, signals)[0] == [B0, B0 * 10**power]
+
+
+def test_from_lr_schedule_ignores_what_is_not_finite():
+  values = [1.0, math.nan, 0.5, math.inf, 0.25]
+  controller = c.from_lr_schedule(
+    lambda examples: values[examples], initial_batch_size=B0
+  )
+  signals = [c.Signals(update=i, examples=i) for i in range(5)]
+  sizes, state = run(controller, signals)
+  assert sizes == [B0, B0, 2 * B0, 2 * B0, 4 * B0]
+  assert state.ignored == 2
+
+
+def scale(signals, factor, decay):
+  if len(signals) < 2:
+    return None
+  trace = ema(noise(signals, 'trace_covariance'), decay)
+  norm = ema(noise(signals, 'squared_norm'), decay)
+  return factor * trace / norm if min(trace, norm) > 0 else None
+
+
+def test_noise_scale(seed):
+  compare(
+    c.noise_scale(initial_batch_size=B0, c=1.7, decay=0.9),
+    lambda signals: max(scale(signals, 1.7, 0.9) or 0, B0),
+    random_signals(seed),
+  )
+
+
+@pytest.mark.parametrize('name', ['trace_covariance', 'squared_norm'])
+def test_noise_scale_keeps_the_size_while_an_average_is_negative(seed, name):
+  signals = [
+    s if s.update < 20 or s.update > 40
+    else s._replace(gradient_noise=s.gradient_noise._replace(**{name: -900.0}))
+    for s in random_signals(seed)
+  ]  # fmt: skip
+  controller = c.noise_scale(initial_batch_size=B0, decay=0.5)
+  compare(
+    controller,
+    lambda signals: (b := scale(signals, 1, 0.5)) and max(b, B0),
+    signals,
+  )
+  sizes, _ = run(controller, signals)
+  assert len(set(sizes[24:41])) == 1
+
+
+def test_norm_test_is_the_noise_scale_that_never_shrinks(seed):
+  def size(signals):
+    best = [scale(signals[: i + 1], 4, 0.9) for i in range(len(signals))]
+    return max([B0, *(math.ceil(b) for b in best if b is not None)])
+
+  signals = random_signals(seed)
+  controller = c.norm_test(initial_batch_size=B0, eta=0.5, decay=0.9)
+  compare(controller, size, signals)
+  twin = c.monotone(c.noise_scale(initial_batch_size=B0, c=4, decay=0.9))
+  assert run(controller, signals)[0] == list(
+    map(math.ceil, run(twin, signals)[0])
+  )
+
+
+def test_cabs(seed):
+  controller = c.cabs(initial_batch_size=B0, c=2.0, minimum_loss=0.1)
+  assert controller.needs == {'loss', 'learning_rate', 'gradient_noise'}
+
+  def size(signals):
+    if len(signals) < 2:
+      return None
+    trace = ema(noise(signals, 'trace_covariance'), 0.95)
+    loss = ema(field(signals, 'loss'), 0.95)
+    return max(2 * signals[-1].learning_rate * trace / (loss - 0.1), B0)
+
+  compare(controller, size, random_signals(seed))
+
+
+def test_cabs_keeps_the_size_while_the_average_is_negative():
+  controller = c.cabs(initial_batch_size=B0, decay=0.0)
+  sizes, _ = run(controller, [
+    c.Signals(k, loss=1.0, learning_rate=1.0,
+              gradient_noise=c.GradientNoise(trace, 1.0))
+    for k, trace in enumerate([200.0, -1.0, 0.0, 300.0])
+  ])  # fmt: skip
+  assert sizes == [200, 200, 200, 300]
+
+
+def decided(controller, due, change, signals):
+  """A wrapper's sizes, from the inner controller's own run."""
+  held, sizes = None, []
+  for s, inner in zip(signals, run(controller, signals)[0], strict=True):
+    if held is None:
+      held = inner
+    elif due(s.update):
+      held = change(held, inner)
+    sizes.append(held)
+  return sizes
+
+
+@pytest.mark.parametrize(('updates', 'wait'), [(1, 0), (5, 0), (5, 12), (3, 7)])
+def test_every_holds_but_its_inner_average_sees_all(seed, updates, wait):
+  inner = c.adadamp(initial_batch_size=B0, loss_source='ema')
+  controller = c.every(inner, updates=updates, wait=wait)
+  signals = random_signals(seed)
+  allowed = {0, *range(wait, len(signals), updates)}
+  assert {k for k in range(len(signals)) if controller.due(k)} == allowed
+  sizes, state = run(controller, signals)
+  free, inner_state = run(inner, signals)
+  latest = [max(k for k in allowed if k <= s.update) for s in signals]
+  assert sizes == [free[k] for k in latest]
+  assert state.inner == inner_state
+  blind, _ = run(inner, [s for s in signals if s.update in allowed])
+  if updates > 1:
+    assert blind[-1] != free[max(allowed)]
+
+
+def test_every_inside_every_needs_both():
+  inner = c.padadamp(initial_batch_size=B0, rate=1.0)
+  controller = c.every(c.every(inner, updates=2), updates=3)
+  sizes, _ = run(controller, random_signals(0)[:20])
+  assert sizes == [B0 + k // 6 * 6 for k in range(20)]
+
+
+def test_every_keeps_a_constant_undisturbed():
+  controller = c.every(c.constant(initial_batch_size=B0), updates=3)
+  assert [k for k in range(50) if controller.due(k)] == [0]
+
+
+@pytest.mark.parametrize(('wrap', 'change'), [
+  (c.monotone, max),
+  (lambda x: c.smooth(x, 0.7), lambda held, new: 0.7 * held + 0.3 * new),
+  (lambda x: c.limit_growth(x, 1.1), lambda held, new: min(new, 1.1 * held)),
+  (lambda x: c.hysteresis(x, 1.3),
+   lambda held, new: new if max(new / held, held / new) > 1.3 else held),
+], ids=['monotone', 'smooth', 'limit_growth', 'hysteresis'])  # fmt: skip
+@pytest.mark.parametrize('growth', [-0.05, 0.0])
+@pytest.mark.parametrize('updates', [1, 4])
+def test_wrappers(seed, wrap, change, growth, updates):
+  signals = random_signals(seed, growth=growth)
+  inner = c.every(
+    c.cabs(initial_batch_size=B0, decay=0.3, floor=False), updates
+  )
+  controller = wrap(inner)
+  sizes, _ = run(controller, signals)
+  expected = decided(inner, inner.due, change, signals)
+  np.testing.assert_allclose(sizes, expected, rtol=1e-12)
+  assert [controller.due(k) for k in range(9)] == [
+    inner.due(k) for k in range(9)
+  ]
+  assert controller.needs == inner.needs
+  if growth:
+    assert expected != run(inner, signals)[0]
+
+
+def test_smooth_leaves_an_equal_size_alone():
+  signals = random_signals(0)
+  inner = c.step_table(table=[(0, B0 + 0.1)])
+  for rho in np.linspace(0, 0.99, 50):
+    assert set(run(c.smooth(inner, rho), signals)[0]) == {B0 + 0.1}
