@@ -1,36 +1,55 @@
-"""Runs one experiment: python launch.py --config=configs/NAME.py."""
+"""Runs an experiment: python launch.py --config=configs/NAME.py.
+
+Any key of the config can be overridden: --config.optimizer.name=adam. A run
+started again in its own workdir goes on where it was.
+"""
 
 import pathlib
 import sys
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from adabatch import command_line, parallel, report
 from adabatch.checkpoint import CheckpointError
 from adabatch.config import ConfigError
 from adabatch.data import DatasetError
-from adabatch.report import write_report
 from adabatch.train import train
 
+EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 1}
+EXIT_PREEMPTED = 130
+
 CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/digits_mlp.py', 'The experiment.', lock_config=True
+  'config', 'configs/digits_mlp.py', 'File that describes the experiment.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/NAME.')
-flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')
+JOB = flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')
+DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Join the other processes (TPU pod, SLURM, ...).'
+)
+COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0, where not found.'
+)
+PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
+PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 
-def main(argv):
-  del argv
-  name = pathlib.Path(flags.FLAGS['config'].config_filename).stem
-  workdir = WORKDIR.value or f'runs/{name}'
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f'error: unexpected argument {argv[1]!r}: flags start with --')
+  file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  workdir = WORKDIR.value or f'runs/{file.stem}'
   try:
+    if DISTRIBUTED.value:
+      parallel.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     summary = train(CONFIG.value, workdir)
   except (ConfigError, DatasetError, CheckpointError) as error:
     sys.exit(f'error: {error}')
-  write_report(workdir)
-  print(summary)
+  if parallel.is_first_process():
+    print(command_line.describe(summary))
+    print(f'report: {report.write_report(workdir)}')
+  sys.exit(EXIT_CODES.get(summary['status'], EXIT_PREEMPTED))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse)

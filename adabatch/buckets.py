@@ -18,6 +18,10 @@ from typing import NamedTuple
 ROUNDINGS = ('up', 'exact', 'nearest')
 
 
+# Rules that smooth or divide may return 64.00000000000001 for 64.
+_TOLERANCE = 1e-9
+
+
 class Bucket(NamedTuple):
   """How the hardware runs a batch: one compiled program for each value.
 
@@ -166,7 +170,8 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
       f'{nominal_batch_size}'
     )
   smallest, largest = ladder.batch_sizes[0], ladder.batch_sizes[-1]
-  wanted = min(max(nominal_batch_size, float(smallest)), float(largest))
+  asked = nominal_batch_size * (1 - _TOLERANCE)
+  wanted = min(max(asked, float(smallest)), float(largest))
   rung = ladder.batch_sizes[bisect.bisect_left(ladder.batch_sizes, wanted)]
   if ladder.rounding == 'nearest':
     rung = _nearest(wanted, ladder.batch_sizes)

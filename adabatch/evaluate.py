@@ -37,16 +37,17 @@ class Evaluator:
     self._data = data
     self.examples = limit
     slots = min(max_per_device, -(-limit // mesh.size))
-    self._starts = [
-      parallel.replicate(np.int32(start), mesh)
-      for start in range(0, limit, slots * mesh.size)
+    chunks = -(-limit // (slots * mesh.size))
+    firsts = np.arange(chunks * mesh.size, dtype=np.int32) * slots
+    self._firsts = [
+      parallel.shard(row, mesh) for row in firsts.reshape(chunks, mesh.size)
     ]
     self._metric_names = tuple(task.higher_is_better)
     self._mesh = mesh
 
     def program(body):
       return parallel.spmd(
-        body, mesh, layout=(False,) * 5, backend=backend, donate=(3,)
+        body, mesh, layout=(*(False,) * 4, True), backend=backend, donate=(3,)
       )
 
     self._metrics = program(
@@ -57,8 +58,8 @@ class Evaluator:
     )
 
   def _sum(self, program: Callable[..., Any], state: TrainState, sums: Any):
-    for start in self._starts:
-      sums = program(state.params, state.model_state, self._data, sums, start)
+    for first in self._firsts:
+      sums = program(state.params, state.model_state, self._data, sums, first)
     return sums
 
   def metrics(self, state: TrainState) -> dict[str, float]:

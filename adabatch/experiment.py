@@ -196,6 +196,8 @@ def make_controller(
       )
     parameters['floor'] = False
   controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
+  controller = controllers.every(controller, updates=c.every, wait=c.wait)
+  # Around `every`, so that they see decisions and not the updates between.
   if c.smooth:
     controller = controllers.smooth(controller, c.smooth)
   if c.monotone:
@@ -204,7 +206,7 @@ def make_controller(
     controller = controllers.limit_growth(controller, c.growth_limit)
   if c.hysteresis is not None:
     controller = controllers.hysteresis(controller, c.hysteresis)
-  return controllers.every(controller, updates=c.every, wait=c.wait)
+  return controller
 
 
 def make_ladder(config: ConfigDict, devices: int) -> Ladder:

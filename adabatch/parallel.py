@@ -18,6 +18,33 @@ from adabatch.steps import DATA_AXIS
 BACKENDS = ('shard_map', 'pmap')
 
 
+def initialize(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Joins the other processes of a run.
+
+  Without arguments the processes find each other by themselves, on a TPU pod or
+  a cluster that JAX knows (SLURM, Open MPI, Kubernetes).
+
+  Raises:
+    ValueError: if only some are given, or the processes cannot be found.
+  """
+  arguments = (coordinator_address, num_processes, process_id)
+  if len({value is None for value in arguments}) > 1:
+    raise ValueError(
+      'several processes need all of --coordinator_address, --num_processes '
+      'and --process_id'
+    )
+  jax.distributed.initialize(*arguments)
+
+
+def is_first_process() -> bool:
+  """Whether this process writes the logs."""
+  return jax.process_index() == 0
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   """All devices of all processes along one axis, `data`."""
   devices = jax.devices() if devices is None else devices

@@ -81,8 +81,10 @@ def _varying(tree):
   )
 
 
-def _zeros_like(tree):
-  return _varying(jax.tree.map(jnp.zeros_like, tree))
+def _zeros(shapes):
+  return _varying(
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  )
 
 
 def _positions(first: jax.Array, slots: jax.Array):
@@ -175,7 +177,7 @@ def train_step(
       return jax.tree.map(jnp.add, sums, new), None
 
     shares = (batch.indices.reshape(shape), slots.reshape(shape))
-    zeros = _zeros_like(
+    zeros = _zeros(
       jax.eval_shape(
         lambda: microbatch(
           params, model_state, data, batch, shares[0][0], shares[1][0]
@@ -238,9 +240,8 @@ def train_step(
   return body
 
 
-def _chunk(load: Load, data: Data, start, slots: int, limit: int):
-  """This device's share of the examples [start, start + devices * slots)."""
-  first = start + jax.lax.axis_index(DATA_AXIS) * slots
+def _chunk(load: Load, data: Data, first, slots: int, limit: int):
+  """The examples [first, first + slots) and which of them there are."""
   indices = first + jnp.arange(slots, dtype=jnp.int32)
   weights = (indices < limit).astype(jnp.float32)
   return load(data, jnp.minimum(indices, limit - 1), None), weights
@@ -259,12 +260,13 @@ def evaluation_step(
     limit: examples to evaluate, from the first.
 
   Returns:
-    A body (params, model_state, data, sums, start) -> sums, `sums` a dict of
-    float32 scalars: a sum for each metric.
+    A body (params, model_state, data, sums, first) -> sums: `sums` is a dict of
+    float32 scalars, a sum for each metric; `first` the first example of this
+    device's share, int32 [].
   """
 
-  def body(params, model_state, data, sums, start):
-    batch, weights = _chunk(load, data, start, slots, limit)
+  def body(params, model_state, data, sums, first):
+    batch, weights = _chunk(load, data, first, slots, limit)
     outputs = model.apply(
       {'params': params, **model_state}, batch['image'], train=False
     )
@@ -288,8 +290,8 @@ def gradient_step(
   parameters.
   """
 
-  def body(params, model_state, data, sums, start):
-    batch, weights = _chunk(load, data, start, slots, limit)
+  def body(params, model_state, data, sums, first):
+    batch, weights = _chunk(load, data, first, slots, limit)
 
     def loss_sum(params):
       outputs = model.apply(

@@ -149,6 +149,10 @@ class Run:
       keep_gradient=e.differenced,
     )
     self.num_examples = len(e.train.arrays['label'])
+    # Whether the rule reads anything that the devices have to report.
+    self.measured = bool(
+      e.controller.needs - {'update', 'examples', 'epoch'}
+    )
 
     def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
       return Evaluator(
@@ -216,7 +220,7 @@ class Run:
     want somewhat later; one that reads measurements mostly grows by a rung.
     """
     e, progress = self.experiment, self.progress
-    if e.controller.needs:
+    if self.measured:
       above = buckets.next_rung(plan.batch_size, e.ladder)
       return None if above is None else buckets.bucket_for(above, e.ladder)
     ahead = e.total_examples // 20
@@ -246,7 +250,7 @@ class Run:
     first_difference = self.experiment.differenced and done.update == 1
     known = all(map(math.isfinite, noise)) and not first_difference
     controller = self.experiment.controller
-    if controller.needs:
+    if self.measured:
       self.decide(
         Signals(
           update=done.update,
@@ -368,10 +372,10 @@ class Run:
         progress.update, progress.examples, progress.nominal, plan, signals
       )
     )
-    if not controller.needs:
+    if not self.measured:
       epoch = self.epoch(progress.examples)
       self.decide(Signals(progress.update, progress.examples, epoch))
-    waits = controller.needs and controller.due(progress.update)
+    waits = self.measured and controller.due(progress.update)
     self.drain(keep=0 if waits else self.in_flight)
 
   def finished(self) -> bool:

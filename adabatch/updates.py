@@ -100,8 +100,8 @@ class Updates:
     Empty slots repeat example 0 and carry weight 0.
     """
     indices = np.zeros(plan.bucket.slots, np.int32)
-    indices[: plan.batch_size] = self.order.indices(
-      np.arange(position, position + plan.batch_size)
+    indices[: plan.batch_size] = data.take(
+      self.order, position, position + plan.batch_size
     )
     rows = indices.reshape(plan.bucket.devices, -1)
     sharded = parallel.shard(

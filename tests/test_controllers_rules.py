@@ -459,6 +459,6 @@ def test_wrappers(seed, wrap, change, growth, updates):
 
 def test_smooth_leaves_an_equal_size_alone():
   signals = random_signals(0)
-  inner = c.step_table(table=[(0, B0 + 0.1)])
-  for rho in np.linspace(0, 0.99, 50):
-    assert set(run(c.smooth(inner, rho), signals)[0]) == {B0 + 0.1}
+  for size in range(60, 300):
+    inner = c.step_table(table=[(0, size)])
+    assert set(run(c.smooth(inner, 0.1), signals[:4])[0]) == {size}

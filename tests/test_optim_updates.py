@@ -360,13 +360,17 @@ def test_bfloat16_parameters_remember_with_a_momentum_of_0_9999():
 
 
 def test_the_learning_rate_and_damping_are_not_rounded_to_bfloat16():
-  grads = jnp.full(2, 3.0, jnp.bfloat16)
+  """Rounding 1/3 to bfloat16 first would move a third of these products."""
+  grads = jnp.arange(128, 256).astype(jnp.bfloat16)
+  product = grads.astype(jnp.float32) * np.float32(1 / 3)
+  expected = product.astype(jnp.bfloat16)
+  assert (expected != grads * jnp.bfloat16(1 / 3)).any()
   tx = optim.scale_by_batch_learning_rate(1 / 3)
   updates, _ = tx.update(grads, tx.init(grads), batch_size=1, examples=0)
-  np.testing.assert_array_equal(updates.astype(np.float32), [-1.0, -1.0])
+  np.testing.assert_array_equal(updates, -expected)
   damping = optim.scale_by_damping()
   updates, _ = damping.update(grads, damping.init(grads), damping=1 / 3)
-  np.testing.assert_array_equal(updates.astype(np.float32), [1.0, 1.0])
+  np.testing.assert_array_equal(updates, expected)
 
 
 def test_mask_leaves_out_norms_and_biases():

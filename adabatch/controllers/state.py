@@ -57,7 +57,7 @@ def reject(state: Any) -> tuple[float, Any]:
 
 
 def accept(state: Any, size: float, *, smallest: float) -> tuple[float, Any]:
-  """Take a new size, at least `smallest` >= 1; reject it if it is not finite."""
+  """Take a new size, at least `smallest` (>= 1), unless not finite."""
   if not math.isfinite(size):
     return reject(state)
   return hold(state._replace(batch_size=float(max(size, smallest))))

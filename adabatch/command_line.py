@@ -1,0 +1,53 @@
+"""What the command line needs beside its flags: clear errors, a short summary.
+"""
+
+import sys
+from typing import Any
+
+from absl import flags
+
+from adabatch import config
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the flags; a wrong one ends the program with one line.
+
+  For `absl.app.run(main, flags_parser=parse)`.
+  """
+  # ml_collections raises a bare KeyError for these, with half of a hint.
+  known = config.flatten(config.default())
+  for argument in argv[1:]:
+    name = argument.lstrip('-').partition('=')[0]
+    key = name.removeprefix('config.')
+    if argument.startswith('--config.') and key not in known:
+      sys.exit(f'error: unknown config key {key!r}{config.nearest(key)}')
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(f'error: {_one_line(error)}')
+  except OSError as error:
+    sys.exit(f'error: cannot load the config file: {_one_line(error)}')
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())
+
+
+def describe(summary: dict[str, Any]) -> str:
+  """A run in two or three lines.
+
+  >>> print(describe({'status': 'completed', 'updates': 9, 'examples': 1000,
+  ...                 'epochs': 2.5, 'seconds': 1.25, 'final': {}}))
+  completed: 9 updates, 1,000 examples, 2.5 epochs, 1.2 s of training
+  """
+  lines = [
+    f'{summary["status"]}: {summary["updates"]:,} updates, '
+    f'{summary["examples"]:,} examples, {summary["epochs"]:.1f} epochs, '
+    f'{summary["seconds"]:.1f} s of training'
+  ]
+  if 'message' in summary:
+    lines.append(summary['message'])
+  for split, metrics in summary['final'].items():
+    values = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
+    lines.append(f'{split}: {values}')
+  return '\n'.join(lines)
