@@ -7,7 +7,7 @@ started again in its own workdir goes on where it was.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from adabatch import command_line, parallel, report
@@ -35,6 +35,8 @@ PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 
 def main(argv: list[str]) -> None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # libraries report every step
   if len(argv) > 1:
     sys.exit(f'error: unexpected argument {argv[1]!r}: flags start with --')
   file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))

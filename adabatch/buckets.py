@@ -18,7 +18,8 @@ from typing import NamedTuple
 ROUNDINGS = ('up', 'exact', 'nearest')
 
 
-# Rules that smooth or divide may return 64.00000000000001 for 64.
+# Rules that smooth or divide may return 64.00000000000001 for 64, and
+# 100 * 1.1 is 110.00000000000001.
 _TOLERANCE = 1e-9
 
 
@@ -78,7 +79,9 @@ def ladder(
   growth: float = 2.0,
   rounding: str = 'up',
 ) -> Ladder:
-  """The rungs ceil(smallest * growth**i) below `largest`, then `largest`.
+  """The rungs smallest * growth**i below `largest`, then `largest`.
+
+  They are rounded up, and at least one example apart.
 
   Args:
     smallest: the smallest batch size, in examples.
@@ -117,18 +120,19 @@ def ladder(
     )
   rungs = []
   size = float(smallest)
-  while size < largest:
-    rungs.append(math.ceil(size))
-    size = max(size * growth, rungs[-1] + 1)
+  while (rung := math.ceil(size * (1 - _TOLERANCE))) < largest:
+    rungs.append(rung)
+    size = max(size * growth, rung + 1.0)
   rungs.append(largest)
   return Ladder(tuple(rungs), devices, max_per_device, rounding)
 
 
 def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
-  """The bucket that runs `batch_size` examples with the fewest empty slots.
+  """The bucket that runs `batch_size` examples in the fewest microbatches.
 
-  Microbatches are of equal size: a device with 300 examples and room for 256
-  runs 2 x 150, not 256 and a mostly empty second one.
+  Of those, the one with the fewest empty slots. Microbatches are of equal size:
+  a device with 300 examples and room for 256 runs 2 x 150, not 256 and a mostly
+  empty second one.
 
   >>> bucket_for(300, ladder(1, 300, devices=1, max_per_device=256))
   Bucket(microbatch_size=150, accumulation_steps=2, devices=1)

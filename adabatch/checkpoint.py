@@ -5,15 +5,11 @@ controller state, examples, clock, counters). It is written in the background
 and becomes visible only when it is whole.
 """
 
-import logging
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-
-# Orbax reports each save at length; a run's own log says what matters.
-logging.getLogger('absl').setLevel(logging.ERROR)
 
 
 class Record(NamedTuple):

@@ -8,6 +8,7 @@ None means: not set.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -161,7 +162,7 @@ def default() -> ConfigDict:
   return c
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
+def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
   """Dotted keys and plain values.
 
   >>> flatten(default())['optimizer.name']
@@ -169,10 +170,10 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
   """
   flat = {}
   for key, value in config.items():
-    if isinstance(value, ConfigDict):
+    if isinstance(value, Mapping | ConfigDict):
       flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
     else:
-      flat[key] = list(value) if isinstance(value, tuple) else value
+      flat[key] = value
   return flat
 
 

@@ -109,7 +109,7 @@ class Updates:
     )
     replicated = parallel.replicate(
       (
-        np.array([position >> 32, position & 0xFFFFFFFF], np.uint32),
+        np.array(data.position_halves(position)),
         np.float32(plan.batch_size),
         np.float32(plan.damping),
         np.float32(position),

@@ -53,7 +53,8 @@ class Workdir:
         f'{self._config_path()} is not JSON ({error}): restore it, or choose '
         'another --workdir'
       ) from None
-    new = json.loads(json.dumps(config_lib.flatten(config)))
+    old = config_lib.flatten(old)
+    new = config_lib.flatten(json.loads(json.dumps(config.to_dict())))
     keys = config_lib.differences(old, new)
     if keys:
       shown = ', '.join(
@@ -73,7 +74,7 @@ class Workdir:
     """
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      write_json(self._config_path(), config_lib.flatten(config))
+      write_json(self._config_path(), config.to_dict())
     except OSError as error:
       raise ConfigError(
         f'cannot write to workdir {self.path} ({error.strerror}): choose '

@@ -109,7 +109,7 @@ def indices(order: Order, positions: np.ndarray) -> np.ndarray:
 
 
 def take(order: Order, start: int, stop: int) -> np.ndarray:
-  """The examples at positions `[start, stop)`: the batch that begins at `start`.
+  """The examples at positions `[start, stop)`: one batch.
 
   The same as `indices(order, np.arange(start, stop))`, but copies a slice of
   the epoch's permutation. The range may straddle epochs or be longer than one.

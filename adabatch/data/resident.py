@@ -55,8 +55,8 @@ def load(
   """Loads one split of an image-classification set.
 
   Args:
-    name: a key of `EMBEDDED`, or a TFDS name: 'NAME[/CONFIG][:VERSION]'. Without
-      a version, the newest on disk.
+    name: a key of `EMBEDDED`, or a TFDS name, 'NAME[/CONFIG][:VERSION]';
+      without a version, the newest on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
@@ -252,19 +252,21 @@ def _load_tfds(
   directory = _find_tfds(name, data_dir)
   # Here because importing it takes most of a second.
   import tensorflow_datasets as tfds
+  from google.protobuf import message
 
   try:
     # Not `tfds.data_source(name)`: that imports the set's own code and starts
     # to download it when it is not prepared.
-    builder = tfds.builder_from_directory(directory)
-  except Exception as error:  # whatever a damaged directory makes TFDS raise
+    builder: Any = tfds.builder_from_directory(directory)
+  # Whatever a damaged directory makes TFDS raise.
+  except Exception as error:  # noqa: BLE001
     raise DatasetError(
       f"data set '{name}' in {directory} cannot be read: {_line(error)}"
     ) from None
-  info: Any = builder.info
+  info = builder.info
   image_key, label_key = _feature_keys(name, info, tfds)
   try:
-    source: Any = builder.as_data_source(
+    source = builder.as_data_source(
       split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
   except NotImplementedError:
@@ -272,12 +274,8 @@ def _load_tfds(
       f"data set '{name}' in {directory} is not stored as array_record: "
       f'{_how_to_prepare(name, data_dir)}'
     ) from None
-  except FileNotFoundError as error:
-    raise DatasetError(
-      f"data set '{name}' in {directory} is incomplete: {_line(error)}; "
-      f'{_how_to_prepare(name, data_dir)}'
-    ) from None
-  except Exception as error:  # TFDS: ValueError, KeyError, AssertionError, ...
+  # TFDS raises ValueError, KeyError, AssertionError, ... for a wrong split.
+  except Exception as error:  # noqa: BLE001
     if re.split(r'[\[+]', split)[0] not in info.splits:
       raise _unknown_split(name, split, list(info.splits)) from None
     raise DatasetError(
@@ -287,12 +285,19 @@ def _load_tfds(
     raise DatasetError(f"data set '{name}': split '{split}' holds no examples")
   channels = info.features[image_key].shape[-1]
   try:
-    images, labels = _decode(name, source, image_key, label_key, channels)
+    images, labels = _decode(source, image_key, label_key, channels)
     return from_arrays(
       {'image': images, 'label': labels}, info.features[label_key].num_classes
     )
   except DatasetError as error:
     raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
+  except (OSError, RuntimeError, IndexError, message.DecodeError) as error:
+    # A file or a field is missing, or bytes are no image: array_record raises
+    # RuntimeError, Pillow OSError.
+    raise DatasetError(
+      f"data set '{name}' in {directory} is damaged: {_line(error)}; remove it "
+      f'and {_how_to_prepare(name, data_dir)}'
+    ) from None
 
 
 def _find_tfds(
@@ -366,30 +371,35 @@ def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 def _feature_keys(name: str, info: Any, tfds: Any) -> tuple[str, str]:
   """The names of the image and the label among the set's features."""
-  features = info.features
+  given: Any = info.features
+  features = (
+    dict(given) if isinstance(given, tfds.features.FeaturesDict) else {}
+  )
   keys = info.supervised_keys
   if not (isinstance(keys, tuple) and len(keys) == 2):
     keys = ('image', 'label')
-  try:
-    image, label = features[keys[0]], features[keys[1]]
-  except (KeyError, TypeError):
-    image, label = None, None
+  found: list[Any] = [
+    features.get(key) if isinstance(key, str) else None for key in keys
+  ]
+  image, label = found
   if (
     not isinstance(image, tfds.features.Image)
     or not isinstance(label, tfds.features.ClassLabel)
     or image.np_dtype != np.uint8
     or image.shape[-1] not in _PIL_MODES
   ):
-    found = ', '.join(f'{key}: {type(features[key]).__name__}' for key in features)
+    names = ', '.join(
+      f'{key}: {type(features[key]).__name__}' for key in features
+    )
     raise DatasetError(
       f"data set '{name}' is no image-classification set with uint8 images of "
-      f'1, 3 or 4 channels and a class label: it has {found}'
+      f'1, 3 or 4 channels and a class label: it has {names}'
     )
   return keys
 
 
 def _decode(
-  name: str, source: Any, image_key: str, label_key: str, channels: int
+  source: Any, image_key: str, label_key: str, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """All records of a data source of raw bytes, as two arrays."""
   # Parsing the records ourselves and decoding with Pillow takes 30 µs an image
@@ -397,13 +407,14 @@ def _decode(
   from PIL import Image
   from tensorflow_datasets.proto import tf_example_pb2
 
+  example_pb2: Any = tf_example_pb2  # generated code, without types
   mode = _PIL_MODES[channels]
-  images = np.empty((0,), np.uint8)
+  images = np.empty((0, 0, 0, channels), np.uint8)
   labels = np.empty(len(source), np.int32)
   for start in range(0, len(source), _RECORDS):
     rows = range(start, min(start + _RECORDS, len(source)))
     for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-      feature = tf_example_pb2.Example.FromString(record).features.feature
+      feature = example_pb2.Example.FromString(record).features.feature
       encoded = feature[image_key].bytes_list.value[0]
       with Image.open(io.BytesIO(encoded)) as opened:
         # A set of colour images may hold a few that are stored as grey.

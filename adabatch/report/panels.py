@@ -1,0 +1,134 @@
+"""What the pictures of a page show, independent of their x axis."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adabatch.report import scales
+from adabatch.report.lines import smooth
+from adabatch.report.records import NOT_METRICS, Record, column, positions
+
+COLORS = 6  # in the page's palette
+
+
+class Line(NamedTuple):
+  """One line of a panel.
+
+  Attributes:
+    name: for the key; '' for none.
+    color: 1 to `COLORS`.
+    x: the x values of every axis.
+    y: the values; those that are not finite are not drawn.
+    look: '', 'dashed' or 'faint'.
+    steps: whether a value holds until the next one.
+  """
+
+  name: str
+  color: int
+  x: Mapping[str, np.ndarray]
+  y: np.ndarray
+  look: str = ''
+  steps: bool = False
+
+
+class Panel(NamedTuple):
+  """One picture; it is drawn once for each x axis.
+
+  Attributes:
+    title: its heading.
+    unit: of y.
+    lines: drawn in this order.
+    rule: how its y axis is chosen.
+    note: a remark for the reader.
+    limit: B_max, a horizontal line.
+    stop: where the loss stopped being finite on every axis, a vertical line.
+  """
+
+  title: str
+  unit: str
+  lines: Sequence[Line]
+  rule: scales.ScaleRule
+  note: str = ''
+  limit: float | None = None
+  stop: Mapping[str, float] | None = None
+
+
+def _missing(values: np.ndarray) -> str:
+  count = int(np.count_nonzero(~np.isfinite(values)))
+  plural = 's' * (count > 1)
+  return f'{count:,} value{plural} not finite, not drawn' if count else ''
+
+
+def train_panels(records: Sequence[Record], max_batch_size: float):
+  """Batch size, learning rate, training loss and, if known, noise scale.
+
+  Args:
+    records: the train records of a run.
+    max_batch_size: B_max; NaN for none.
+  """
+  x = positions(records)
+  batch_size = column(records, 'batch_size')
+  nominal = column(records, 'nominal_batch_size')
+  loss = column(records, 'loss')
+
+  note, limit = '', max_batch_size if max_batch_size > 0 else None
+  largest = np.nanmax([0, *batch_size, *nominal])
+  if limit and 0 < 8 * largest < limit:
+    # A line far above everything else would flatten the rest.
+    note, limit = f'B_max = {limit:,.0f}, above the picture', None
+  sizes = (
+    Line('nominal', 2, x, nominal, 'dashed', steps=True),
+    Line('true', 1, x, batch_size, steps=True),
+  )
+
+  rate = (Line('', 1, x, column(records, 'learning_rate')),)
+  rate_rule = scales.ScaleRule(span=20, quantile=0.25, from_zero=True)
+
+  window = len(records) / 50
+  losses = [Line('', 1, x, loss)]
+  if window > 1:
+    name = f'average of about {round(window):,} records'
+    losses = [
+      Line('each record', 1, x, loss, 'faint'),
+      Line(name, 1, x, smooth(loss, window)),
+    ]
+  broken = np.flatnonzero(~np.isfinite(loss))
+  stop = {a: float(x[a][broken[0]]) for a in x} if broken.size else None
+
+  panels = [
+    Panel('Batch size', 'examples', sizes, scales.BATCH_SIZE, note, limit),
+    Panel('Effective learning rate', '', rate, rate_rule),
+    Panel('Training loss', '', losses, scales.LOSS, _missing(loss), stop=stop),
+  ]
+  if any('gradient_noise_scale' in record for record in records):
+    noise = column(records, 'gradient_noise_scale')
+    lines = (Line('', 1, x, noise),)
+    rule = scales.ScaleRule(span=4, quantile=0.05, from_zero=True)
+    panels.append(
+      Panel('Gradient noise scale', 'examples', lines, rule, _missing(noise))
+    )
+  return panels
+
+
+def eval_panels(records: Sequence[Record]) -> list[Panel]:
+  """Loss and every further metric, one line for each split."""
+  by_split: dict[str, list[Record]] = {}
+  for record in records:
+    by_split.setdefault(str(record.get('split', '')), []).append(record)
+  x = {split: positions(part) for split, part in by_split.items()}
+  panels = []
+  # A dict keeps the order in which they appear.
+  for metric in {'loss': None} | {key: None for r in records for key in r}:
+    lines = [
+      Line(split, 1 + i % COLORS, x[split], column(part, metric))
+      for i, (split, part) in enumerate(by_split.items())
+    ]
+    values = np.concatenate([np.empty(0), *(line.y for line in lines)])
+    # What is never a number is a name or a remark.
+    if metric == 'loss' or (
+      metric not in NOT_METRICS and np.isfinite(values).any()
+    ):
+      title = f'Evaluation {metric}'
+      panels.append(Panel(title, '', lines, scales.LOSS, _missing(values)))
+  return panels

@@ -1,0 +1,143 @@
+"""One panel as an SVG element that fits into a page."""
+
+import html
+import io
+import math
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from adabatch.report import scales
+from adabatch.report.lines import thin
+from adabatch.report.panels import COLORS, Panel
+
+MAX_MARKERS = 60  # a line with more points than this is drawn without markers
+
+# Matplotlib writes colours as hex. These stand for the page's own colours, so
+# that one picture is legible on light, dark and paper.
+INK, GRID = '#000001', '#000002'
+PALETTE = {i: f'#0000{0x10 + i:02x}' for i in range(1, COLORS + 1)}
+CSS_COLORS = {INK: 'var(--ink)', GRID: 'var(--grid)'} | {
+  color: f'var(--s{i})' for i, color in PALETTE.items()
+}
+DOTTED: Any = (0, (1, 2))
+DASHED: Any = (0, (3, 1.5))
+RC: Any = {
+  # Text stays text: it is small, follows the page's font and can be searched.
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'adabatch',
+  'path.simplify': True,
+  'font.family': ['DejaVu Sans'],  # for its metrics; the page has its own
+  'font.size': 9,
+}
+
+
+def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
+  """Draws a panel against one axis.
+
+  Args:
+    panel: what to draw.
+    axis: one of `AXES`.
+    end: where the run ends; all panels of a page share their x axis.
+    prefix: starts every id in the SVG; unique in the page.
+
+  Returns:
+    An `<svg>` element, or '' if the panel has no finite point.
+  """
+  curves = [(line, *thin(line.x[axis], line.y)) for line in panel.lines]
+  values = np.concatenate([np.empty(0), *(y for _, _, y in curves)])
+  if not values.size:
+    return ''
+  if panel.limit:
+    values = np.append(values, panel.limit)
+  scale = scales.choose_scale(values, panel.rule)
+  unit, label = 1, {'examples': 'examples seen'}.get(axis, axis)
+  if axis == 'seconds':
+    unit, name = (60, 'min') if end > 600 else (1, 's')
+    unit, name = (3600, 'h') if end > 3 * 3600 else (unit, name)
+    label = f'training time ({name})'
+  end = 1.02 * (end / unit or 1.0)
+
+  with matplotlib.rc_context(RC):
+    figure = Figure(figsize=(4.5, 2.6))
+    axes = figure.add_axes((0.115, 0.17, 0.85, 0.80))
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    if scale.log:
+      axes.set_yscale('log', nonpositive='mask')
+    axes.set_xlim(0, end)
+    axes.set_ylim(scale.low, scale.high)
+    x_ticks = scales.linear_ticks(0, end)
+    axes.set_xticks(x_ticks, scales.tick_labels(x_ticks))
+    axes.set_yticks(scale.ticks, scale.labels)
+    axes.minorticks_off()
+    axes.tick_params(length=0, colors=INK, pad=4)
+    axes.set_xlabel(label, color=INK, labelpad=4)
+    axes.grid(axis='y', color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.spines['bottom'].set_color(GRID)
+    if panel.limit:
+      axes.axhline(panel.limit, color=INK, linewidth=0.9, linestyle=DOTTED)
+    if panel.stop and math.isfinite(panel.stop[axis]):
+      stop = panel.stop[axis] / unit
+      axes.axvline(stop, color=PALETTE[2], linewidth=1.2, linestyle=DOTTED)
+    for line, x, y in curves:
+      faint, dashed = line.look == 'faint', line.look == 'dashed'
+      axes.plot(
+        x / unit,
+        y,
+        color=PALETTE[line.color],
+        linewidth=0.8 if faint else 1.5,
+        alpha=0.35 if faint else 1.0,
+        linestyle=DASHED if dashed else '-',
+        drawstyle='steps-post' if line.steps else 'default',
+        marker='o' if len(x) <= MAX_MARKERS and not dashed else '',
+        markersize=3,
+        markeredgewidth=0,
+        solid_joinstyle='round',
+      )
+    buffer = io.StringIO()
+    figure.savefig(buffer, format='svg', metadata={'Date': None})
+  return embed_svg(buffer.getvalue(), prefix, f'{panel.title} against {label}')
+
+
+def embed_svg(svg: str, prefix: str, description: str) -> str:
+  """Turns Matplotlib's SVG file into an element of an HTML page.
+
+  Several such files number their ids alike, and in one page a duplicate would
+  make a picture borrow another's clip path; so ids that something refers to
+  get a prefix, and the others go. Metadata go too (they hold addresses),
+  colours become the page's, coordinates keep two decimals.
+
+  >>> embed_svg('<?xml?><svg width="9pt" viewBox="0 0 9 9"><g id="a">'
+  ...           '<path id="b" d="M 1.23456 2 "/></g><use xlink:href="#b"/>'
+  ...           '</svg>', 'p1-', 'A line')
+  ... # doctest: +NORMALIZE_WHITESPACE
+  '<svg role="img" aria-label="A line" viewBox="0 0 9 9"><g><path
+  id="p1-b" d="M1.23 2"/></g><use href="#p1-b"/></svg>'
+  """
+
+  def keep_id(match: re.Match[str]) -> str:
+    return f' id="{prefix}{match[1]}"' if match[1] in used else ''
+
+  def compact(path: re.Match[str]) -> str:
+    short = re.sub(r'(\.\d\d)\d+', r'\1', path[1])
+    short = re.sub(r'\s*([A-Za-z])\s*', r'\1', short)
+    return f' d="{short.strip()}"'
+
+  (view_box,) = re.findall(r'viewBox="[^"]*"', svg)
+  body = re.split(r'<svg[^>]*>', svg)[1].replace('xlink:href=', 'href=')
+  body = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', body, flags=re.S)
+  used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+  body = re.sub(r' id="([^"]*)"', keep_id, body)
+  body = re.sub(r'(href="#|url\(#)', rf'\g<1>{prefix}', body)
+  body = re.sub(r' d="([^"]*)"', compact, body)
+  for color, css in CSS_COLORS.items():
+    body = body.replace(f': {color}', f': {css}')
+  body = re.sub(r'>\s+<', '><', body).strip()
+  label = f'aria-label="{html.escape(description)}"'
+  return f'<svg role="img" {label} {view_box}>{body}'

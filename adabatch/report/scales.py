@@ -1,0 +1,128 @@
+"""Axes: where they start and end, their ticks and the ticks' labels."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+
+class Scale(NamedTuple):
+  """A y axis: where it starts and ends, its ticks and their labels."""
+
+  log: bool
+  low: float
+  high: float
+  ticks: list[float]
+  labels: list[str]
+
+
+class ScaleRule(NamedTuple):
+  """When a y axis is logarithmic, and where it starts.
+
+  Logarithmic if the highest value is more than `span` times the given quantile
+  of the values. A quantile, not the minimum: one lucky batch with a loss of
+  1e-8, or the last updates of a cosine decay, say nothing about the rest.
+  """
+
+  span: float
+  quantile: float = 0.0
+  from_zero: bool = False
+  base: int = 10
+
+
+BATCH_SIZE = ScaleRule(span=4, from_zero=True, base=2)
+LOSS = ScaleRule(span=20, quantile=0.01)
+
+
+def choose_scale(values: np.ndarray, rule: ScaleRule) -> Scale:
+  """The y axis for these values (finite, at least one).
+
+  >>> choose_scale(np.array([64.0, 1024.0]), BATCH_SIZE).labels
+  ['64', '128', '256', '512', '1024']
+  >>> choose_scale(np.array([64.0, 128.0]), BATCH_SIZE).labels
+  ['0', '25', '50', '75', '100', '125']
+  """
+  low, high = float(values.min()), float(values.max())
+  typical = float(np.quantile(values, rule.quantile))
+  if typical > 0 and high / typical > rule.span:
+    positive = values[values > 0]
+    # Where the rule looks at a quantile, far outliers below may leave the
+    # picture; those above never do, a spike is news.
+    low = float(positive.min())
+    if rule.quantile > 0:
+      low = max(low, float(np.quantile(positive, 0.01)) / 10)
+    margin = (high / low) ** 0.05
+    low, high = low / margin, high * margin
+    ticks = _log_ticks(low, high, rule.base if high / low < 2**14 else 10)
+    return Scale(True, low, high, ticks, [_log_label(tick) for tick in ticks])
+  if rule.from_zero and low >= 0:
+    low, high = 0.0, (high or 1.0) * 1.08
+  else:
+    margin = 0.05 * (high - low)
+    if high - low <= 1e-12 * max(abs(high), abs(low)):
+      margin = 0.1 * abs(high) or 0.5
+    low, high = low - margin, high + margin
+  ticks = linear_ticks(low, high)
+  return Scale(False, low, high, ticks, tick_labels(ticks))
+
+
+def linear_ticks(low: float, high: float) -> list[float]:
+  """At most seven round values from low to high.
+
+  >>> linear_ticks(0, 102)
+  [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+  """
+  locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+  ticks = locator.tick_values(low, high)
+  return [float(tick) for tick in ticks if low <= tick <= high]
+
+
+def _log_ticks(low: float, high: float, base: int) -> list[float]:
+  first = math.ceil(math.log(low, base) - 1e-9)
+  last = math.floor(math.log(high, base) + 1e-9)
+  decades = math.log10(high / low)
+  if base == 10 and decades < 2.5:
+    factors = (1, 2, 5) if decades < 1.8 else (1, 3)
+    exponents = range(first - 1, last + 1)
+    ticks = [factor * 10.0**e for e in exponents for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
+  stride = max(1, math.ceil((last - first + 1) / 7))
+  return [float(base) ** e for e in range(first, last + 1, stride)]
+
+
+def _unit(value: float) -> tuple[float, str]:
+  """The unit to write a value in; 2000 and 4000 are read faster than 2k, 4k."""
+  units = ((1e9, 1e9, 'B'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k'))
+  for limit, size, suffix in units:
+    if limit <= value < 1e13:
+      return size, suffix
+  return 1.0, ''
+
+
+def _log_label(tick: float) -> str:
+  size, suffix = _unit(tick)
+  return f'{tick / size:.{3 if suffix else 4}g}{suffix}'
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+  """Labels of evenly spaced ticks: all in one unit, as short as is exact.
+
+  >>> tick_labels([0, 20_000, 40_000])
+  ['0', '20k', '40k']
+  >>> tick_labels([0.69314, 0.69315, 0.69316])
+  ['0.69314', '0.69315', '0.69316']
+  """
+  largest = max(abs(tick) for tick in ticks)
+  size, suffix = _unit(largest)
+  error = 0.01 * abs(ticks[-1] - ticks[0]) / max(len(ticks) - 1, 1) / size
+  labels = []
+  for digits in range(1, 16):
+    labels = [f'{tick / size:.{digits}g}' for tick in ticks]
+    pairs = zip(labels, ticks, strict=True)
+    exact = all(abs(float(text) - tick / size) <= error for text, tick in pairs)
+    # `.1g` writes 20 as 2e+01: more digits also get rid of exponents.
+    if exact and (largest >= 1e13 or 'e+' not in ''.join(labels)):
+      break
+  return ['0' if float(label) == 0 else label + suffix for label in labels]

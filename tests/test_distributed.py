@@ -1,0 +1,102 @@
+"""Two processes with two devices each run the main job like one process."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(workdir, *flags):
+  return [
+    sys.executable,
+    'launch.py',
+    '--config=configs/digits_mlp.py',
+    '--config.max_updates=100',
+    '--config.log.every_updates=1',
+    '--config.checkpoint.every_updates=40',
+    f'--workdir={workdir}',
+    *flags,
+  ]
+
+
+def environment(devices):
+  return os.environ | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+  }
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+def run_two(workdir, *flags):
+  port = free_port()
+  processes = [
+    subprocess.Popen(
+      command(
+        workdir,
+        '--distributed',
+        f'--coordinator_address=localhost:{port}',
+        '--num_processes=2',
+        f'--process_id={i}',
+        *flags,
+      ),
+      cwd=ROOT,
+      env=environment(2),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    outputs = [p.communicate(timeout=240) for p in processes]
+  finally:
+    for p in processes:
+      p.kill()
+  for p, (_, err) in zip(processes, outputs, strict=True):
+    assert p.returncode == 0, err
+  return outputs
+
+
+def records(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [r for r in map(json.loads, lines) if r['kind'] == 'train']
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('backend', ['shard_map', 'pmap'])
+def test_same_as_one_process(backend, tmp_path):
+  one = tmp_path / 'one'
+  flag = f'--config.parallel.backend={backend}'
+  result = subprocess.run(
+    command(one, flag),
+    cwd=ROOT,
+    env=environment(1),
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert result.returncode == 0, result.stderr
+  two = tmp_path / 'two'
+  (out_0, _), (out_1, err_1) = run_two(two, flag)
+  assert 'completed' in out_0
+  assert out_1 == ''
+  assert 'epoch' not in err_1, 'only the first process reports'
+  a, b = records(one), records(two)
+  assert [x['update'] for x in b] == list(range(1, 101))
+  for key in ('batch_size', 'nominal_batch_size'):
+    assert [x[key] for x in a] == [x[key] for x in b]
+  assert len({x['batch_size'] for x in a}) >= 3
+  losses = np.array([[x['loss'] for x in r] for r in (a, b)])
+  np.testing.assert_allclose(*losses[:, :1], rtol=1e-5)
+  np.testing.assert_allclose(*losses, rtol=1e-4)

@@ -1,0 +1,103 @@
+"""The same run, however the hardware shares it out."""
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch.train import train
+from tests.experiments import column, digits
+
+# The main job's rule, from 16 examples to 128 and beyond the cap.
+UPDATES = 100
+
+
+def run(tmp_path, name, devices=1, **overrides):
+  config = digits(max_updates=UPDATES, epochs=100.0, **overrides)
+  workdir = tmp_path / name
+  train(config, workdir, devices=jax.devices()[:devices])
+  return workdir
+
+
+def agree(a, b, *, updates=UPDATES):
+  """Equal batch sizes; losses to 1e-5 at once and 1e-4 over 100 updates."""
+  sizes = column(a, 'batch_size')
+  assert len(sizes) == updates
+  assert sizes == column(b, 'batch_size')
+  assert column(a, 'nominal_batch_size') == column(b, 'nominal_batch_size')
+  losses = np.array([column(a, 'loss'), column(b, 'loss')])
+  np.testing.assert_allclose(*losses[:, :1], rtol=1e-5)
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+  assert len(set(sizes)) >= 3, 'the run must visit several buckets'
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+  return run(tmp_path_factory.mktemp('runs'), 'one')
+
+
+@pytest.mark.quick
+def test_eight_devices(one_device, tmp_path):
+  agree(one_device, run(tmp_path, 'eight', devices=8))
+
+
+@pytest.mark.quick
+def test_pmap(one_device, tmp_path):
+  overrides = {'parallel.backend': 'pmap'}
+  agree(one_device, run(tmp_path, 'pmap', devices=8, **overrides))
+
+
+def test_three_devices_that_share_unevenly(one_device, tmp_path):
+  agree(one_device, run(tmp_path, 'three', devices=3))
+
+
+def test_accumulation(one_device, tmp_path):
+  overrides = {'buckets.max_per_device': 8}
+  agree(one_device, run(tmp_path, 'accumulated', **overrides))
+
+
+def test_accumulation_on_devices(one_device, tmp_path):
+  overrides = {'buckets.max_per_device': 3}
+  agree(one_device, run(tmp_path, 'both', devices=4, **overrides))
+
+
+@pytest.mark.parametrize('model', ['mlp', 'batch_norm'])
+def test_exact_rounding_equals_unpadded_steps(tmp_path, model):
+  overrides = {'buckets.rounding': 'exact'}
+  if model == 'batch_norm':
+    overrides |= {
+      'model.name': 'strided_cnn',
+      'model.strided_cnn.channels': (4,),
+      'model.strided_cnn.hidden_size': 16,
+      'model.strided_cnn.batch_norm_group': 32,
+    }
+  padded = run(tmp_path, 'padded', **overrides)
+  # A rung for every size: no slot is ever empty.
+  unpadded = run(tmp_path, 'unpadded', **overrides, **{
+    'buckets.growth': 1.0001})
+  agree(padded, unpadded)
+  assert any(size & (size - 1) for size in column(padded, 'batch_size'))
+
+
+def test_augmentation_does_not_depend_on_devices(tmp_path):
+  overrides = {'data.crop_padding': 1, 'data.flip': True}
+  one = run(tmp_path, 'one', **overrides)
+  eight = run(tmp_path, 'eight', devices=8, **overrides)
+  agree(one, eight)
+  plain = run(tmp_path, 'plain')
+  assert column(one, 'loss')[0] != pytest.approx(
+    column(plain, 'loss')[0], rel=1e-3
+  )
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_noise_controllers_run(tmp_path, devices):
+  """The differenced estimate on one device, microbatches on eight."""
+  workdir = run(
+    tmp_path,
+    'noise',
+    devices=devices,
+    **{'controller.name': 'noise_scale', 'controller.noise_scale.decay': 0.9},
+  )
+  sizes = column(workdir, 'nominal_batch_size')
+  assert len(set(sizes)) > 1
+  assert max(sizes) < 1e6

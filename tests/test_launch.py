@@ -1,0 +1,268 @@
+"""The command, as a user types it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = '--config=configs/digits_mlp.py'
+
+
+def launch(*arguments, cwd=ROOT, timeout=300, **environment):
+  return subprocess.run(
+    [sys.executable, str(ROOT / 'launch.py'), *arguments],
+    cwd=cwd,
+    env=os.environ | {'XLA_FLAGS': ''} | environment,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+
+
+def one_line(result):
+  """A refused command: a failing exit status and one line, no traceback."""
+  assert result.returncode != 0
+  lines = [line for line in result.stderr.splitlines() if line.strip()]
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith('error: ')
+  return lines[0]
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+  """The main job, as the README runs it."""
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  result = launch(DIGITS, f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def records(workdir, kind='train'):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [r for r in map(json.loads, lines) if r['kind'] == kind]
+
+
+def test_main_job_reaches_its_figures(digits):
+  workdir, _ = digits
+  result = summary(workdir)
+  assert result['status'] == 'completed'
+  assert result['final']['validation']['accuracy'] >= 0.95
+  sizes = [record['batch_size'] for record in records(workdir)]
+  assert sizes[-1] >= 8 * sizes[0]
+  assert result['compilations'] <= result['buckets_visited'] + 1
+
+
+def test_main_job_leaves_its_files(digits):
+  workdir, result = digits
+  names = {path.name for path in workdir.iterdir()}
+  assert names == {
+    'config.json',
+    'metrics.jsonl',
+    'tensorboard',
+    'checkpoints',
+    'summary.json',
+    'report.html',
+  }
+  assert set(summary(workdir)) >= {
+    'status', 'updates', 'examples', 'epochs', 'seconds', 'device_seconds',
+    'compilations', 'compile_seconds', 'stall_seconds', 'final', 'best',
+    'target', 'loss_evaluation_examples',
+  }
+  assert set(records(workdir)[0]) == {
+    'kind', 'update', 'examples', 'epoch', 'seconds', 'loss', 'batch_size',
+    'nominal_batch_size', 'damping', 'learning_rate', 'examples_per_second',
+  }
+  assert set(records(workdir, 'eval')[0]) == {
+    'kind', 'update', 'examples', 'epoch', 'seconds', 'split', 'loss',
+    'accuracy',
+  }
+  assert 'report.html' in result.stdout
+  assert '\r' not in result.stderr, 'a bar must not be piped'
+
+
+def test_constant_needs_more_updates_for_the_same_accuracy(digits, tmp_path):
+  workdir, _ = digits
+  constant = tmp_path / 'constant'
+  result = launch(
+    DIGITS, '--config.controller.name=constant', f'--workdir={constant}'
+  )
+  assert result.returncode == 0, result.stderr
+  a, b = summary(workdir), summary(constant)
+  assert b['updates'] >= 2 * a['updates']
+  assert a['final']['validation']['accuracy'] == pytest.approx(
+    b['final']['validation']['accuracy'], abs=0.015
+  )
+  assert b['compilations'] == 1
+
+
+@pytest.mark.parametrize('source', ['full', 'subset', 'ema'])
+def test_loss_sources(source, tmp_path):
+  result = launch(
+    DIGITS,
+    f'--config.controller.adadamp.loss_source={source}',
+    '--config.max_updates=60',
+    '--config.controller.subset_size=100',
+    f'--workdir={tmp_path}',
+  )
+  assert result.returncode == 0, result.stderr
+  # Measured before the first update and at updates 20, 40 and 60.
+  cost = {'full': 4 * 1437, 'subset': 4 * 100, 'ema': 0}
+  assert summary(tmp_path)['loss_evaluation_examples'] == cost[source]
+  sizes = [record['nominal_batch_size'] for record in records(tmp_path)]
+  assert sizes[-1] > 2 * sizes[0]
+
+
+def test_target_stops_the_run(tmp_path):
+  result = launch(
+    DIGITS, '--config.target.value=0.9', f'--workdir={tmp_path}'
+  )
+  assert result.returncode == 0, result.stderr
+  target = summary(tmp_path)['target']
+  assert summary(tmp_path)['status'] == 'target_reached'
+  assert target['reached']
+  assert target['updates'] == summary(tmp_path)['updates']
+  last = records(tmp_path, 'eval')[-1]
+  assert last['accuracy'] > 0.9 >= records(tmp_path, 'eval')[-2]['accuracy']
+
+
+BAD = {
+  'unknown key': (
+    ['--config.learning_rate.bsae=1'],
+    ["'learning_rate.bsae'", "'learning_rate.base'"],
+  ),
+  'unknown section': (['--config.lerning_rate.base=1'], ['learning_rate.base']),
+  'wrong type': (['--config.epochs=many'], ['--config.epochs', 'many']),
+  'unknown flag': (['--wrokdir=x'], ['workdir']),
+  'no such config': (['--config=configs/none.py'], ['configs/none.py']),
+  'argument': (['epochs=3'], ["'epochs=3'"]),
+  'B0 above B_max': (
+    ['--config.controller.initial_batch_size=1024'],
+    ['controller.initial_batch_size=1024', 'controller.max_batch_size=512'],
+  ),
+  'B0 below 1': (
+    ['--config.controller.initial_batch_size=0'],
+    ['controller.initial_batch_size', 'at least 1', '0'],
+  ),
+  'B_max below 1': (
+    ['--config.controller.max_batch_size=-5'],
+    ['controller.max_batch_size', '-5'],
+  ),
+  'controller': (
+    ['--config.controller.name=adadmp'],
+    ["'adadmp'", 'adadamp', 'noise_scale', 'step_table'],
+  ),
+  'model': (['--config.model.name=cnn'], ["'cnn'", 'mlp', 'strided_cnn']),
+  'optimizer': (['--config.optimizer.name=sdg'], ["'sdg'", 'nesterov', 'lamb']),
+  'backend': (['--config.parallel.backend=x'], ['shard_map', 'pmap']),
+  'rounding': (['--config.buckets.rounding=x'], ['exact', 'nearest']),
+  'decay': (['--config.learning_rate.decay.name=x'], ['cosine', 'piecewise']),
+  'warmup': (['--config.learning_rate.warmup.kind=x'], ['gradual']),
+  'scaling': (['--config.learning_rate.scaling=x'], ['adascale', 'linear']),
+  'loss source': (
+    ['--config.controller.adadamp.loss_source=x'],
+    ['full', 'subset', 'ema'],
+  ),
+  'target metric': (
+    ['--config.target.metric=acuracy', '--config.target.value=0.5'],
+    ['accuracy'],
+  ),
+  'data set': (
+    ['--config.data.name=mnist', '--config.data.data_dir=/nowhere'],
+    ["mnist", '/nowhere', 'build'],
+  ),
+  'split': (['--config.data.train_split=trian'], ["trian", 'train']),
+  'image too small': (
+    ['--config.model.name=pooled_cnn'], ['28x28', '8x8', 'strided_cnn'],
+  ),
+  'F*': (
+    ['--config.controller.adadamp.minimum_loss=50'],
+    ['minimum_loss', '50'],
+  ),
+  'no epochs': (['--config.epochs=0'], ['epochs', 'above 0']),
+}
+
+
+@pytest.mark.parametrize('case', sorted(BAD))
+def test_bad_input_gets_one_line(case, tmp_path):
+  arguments, words = BAD[case]
+  workdir = tmp_path / 'run'
+  flags = arguments if case == 'no such config' else [DIGITS, *arguments]
+  line = one_line(launch(*flags, f'--workdir={workdir}'))
+  for word in words:
+    assert word in line
+  assert not workdir.exists(), 'nothing may be written'
+
+
+def test_unwritable_workdir(tmp_path):
+  (tmp_path / 'file').write_text('')
+  line = one_line(launch(DIGITS, f'--workdir={tmp_path}/file/run'))
+  assert f'{tmp_path}/file/run' in line
+
+
+def test_workdir_of_another_config(digits):
+  workdir, _ = digits
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  line = one_line(
+    launch(
+      DIGITS,
+      f'--workdir={workdir}',
+      '--config.seed=7',
+      '--config.optimizer.momentum=0.5',
+    )
+  )
+  assert 'seed' in line
+  assert 'optimizer.momentum' in line
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_f_star_too_high_for_the_moving_average(tmp_path):
+  """With `ema`, F(x_0) is known only after the first update."""
+  flags = [
+    DIGITS,
+    f'--workdir={tmp_path}/run',
+    '--config.controller.adadamp.loss_source=ema',
+  ]
+  line = one_line(
+    launch(*flags, '--config.controller.adadamp.minimum_loss=50')
+  )
+  assert 'minimum_loss' in line
+  # The corrected command may use the same directory.
+  result = launch(*flags, '--config.max_updates=5')
+  assert result.returncode == 0, result.stderr
+
+
+def test_divergence(tmp_path):
+  result = launch(
+    DIGITS,
+    f'--workdir={tmp_path}',
+    '--config.learning_rate.base=1e4',
+    '--config.controller.name=constant',
+    '--config.optimizer.name=sgd',
+    '--config.model.mlp.hidden_sizes=(64, 64, 64, 64)',
+    '--config.checkpoint.every_updates=1',
+    '--config.log.every_updates=1',
+  )
+  assert result.returncode == 1
+  report = summary(tmp_path)
+  assert report['status'] == 'diverged'
+  update = report['diverged_update']
+  assert f'update {update}' in result.stdout
+  assert records(tmp_path)[-1]['update'] == update - 1
+  saved = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()
+           if p.name.isdigit()}
+  assert max(saved) == update - 1
+  assert (tmp_path / 'report.html').exists()
+
+
+def test_help_names_the_flags():
+  result = launch('--helpshort')
+  for flag in ('--config', '--workdir', '--job', '--[no]distributed'):
+    assert flag in result.stdout

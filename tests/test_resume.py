@@ -1,0 +1,193 @@
+"""A run that is killed or stopped goes on exactly where it was."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from adabatch.train import train
+from tests.experiments import digits, records
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPT = """
+import sys
+from adabatch.train import train
+from tests.experiments import digits
+import jax
+config = digits(**eval(sys.argv[2]))
+summary = train(config, sys.argv[1], devices=jax.devices()[:1])
+print(summary['status'])
+"""
+OVERRIDES = {
+  'epochs': 40.0,
+  'checkpoint.every_updates': 50,
+  'controller.adadamp.loss_source': 'ema',
+}
+RULES = {
+  'adadamp': {},
+  'noise_scale': {
+    'controller.name': 'noise_scale',
+    'optimizer.name': 'adam',
+    'learning_rate.base': 0.001,
+    'data.crop_padding': 1,
+  },
+}
+
+
+def start(workdir, overrides):
+  return subprocess.Popen(
+    [sys.executable, '-c', SCRIPT, str(workdir), repr(overrides)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def wait_for_updates(process, workdir, updates):
+  """Returns once the log shows that many updates and a checkpoint exists."""
+  metrics = workdir / 'metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline:
+    assert process.poll() is None, process.communicate()
+    saved = any(
+      child.name.isdigit() for child in (workdir / 'checkpoints').glob('*')
+    )
+    if saved and metrics.read_bytes().count(b'\n') > updates:
+      return
+    time.sleep(0.005)
+  raise AssertionError('the run never got that far')
+
+
+def parameters(workdir):
+  manager = ocp.CheckpointManager(workdir / 'checkpoints')
+  step = manager.latest_step()
+  state = manager.restore(
+    step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+  )['state']
+  manager.close()
+  return step, [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+def same_results(a, b):
+  step_a, leaves_a = parameters(a)
+  step_b, leaves_b = parameters(b)
+  assert step_a == step_b
+  for x, y in zip(leaves_a, leaves_b, strict=True):
+    assert x.tobytes() == y.tobytes()
+  timing = {'seconds', 'examples_per_second'}
+  for kind in ('train', 'eval'):
+    for x, y in zip(records(a, kind), records(b, kind), strict=True):
+      assert x.keys() == y.keys()
+      assert all(x[k] == y[k] for k in x.keys() - timing), (x, y)
+  summaries = [
+    json.loads((w / 'summary.json').read_text()) for w in (a, b)
+  ]
+  for key in ('updates', 'examples', 'final', 'best', 'status'):
+    assert summaries[0][key] == summaries[1][key]
+
+
+@pytest.fixture(scope='module', params=sorted(RULES))
+def uninterrupted(request, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  overrides = OVERRIDES | RULES[request.param]
+  process = start(workdir, overrides)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return workdir, overrides
+
+
+def test_killed_at_any_moment(uninterrupted, tmp_path):
+  whole, overrides = uninterrupted
+  total = len(records(whole))
+  process = start(tmp_path, overrides)
+  wait_for_updates(process, tmp_path, total // 3)
+  process.kill()
+  process.communicate()
+  process = start(tmp_path, overrides)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert 'resumed at update' in err
+  same_results(whole, tmp_path)
+
+
+def test_sigterm_checkpoints_and_stops(uninterrupted, tmp_path):
+  whole, overrides = uninterrupted
+  process = start(tmp_path, overrides)
+  wait_for_updates(process, tmp_path, len(records(whole)) // 4)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=120)
+  assert (process.returncode, out.strip()) == (0, 'preempted'), err
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert summary['status'] == 'preempted'
+  assert parameters(tmp_path)[0] == summary['updates']
+  process = start(tmp_path, overrides)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert f'resumed at update {summary["updates"]}' in err
+  same_results(whole, tmp_path)
+
+
+def test_resumed_on_other_devices(tmp_path):
+  """One device, then eight: the same batch sizes, losses to rounding."""
+  config = digits(**OVERRIDES | {'max_updates': 200})
+  train(config, tmp_path / 'whole', devices=jax.devices()[:1])
+  stop = threading.Event()
+  stop.set()
+  moved = tmp_path / 'moved'
+  first = train(config, moved, devices=jax.devices()[:1], stop=stop)
+  assert first['status'] == 'preempted'
+  assert 0 < first['updates'] < 10
+  last = train(config, moved, devices=jax.devices())
+  assert last['status'] == 'completed'
+  a, b = records(tmp_path / 'whole'), records(moved)
+  assert [x['batch_size'] for x in a] == [x['batch_size'] for x in b]
+  np.testing.assert_allclose(
+    [x['loss'] for x in a], [x['loss'] for x in b], rtol=1e-3
+  )
+
+
+def test_a_complete_run_is_left_alone(tmp_path):
+  config = digits(max_updates=30)
+  first = train(config, tmp_path, devices=jax.devices()[:1])
+  files = {
+    p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
+  }
+  again = train(config, tmp_path, devices=jax.devices()[:1])
+  assert again == json.loads(json.dumps(first))
+  untouched = {
+    p
+    for p, when in files.items()
+    if p.exists() and p.stat().st_mtime_ns == when
+  }
+  assert tmp_path / 'summary.json' in untouched
+  assert tmp_path / 'checkpoints' / '30' in {
+    p.parent for p in untouched
+  } | {p.parent.parent for p in untouched}
+
+
+def test_a_truncated_checkpoint_falls_back(tmp_path, capfd):
+  config = digits(max_updates=60, **{'checkpoint.every_updates': 20})
+  whole = tmp_path / 'whole'
+  train(config, whole, devices=jax.devices()[:1])
+  broken = tmp_path / 'broken'
+  train(config, broken, devices=jax.devices()[:1])
+  newest = broken / 'checkpoints' / '60'
+  largest = max(
+    (p for p in newest.rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  with largest.open('r+b') as file:
+    file.truncate(largest.stat().st_size // 2)
+  summary = train(config, broken, devices=jax.devices()[:1])
+  assert 'update 60 cannot be read' in capfd.readouterr().err
+  assert summary['status'] == 'completed'
+  same_results(whole, broken)
