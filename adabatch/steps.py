@@ -112,6 +112,7 @@ def train_step(
   *,
   rng: jax.Array,
   estimate_noise: bool = False,
+  unroll: int = 1,
 ) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, StepSignals]]:
   """The body of one update in one bucket.
 
@@ -124,6 +125,7 @@ def train_step(
     bucket: microbatches, accumulation steps and devices.
     rng: key from which dropout keys are derived.
     estimate_noise: whether to estimate the gradient noise.
+    unroll: microbatches in one iteration of the accumulating loop.
   """
 
   def microbatch(params, model_state, data, batch, indices, slots) -> _Sums:
@@ -173,6 +175,9 @@ def train_step(
     shape = (bucket.accumulation_steps, bucket.microbatch_size)
 
     def add(sums, share):
+      # One microbatch after the other, also where the loop is unrolled: that
+      # is what keeps the memory of one microbatch.
+      sums, share = jax.lax.optimization_barrier((sums, share))
       new = microbatch(params, model_state, data, batch, *share)
       return jax.tree.map(jnp.add, sums, new), None
 
@@ -184,7 +189,7 @@ def train_step(
         )
       )
     )
-    return jax.lax.scan(add, zeros, shares)[0]
+    return jax.lax.scan(add, zeros, shares, unroll=unroll)[0]
 
   def noise(sums, gradient, norm_squared, state, batch):
     if not estimate_noise:

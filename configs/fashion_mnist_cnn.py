@@ -12,7 +12,7 @@ from adabatch import config
 
 def get_config():
   c = config.default()
-  c.epochs = 12.0
+  c.epochs = 30.0
   c.data.name = 'fashion_mnist'
   c.data.train_split = 'train'
   c.data.eval_split = 'test'
@@ -22,7 +22,8 @@ def get_config():
   c.learning_rate.base = 0.02
   c.controller.name = 'adadamp'
   c.controller.adadamp.loss_source = 'ema'
-  c.controller.initial_batch_size = 64
+  c.controller.initial_batch_size = 32
   c.controller.max_batch_size = 1024
   c.controller.every = 20
+  c.buckets.max_per_device = 256  # where a CPU's convolutions are fastest
   return c

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adabatch import report
+from adabatch.report import lines, read_metrics, records, scales
 
 INK, SOFT, GRID = '#23272f', '#5d6673', '#e3e7ec'
 COLORS = ('#1f65c8', '#d35312', '#1b8a5a', '#8b46b5', '#927000', '#b81b5c')
@@ -54,9 +54,9 @@ def labels_of(run_dirs: Sequence[pathlib.Path]) -> list[str]:
 
 
 def read_run(run_dir: pathlib.Path, label: str) -> Run:
-  train_records, _ = report.read_metrics(run_dir)
+  train_records, _ = read_metrics(run_dir)
   keys = ('update', 'examples', 'batch_size', 'loss')
-  return Run(label, {key: report.column(train_records, key) for key in keys})
+  return Run(label, {key: records.column(train_records, key) for key in keys})
 
 
 def draw(runs: Sequence[Run]) -> Figure:
@@ -74,11 +74,13 @@ def draw(runs: Sequence[Run]) -> Figure:
         if key == 'loss':
           # The raw loss stays visible: how noisy it is belongs to the story.
           axes[row, column].plot(
-            *report.thin(x, y), color=color, linewidth=0.5, alpha=0.2, zorder=1
+            *lines.thin(x, y), color=color, linewidth=0.5, alpha=0.2, zorder=1
           )
-          y = report.smooth(y, report.smoothing_window(len(y)))
+          y = lines.smooth(y, len(y) / 50)
         (handle,) = axes[row, column].plot(
-          *report.thin(x, y), color=color, linewidth=2,
+          *lines.thin(x, y),
+          color=color,
+          linewidth=2,
           drawstyle='steps-post' if key == 'batch_size' else 'default',
           solid_joinstyle='round',
         )
@@ -96,9 +98,17 @@ def draw(runs: Sequence[Run]) -> Figure:
     axes[row, 0].set_ylabel(title, color=INK, fontsize=11)
   figure.align_ylabels(axes[:, 0])
   legend = figure.legend(
-    handles, [run.label for run in runs], loc='upper left', ncols=3,
-    bbox_to_anchor=(0.07, 0.985), frameon=False, fontsize=12,
-    labelcolor=INK, handlelength=1.6, columnspacing=2, borderaxespad=0,
+    handles,
+    [run.label for run in runs],
+    loc='upper left',
+    ncols=3,
+    bbox_to_anchor=(0.07, 0.985),
+    frameon=False,
+    fontsize=12,
+    labelcolor=INK,
+    handlelength=1.6,
+    columnspacing=2,
+    borderaxespad=0,
   )
   for text in legend.get_texts():
     text.set_parse_math(False)
@@ -106,14 +116,8 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 
 def scale_y(axes, values: np.ndarray, key: str) -> None:
-  batch_size = key == 'batch_size'
-  rule = report.ScaleRule(
-    span=4 if batch_size else 20,
-    quantile=0 if batch_size else 0.01,
-    from_zero=batch_size,
-    base=2 if batch_size else 10,
-  )
-  scale = report.choose_scale(values, rule)
+  rule = scales.BATCH_SIZE if key == 'batch_size' else scales.LOSS
+  scale = scales.choose_scale(values, rule)
   if scale.log:
     axes.set_yscale('log', nonpositive='mask')
   axes.set_ylim(scale.low, scale.high)
@@ -124,9 +128,9 @@ def style_x(axes, columns: Sequence[np.ndarray], label: str) -> None:
   values = np.concatenate(columns)
   values = values[np.isfinite(values)]
   end = 1.02 * (float(values.max()) if values.size else 1.0) or 1.0
-  ticks = report.linear_ticks(0, end)
+  ticks = scales.linear_ticks(0, end)
   axes.set_xlim(0, end)
-  axes.set_xticks(ticks, report.tick_labels(ticks))
+  axes.set_xticks(ticks, scales.tick_labels(ticks))
   axes.set_xlabel(label, color=INK, fontsize=11)
 
 

@@ -112,7 +112,9 @@ def test_batch_sizes_do_not_depend_on_the_devices(name, rounding):
 
 
 @pytest.mark.parametrize('rounding', buckets.ROUNDINGS)
-@pytest.mark.parametrize('nominal', [64.00000000000001, 64.0, 63.99999999999999])
+@pytest.mark.parametrize(
+  'nominal', [64.00000000000001, 64.0, 63.99999999999999]
+)
 def test_a_rounding_error_does_not_cost_a_rung(rounding, nominal):
   rungs = ladder(32, 128, devices=1, rounding=rounding)
   assert plan(nominal, rungs) == Plan(Bucket(64, 1, 1), 64, 1.0)

@@ -32,7 +32,7 @@ def truth(error):
 
 
 def assert_unbiased(estimates, expected):
-  """The mean over trials is the truth, within 4 standard errors and 5 %."""
+  """The mean over trials is the truth within 4 standard errors."""
   estimates = np.asarray(estimates, np.float64)
   error = estimates.std() / math.sqrt(len(estimates))
   assert error < 0.02 * expected, 'too few trials to tell'

@@ -11,7 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from adabatch import report
+from adabatch.report import lines, read_metrics, scales, write_report
+from adabatch.report.__main__ import main
+from adabatch.report.records import AXES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = {
@@ -69,8 +71,8 @@ def growing_run(updates, evals=10, **more):
 
 def write_run(path, records, summary=None, config=CONFIG, tail=''):
   path.mkdir(exist_ok=True)
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (path / 'metrics.jsonl').write_text(lines + tail)
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (path / 'metrics.jsonl').write_text(text + tail)
   if summary is not None:
     (path / 'summary.json').write_text(json.dumps(summary))
   if config is not None:
@@ -135,7 +137,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page_of(workdir):
-  path = report.write_report(workdir)
+  path = write_report(workdir)
   assert path == workdir / 'report.html'
   text = path.read_text(encoding='utf-8')
   return text, Page(text)
@@ -156,7 +158,7 @@ EVALS = ['Evaluation loss', 'Evaluation accuracy']
 def test_every_picture_for_every_axis(tmp_path):
   records = growing_run(300, gradient_noise_scale=100.0)
   text, page = page_of(write_run(tmp_path / 'r', records, SUMMARY))
-  for axis in report.AXES:
+  for axis in AXES:
     assert titles(page, axis) == [*BASIC, 'Gradient noise scale', *EVALS]
   checked = [a['id'] for _, a in page.tags if 'checked' in a]
   assert checked == ['x-examples']
@@ -204,7 +206,7 @@ def test_colors_are_the_pages_own(tmp_path):
   pictures = ''.join(re.findall(r'<svg.*?</svg>', text, re.DOTALL))
   assert set(re.findall(r'(?:stroke|fill): ([^;"]*)', pictures)) <= {
     'none',
-    *report.CSS_COLORS.values(),
+    *pictures.CSS_COLORS.values(),
   }
 
 
@@ -233,7 +235,7 @@ def test_values_are_escaped(tmp_path):
 def test_torn_last_line(tmp_path):
   records = growing_run(20, evals=2)
   run = write_run(tmp_path / 'r', records, tail='{"kind": "train", "upd')
-  train, evals = report.read_metrics(run)
+  train, evals = read_metrics(run)
   assert (len(train), len(evals)) == (20, 4)
   text, page = page_of(run)
   assert titles(page, 'seconds') == [*BASIC, *EVALS]
@@ -244,7 +246,7 @@ def test_line_torn_within_a_character(tmp_path):
   run = write_run(tmp_path / 'r', growing_run(3))
   with open(run / 'metrics.jsonl', 'ab') as file:
     file.write('{"split": "ü'.encode()[:-1])
-  assert len(report.read_metrics(run)[0]) == 3
+  assert len(read_metrics(run)[0]) == 3
 
 
 def test_unreadable_line_elsewhere_warns(tmp_path):
@@ -252,13 +254,13 @@ def test_unreadable_line_elsewhere_warns(tmp_path):
   path = run / 'metrics.jsonl'
   path.write_text('{"kind": "tr\n' + path.read_text())
   with pytest.warns(UserWarning, match=r'metrics\.jsonl:1 is not'):
-    assert len(report.read_metrics(run)[0]) == 3
+    assert len(read_metrics(run)[0]) == 3
 
 
 @pytest.mark.parametrize('tail', ['', '{"kind"'])
 def test_empty_run(tmp_path, tail):
   run = write_run(tmp_path / 'r', [], config=None, tail=tail)
-  assert report.read_metrics(run) == ([], [])
+  assert read_metrics(run) == ([], [])
   _, page = page_of(run)
   assert page.groups == {}
   words = ' '.join(page.text)
@@ -313,7 +315,7 @@ def test_pictures_share_their_x_axis(tmp_path):
   for record in records[-60:]:
     record['loss'] = None
   text, _ = page_of(write_run(tmp_path / 'r', records))
-  for axis in report.AXES:
+  for axis in AXES:
     part = text.split(f'by-{axis}">')[1].split('</section>')[0]
     pictures = re.findall(r'<svg.*?</svg>', part, re.DOTALL)[:5]
     ticks = {
@@ -344,7 +346,7 @@ def test_long_run_stays_small(tmp_path):
   updates = 200_000
   rng = np.random.default_rng(0)
   noise = rng.normal(size=updates).tolist()
-  examples, lines = 0, []
+  examples, tail = 0, ''
   for update in range(1, updates + 1):
     batch_size = 64 + update // 100
     examples += batch_size
@@ -358,20 +360,20 @@ def test_long_run_stays_small(tmp_path):
       learning_rate=0.1 * math.cos(update / 150_000),
       gradient_noise_scale=batch_size * (2 + wobble),
     )
-    lines.append(json.dumps(record) + '\n')
-  run = write_run(tmp_path / 'r', [], SUMMARY, tail=''.join(lines))
+    tail += json.dumps(record) + '\n'
+  run = write_run(tmp_path / 'r', [], SUMMARY, tail=tail)
   text, page = page_of(run)
   assert len(titles(page, 'updates')) == 4
   assert len(text.encode()) < 2e6
   longest = max(len(re.findall('L', d)) for d in re.findall(' d="(.*?)"', text))
   # A line of steps has two points for each of its own.
-  assert longest <= 2 * report.MAX_POINTS
+  assert longest <= 2 * lines.MAX_POINTS
 
 
 def test_normal_run_is_fast(tmp_path):
   run = write_run(tmp_path / 'r', growing_run(1000), SUMMARY)
   start = time.process_time()
-  report.write_report(run)
+  write_report(run)
   assert time.process_time() - start < 3
 
 
@@ -385,7 +387,7 @@ def test_old_page_survives_a_failure(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'replace', fail)
   with pytest.raises(OSError, match='disk full'):
-    report.write_report(run)
+    write_report(run)
   assert (run / 'report.html').read_text(encoding='utf-8') == before
   assert sorted(p.name for p in run.iterdir()) == [
     'config.json',
@@ -421,7 +423,7 @@ def test_thin_is_m4():
   rng = np.random.default_rng(0)
   x = np.cumsum(rng.uniform(1, 100, size=5000))
   y = rng.normal(size=5000)
-  thin_x, thin_y = report.thin(x, y, points=400)
+  thin_x, thin_y = lines.thin(x, y, points=400)
   slow_x, slow_y = slow_thin(x, y, points=400)
   np.testing.assert_array_equal(thin_x, slow_x)
   np.testing.assert_array_equal(thin_y, slow_y)
@@ -429,14 +431,14 @@ def test_thin_is_m4():
 
 
 def test_thin_with_one_x_for_all():
-  x, y = report.thin(np.ones(9000), np.arange(9000.0))
+  x, y = lines.thin(np.ones(9000), np.arange(9000.0))
   assert y.tolist() == [0, 8999]
 
 
 def test_smooth_is_evaluated_at_few_records():
   values = np.random.default_rng(0).normal(size=5001)
   values[3000] = np.nan
-  smoothed = report.smooth(values, window=100, points=50)
+  smoothed = lines.smooth(values, window=100, points=50)
   index = np.flatnonzero(np.isfinite(smoothed))
   assert len(index) <= 51
   assert index[0] == 0
@@ -451,26 +453,26 @@ def test_smooth_does_not_lag():
   line = np.linspace(10, 0, 1000)
   inner = slice(0, 950)
   np.testing.assert_allclose(
-    report.smooth(line, window=100)[inner], line[inner], rtol=1e-12
+    lines.smooth(line, window=100)[inner], line[inner], rtol=1e-12
   )
 
 
 @pytest.mark.parametrize(
   ('values', 'rule', 'log'),
   [
-    ([64, 255], report.ScaleRule(span=4), False),
-    ([64, 257], report.ScaleRule(span=4), True),
-    ([-1, 1000], report.ScaleRule(span=4), False),
-    ([0, 0], report.ScaleRule(span=4, from_zero=True), False),
+    ([64, 255], scales.ScaleRule(span=4), False),
+    ([64, 257], scales.ScaleRule(span=4), True),
+    ([-1, 1000], scales.ScaleRule(span=4), False),
+    ([0, 0], scales.ScaleRule(span=4, from_zero=True), False),
     # One lucky batch in a thousand does not make a loss logarithmic.
-    ([1e-9] + [1.0] * 999, report.ScaleRule(20, quantile=0.01), False),
-    ([1e29] + [1.0] * 999, report.ScaleRule(20, quantile=0.01), True),
-    ([1e-29, 1e29], report.ScaleRule(4), True),
+    ([1e-9] + [1.0] * 999, scales.ScaleRule(20, quantile=0.01), False),
+    ([1e29] + [1.0] * 999, scales.ScaleRule(20, quantile=0.01), True),
+    ([1e-29, 1e29], scales.ScaleRule(4), True),
   ],
 )
 def test_choose_scale(values, rule, log):
   values = np.array(values, float)
-  scale = report.choose_scale(values, rule)
+  scale = scales.choose_scale(values, rule)
   assert scale.log == log
   assert scale.low < scale.high
   assert values.max() <= scale.high
@@ -484,8 +486,8 @@ def test_tick_labels_say_what_the_ticks_are():
   rng = np.random.default_rng(0)
   for _ in range(300):
     start, width = rng.uniform(-1, 3), 10 ** rng.uniform(-8, 10)
-    ticks = report.linear_ticks(start * width, (start + 1) * width)
-    for tick, label in zip(ticks, report.tick_labels(ticks), strict=True):
+    ticks = scales.linear_ticks(start * width, (start + 1) * width)
+    for tick, label in zip(ticks, scales.tick_labels(ticks), strict=True):
       size = suffix.get(label[-1], 1)
       text = label[:-1] if size > 1 else label
       assert float(text) * size == pytest.approx(tick, abs=0.01 * width / 4)
@@ -493,9 +495,9 @@ def test_tick_labels_say_what_the_ticks_are():
 
 def test_command_line(tmp_path, capsys):
   run = write_run(tmp_path / 'r', growing_run(5))
-  assert report.main([str(run)]) == 0
+  assert main([str(run)]) == 0
   assert capsys.readouterr().out.strip() == str(run / 'report.html')
-  assert report.main([str(tmp_path)]) == 2
+  assert main([str(tmp_path)]) == 2
   captured = capsys.readouterr()
   assert captured.out == ''
   assert captured.err.count('\n') == 1

@@ -18,16 +18,10 @@ __all__ = ['read_metrics', 'write_report']
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes `WORKDIR/report.html` from what the run has left there so far.
+  """Writes `WORKDIR/report.html` from what the run has left; its path.
 
   Needs `metrics.jsonl`; uses `summary.json` and `config.json` if they are
   there. A reader sees the old page or the new one, never a half of it.
-
-  Args:
-    workdir: the directory of a run.
-
-  Returns:
-    The path of the page.
 
   Raises:
     FileNotFoundError: if the directory holds no `metrics.jsonl`.

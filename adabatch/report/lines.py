@@ -14,14 +14,8 @@ def smooth(values: np.ndarray, window: float, points: int = 1000) -> np.ndarray:
   record, where a loss falls steeply, the window shrinks on both sides; at the
   last it is cut on one side, to end in a mean and not in one noisy value.
 
-  Args:
-    values: one value for each record.
-    window: records in a mean.
-    points: evaluated at about so many records, evenly spaced.
-
-  Returns:
-    An array like `values`; NaN where it was not evaluated and where the value
-    itself is not finite.
+  Evaluated at about `points` records, evenly spaced; NaN elsewhere, and where
+  the value itself is not finite.
 
   >>> smooth(np.array([9.0, 6.0, 0.0, np.nan, 3.0, 5.0]), window=3)
   array([ 9.,  5.,  3., nan,  4.,  4.])
@@ -43,15 +37,10 @@ def thin(
   """Drops points that a picture cannot show, spikes are kept.
 
   Points that are not finite go first. Of the rest, if they are too many, each
-  of points/4 equal intervals of x keeps its first, lowest, highest and last
-  point: at one interval a pixel that is the same picture (the M4 aggregation,
-  Jugel et al., VLDB 2014). Intervals of x, not of the index: when the batch
-  size grows, a few late records cover most of the examples.
-
-  Args:
-    x: where the points are, not decreasing.
-    y: their values, of the same shape.
-    points: at most so many are kept.
+  of points/4 equal intervals of x, which must not decrease, keeps its first,
+  lowest, highest and last point: at one interval a pixel that is the same
+  picture (the M4 aggregation, Jugel et al., VLDB 2014). Intervals of x, not of
+  the index: when the batch size grows, a few late records cover most examples.
 
   >>> y = np.zeros(10_000)
   >>> y[4321] = 7

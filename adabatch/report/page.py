@@ -6,95 +6,77 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from adabatch.config import flatten
 from adabatch.report.panels import Panel, eval_panels, train_panels
 from adabatch.report.pictures import draw
-from adabatch.report.records import AXES, Record, facts, last_positions, number
+from adabatch.report.records import AXES, Record, facts, number, positions
 
-DEFAULT_AXIS = 'examples'
 EMPTY = '<p class="empty">nothing to draw yet</p>'
 MOOD = {'completed': 'good', 'target_reached': 'good', 'diverged': 'bad'}
 
 STYLE = """
 :root { --paper: #fff; --card: #f6f7f9; --ink: #23272f; --soft: #5d6673;
   --grid: #d5dae1; --s1: #1f65c8; --s2: #d35312; --s3: #1b8a5a;
-  --s4: #8b46b5; --s5: #927000; --s6: #b81b5c; --good: #1b8a5a;
-  --bad: #c0271d; }
+  --s4: #8b46b5; --s5: #927000; --s6: #b81b5c; --bad: #c0271d; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --paper: #14171c; --card: #1e232b; --ink: #e4e8ee; --soft: #a2acba;
     --grid: #3a424e; --s1: #6ea8ff; --s2: #ff9a5c; --s3: #5fd3a0;
-    --s4: #cf9bf0; --s5: #e0c04c; --s6: #ff85b3; --good: #5fd3a0;
-    --bad: #ff8b80; } }
-* { box-sizing: border-box; }
+    --s4: #cf9bf0; --s5: #e0c04c; --s6: #ff85b3; --bad: #ff8b80; } }
+* { box-sizing: border-box; overflow-wrap: anywhere; }
 body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 72rem;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.45 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
-h1 { margin: 0; font-size: 1.6rem; line-height: 1.2;
-  overflow-wrap: anywhere; }
-h2 { margin: 0; font-size: 1rem; }
-.subtitle, .note, .unit { color: var(--soft); }
-.subtitle { margin: .2rem 0 1rem; overflow-wrap: anywhere; }
+  background: var(--paper); color: var(--ink); font: 1rem/1.45 var(--font);
+  --font: system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
+h1 { margin: 0; font-size: 1.6rem; line-height: 1.2; }
+h2 { display: inline; font-size: 1rem; }
+.subtitle { margin: .2rem 0 1rem; }
+.subtitle, .note, .unit, .against { color: var(--soft); }
 .status { font-size: .85rem; font-weight: 600; white-space: nowrap;
   padding: .1rem .6rem; border: 1.5px solid; border-radius: 1rem;
   vertical-align: .25em; color: var(--soft); }
-.status.good { color: var(--good); }
+.status.good { color: var(--s3); }
 .status.bad { color: var(--bad); }
 .tiles { display: grid; gap: .6rem; margin: 0 0 .6rem;
   grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); }
-.tiles div { background: var(--card); border-radius: .5rem;
+.tiles div, .empty { background: var(--card); border-radius: .5rem;
   padding: .5rem .7rem; }
-.tiles dt { font-size: .8rem; color: var(--soft); overflow-wrap: anywhere; }
-.tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-.tiles small { display: block; font-size: .8rem; font-weight: 400;
-  color: var(--soft); }
-.target { margin: 0 0 .6rem; }
-.pictures { margin-top: 1.4rem; }
-.pictures > input { position: absolute; opacity: 0; }
-.pictures > .against { color: var(--soft); margin-right: .3rem; }
-.pictures > label { display: inline-block; padding: .25rem .7rem;
-  border: 1px solid var(--grid); border-radius: 1rem; cursor: pointer; }
-.pictures > input:checked + label { background: var(--ink);
-  color: var(--paper); border-color: var(--ink); }
-.pictures > input:focus-visible + label { outline: 2px solid var(--s1);
+.tiles dt, small { font-size: .8rem; font-weight: 400; color: var(--soft); }
+.tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
+small { display: block; }
+section, details { margin-top: 1.4rem; }
+input { position: absolute; opacity: 0; }
+label { display: inline-block; padding: .25rem .7rem; cursor: pointer;
+  border: 1px solid var(--grid); border-radius: 1rem; }
+input:checked + label { background: var(--ink); color: var(--paper); }
+input:focus-visible + label { outline: 2px solid var(--s1);
   outline-offset: 2px; }
 .axis { display: none; gap: 1.6rem 2rem; margin-top: 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 #x-updates:checked ~ .by-updates, #x-examples:checked ~ .by-examples,
 #x-seconds:checked ~ .by-seconds { display: grid; }
-figure { margin: 0; min-width: 0; break-inside: avoid;
-  display: flex; flex-direction: column; justify-content: space-between; }
-figcaption { margin-bottom: .3rem; overflow-wrap: anywhere; }
-figcaption h2 { display: inline; }
-.keys { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; }
+figure { margin: 0; min-width: 0; break-inside: avoid; display: flex;
+  flex-direction: column; justify-content: space-between; gap: .3rem; }
+.keys { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+.keys, .note { font-size: .85rem; }
 .key::before { content: ''; display: inline-block; width: 1.3em;
-  margin-right: .4em; vertical-align: .25em;
-  border-top: 3px solid currentColor; }
-.key span { color: var(--ink); }
-.key.dashed::before { border-top-style: dashed; border-top-width: 2px; }
-.key.dotted::before { border-top-style: dotted; border-top-width: 2px; }
+  margin-right: .4em; vertical-align: .25em; border-top: 3px solid; }
+.key.dashed::before { border-top: 2px dashed; }
+.key.dotted::before { border-top: 2px dotted; }
 .key.faint::before { opacity: .4; }
-.note { font-size: .85rem; }
-.empty { padding: 3rem 1rem; text-align: center; color: var(--soft);
-  background: var(--card); border-radius: .5rem; }
+.key span { color: var(--ink); }
+.empty { padding: 3rem 1rem; text-align: center; color: var(--soft); }
 svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, -apple-system, 'Segoe UI', Roboto,
-  sans-serif !important; }
-details { margin-top: 1.4rem; }
+svg text { font-family: var(--font) !important; }
 summary { cursor: pointer; font-weight: 600; }
-table { border-collapse: collapse; margin-top: .5rem; width: 100%;
-  font-size: .9rem; }
-th, td { text-align: left; padding: .2rem .6rem .2rem 0;
-  border-bottom: 1px solid var(--grid); vertical-align: top;
-  overflow-wrap: anywhere; font-weight: 400; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .2rem .6rem .2rem 0; font-weight: 400;
+  border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { color: var(--soft); width: 45%; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
-  .pictures > label, .pictures > .against { display: none; }
+  label, .against { display: none; }
   .axis { grid-template-columns: 1fr 1fr; }
-  .tiles { grid-template-columns: repeat(auto-fit, minmax(6rem, 1fr)); }
-  .tiles div { border: 1px solid var(--grid); padding: .3rem .5rem; }
-  .tiles dd { font-size: 1rem; }
 }
 """
 
@@ -102,18 +84,12 @@ th { color: var(--soft); width: 45%; }
 def quantity(value: Any) -> str:
   """A value for a person: counts with separators, others to four digits.
 
-  >>> quantity(60000), quantity(0.88814), quantity(float('nan')), quantity(None)
-  ('60,000', '0.8881', 'not finite', '–')
+  >>> quantity(60000), quantity(0.88814), quantity('none'), quantity(None)
+  ('60,000', '0.8881', 'none', '–')
   """
-  if value is None:
-    return '–'
   if not isinstance(value, int | float):
-    return str(value)
-  if not math.isfinite(value):
-    return 'not finite'
-  if float(value).is_integer() and abs(value) < 1e15:
-    return f'{int(value):,}'
-  return f'{value:.4g}'
+    return '–' if value is None else str(value)
+  return f'{value:,.0f}' if value % 1 == 0 else f'{value:.4g}'
 
 
 def duration(seconds: Any) -> str:
@@ -123,16 +99,15 @@ def duration(seconds: Any) -> str:
   ['0.25 s', '12.3 s', '12 min 34 s', '2 h 05 min', '2 d 7 h', '–']
   """
   seconds = number(seconds)
-  if not math.isfinite(seconds):
-    return '–'
-  if seconds < 60:
-    return f'{seconds:.3g} s'
-  whole = round(seconds)
-  if whole < 3600:
-    return f'{whole // 60} min {whole % 60:02d} s'
-  if whole < 86400:
-    return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
-  return f'{whole // 86400} d {whole % 86400 // 3600} h'
+  if not seconds >= 60:
+    return '–' if math.isnan(seconds) else f'{seconds:.3g} s'
+  minutes, rest = divmod(round(seconds), 60)
+  hours, days = minutes // 60, minutes // 1440
+  if hours == 0:
+    return f'{minutes} min {rest:02d} s'
+  return (
+    f'{days} d {hours % 24} h' if days else f'{hours} h {minutes % 60:02d} min'
+  )
 
 
 def _tile(name: str, value: str, small: str = '') -> str:
@@ -145,12 +120,9 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   keys = ('data.name', 'model.name', 'optimizer.name', 'controller.name')
   subtitle = ' · '.join(str(config[key]) for key in keys if config.get(key))
   status = str(known['status'])
-  yield (
-    f'<h1>{escape(name)} <span class="status {MOOD.get(status, "")}">'
-    f'{escape(status.replace("_", " "))}</span></h1>'
-    f'<p class="subtitle">{escape(subtitle)}</p>'
-    '<dl class="tiles">'
-  )
+  yield f'<h1>{escape(name)} <span class="status {MOOD.get(status, "")}">'
+  yield f'{escape(status.replace("_", " "))}</span></h1>'
+  yield f'<p class="subtitle">{escape(subtitle)}</p><dl class="tiles">'
   for split, scores in known['best'].items():
     # Metrics before losses, as they are what a run is for.
     for metric in sorted(scores, key=lambda metric: metric == 'loss'):
@@ -169,39 +141,35 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   yield '</dl>'
   target = known.get('target', {})
   if target.get('value') is not None:
-    result = 'not reached.'
+    result = 'not reached'
     if target.get('reached'):
       result = (
-        f'reached after {quantity(target.get("updates"))} updates, '
-        f'{quantity(target.get("examples"))} examples, '
-        f'{duration(target.get("seconds"))}.'
+        f'reached after {quantity(target["updates"])} updates, '
+        f'{quantity(target["examples"])} examples, '
+        f'{duration(target["seconds"])}'
       )
-    text = f'Target {target["metric"]} {quantity(target["value"])}: {result}'
-    yield f'<p class="target">{escape(text)}</p>'
+    text = f'Target {target["metric"]} {quantity(target["value"])}: {result}.'
+    yield f'<p>{escape(text)}</p>'
 
 
 def _figure(panel: Panel, axis: str, end: float, prefix: str) -> str:
   picture = draw(panel, axis, end, prefix)
-  keys = [
-    (line.name, f's{line.color}', line.look)
-    for line in panel.lines
-    if line.name
-  ]
+  keys = [(line.name, line.color, line.look) for line in panel.lines]
   if panel.limit:
     keys.append((f'B_max = {quantity(panel.limit)}', 'ink', 'dotted'))
   if panel.stop:
     keys.append(('first loss that is not finite', 's2', 'dotted'))
-  spans = (
+  spans = ''.join(
     f'<span class="key {look}" style="color: var(--{color})">'
     f'<span>{escape(name)}</span></span>'
     for name, color, look in keys
+    if name and picture
   )
-  unit = f' <span class="unit">({panel.unit})</span>' if panel.unit else ''
-  note = f'<div class="note">{escape(panel.note)}</div>' if panel.note else ''
+  unit = f'({panel.unit})' if panel.unit else ''
   return (
-    f'<figure><figcaption><h2>{escape(panel.title)}</h2>{unit}'
-    f'<div class="keys">{"".join(spans) if picture else ""}</div>{note}'
-    '</figcaption>'
+    f'<figure><figcaption><h2>{escape(panel.title)}</h2> '
+    f'<span class="unit">{unit}</span><div class="keys">{spans}</div>'
+    f'<div class="note">{escape(panel.note)}</div></figcaption>'
     f'{picture or EMPTY}</figure>'
   )
 
@@ -211,7 +179,7 @@ def _pictures(panels: Sequence[Panel], end: Mapping[str, float]):
   yield '<span class="against">against</span>'
   # Inputs and pictures are siblings: then the switch needs no script.
   for axis in AXES:
-    checked = ' checked' if axis == DEFAULT_AXIS else ''
+    checked = ' checked' if axis == 'examples' else ''
     yield f'<input type="radio" name="x" id="x-{axis}"{checked}>'
     yield f'<label for="x-{axis}">{axis}</label>'
   for axis in AXES:
@@ -241,11 +209,17 @@ def build_page(
   config: Mapping[str, Any],
 ) -> str:
   """The whole page; pure, and the same text for the same run."""
-  end = last_positions([*train_records, *eval_records])
+  records = [*train_records, *eval_records]
+  end = {
+    axis: float(np.nanmax([0, *x])) for axis, x in positions(records).items()
+  }
   config = flatten(config)
-  max_batch_size = number(config.get('controller.max_batch_size'))
-  panels = train_panels(train_records, max_batch_size)
-  panels += eval_panels(eval_records)
+  panels = [
+    *train_panels(
+      train_records, number(config.get('controller.max_batch_size'))
+    ),
+    *eval_panels(eval_records),
+  ]
   page = [
     '<!DOCTYPE html>',
     '<html lang="en"><head><meta charset="utf-8">',

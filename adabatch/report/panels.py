@@ -9,48 +9,30 @@ from adabatch.report import scales
 from adabatch.report.lines import smooth
 from adabatch.report.records import NOT_METRICS, Record, column, positions
 
-COLORS = 6  # in the page's palette
+COLORS = ('s1', 's2', 's3', 's4', 's5', 's6')  # the page's palette
 
 
 class Line(NamedTuple):
-  """One line of a panel.
+  """One line of a panel; values that are not finite are not drawn."""
 
-  Attributes:
-    name: for the key; '' for none.
-    color: 1 to `COLORS`.
-    x: the x values of every axis.
-    y: the values; those that are not finite are not drawn.
-    look: '', 'dashed' or 'faint'.
-    steps: whether a value holds until the next one.
-  """
-
-  name: str
-  color: int
-  x: Mapping[str, np.ndarray]
+  name: str  # for the key; '' for none
+  color: str  # one of COLORS
+  x: Mapping[str, np.ndarray]  # for every axis
   y: np.ndarray
-  look: str = ''
-  steps: bool = False
+  look: str = ''  # 'dashed', 'faint'
+  steps: bool = False  # a value holds until the next one
 
 
 class Panel(NamedTuple):
-  """One picture; it is drawn once for each x axis.
-
-  Attributes:
-    title: its heading.
-    unit: of y.
-    lines: drawn in this order.
-    rule: how its y axis is chosen.
-    note: a remark for the reader.
-    limit: B_max, a horizontal line.
-    stop: where the loss stopped being finite on every axis, a vertical line.
-  """
+  """One picture; it is drawn once for each x axis."""
 
   title: str
   unit: str
   lines: Sequence[Line]
   rule: scales.ScaleRule
   note: str = ''
-  limit: float | None = None
+  limit: float | None = None  # B_max, a horizontal line
+  # Where the loss stopped being finite on every axis, a vertical line.
   stop: Mapping[str, float] | None = None
 
 
@@ -60,12 +42,12 @@ def _missing(values: np.ndarray) -> str:
   return f'{count:,} value{plural} not finite, not drawn' if count else ''
 
 
-def train_panels(records: Sequence[Record], max_batch_size: float):
+def train_panels(
+  records: Sequence[Record], max_batch_size: float
+) -> list[Panel]:
   """Batch size, learning rate, training loss and, if known, noise scale.
 
-  Args:
-    records: the train records of a run.
-    max_batch_size: B_max; NaN for none.
+  `max_batch_size` is NaN if there is none.
   """
   x = positions(records)
   batch_size = column(records, 'batch_size')
@@ -78,20 +60,20 @@ def train_panels(records: Sequence[Record], max_batch_size: float):
     # A line far above everything else would flatten the rest.
     note, limit = f'B_max = {limit:,.0f}, above the picture', None
   sizes = (
-    Line('nominal', 2, x, nominal, 'dashed', steps=True),
-    Line('true', 1, x, batch_size, steps=True),
+    Line('nominal', 's2', x, nominal, 'dashed', steps=True),
+    Line('true', 's1', x, batch_size, steps=True),
   )
 
-  rate = (Line('', 1, x, column(records, 'learning_rate')),)
+  rate = (Line('', 's1', x, column(records, 'learning_rate')),)
   rate_rule = scales.ScaleRule(span=20, quantile=0.25, from_zero=True)
 
   window = len(records) / 50
-  losses = [Line('', 1, x, loss)]
+  losses = [Line('', 's1', x, loss)]
   if window > 1:
     name = f'average of about {round(window):,} records'
     losses = [
-      Line('each record', 1, x, loss, 'faint'),
-      Line(name, 1, x, smooth(loss, window)),
+      Line('each record', 's1', x, loss, 'faint'),
+      Line(name, 's1', x, smooth(loss, window)),
     ]
   broken = np.flatnonzero(~np.isfinite(loss))
   stop = {a: float(x[a][broken[0]]) for a in x} if broken.size else None
@@ -103,7 +85,7 @@ def train_panels(records: Sequence[Record], max_batch_size: float):
   ]
   if any('gradient_noise_scale' in record for record in records):
     noise = column(records, 'gradient_noise_scale')
-    lines = (Line('', 1, x, noise),)
+    lines = (Line('', 's1', x, noise),)
     rule = scales.ScaleRule(span=4, quantile=0.05, from_zero=True)
     panels.append(
       Panel('Gradient noise scale', 'examples', lines, rule, _missing(noise))
@@ -121,7 +103,7 @@ def eval_panels(records: Sequence[Record]) -> list[Panel]:
   # A dict keeps the order in which they appear.
   for metric in {'loss': None} | {key: None for r in records for key in r}:
     lines = [
-      Line(split, 1 + i % COLORS, x[split], column(part, metric))
+      Line(split, COLORS[i % len(COLORS)], x[split], column(part, metric))
       for i, (split, part) in enumerate(by_split.items())
     ]
     values = np.concatenate([np.empty(0), *(line.y for line in lines)])

@@ -18,18 +18,17 @@ MAX_MARKERS = 60  # a line with more points than this is drawn without markers
 
 # Matplotlib writes colours as hex. These stand for the page's own colours, so
 # that one picture is legible on light, dark and paper.
-INK, GRID = '#000001', '#000002'
-PALETTE = {i: f'#0000{0x10 + i:02x}' for i in range(1, COLORS + 1)}
-CSS_COLORS = {INK: 'var(--ink)', GRID: 'var(--grid)'} | {
-  color: f'var(--s{i})' for i, color in PALETTE.items()
+COLOR = {
+  name: f'#0000{i:02x}' for i, name in enumerate(('ink', 'grid', *COLORS), 1)
 }
+CSS_COLORS = {color: f'var(--{name})' for name, color in COLOR.items()}
+INK, GRID = COLOR['ink'], COLOR['grid']
 DOTTED: Any = (0, (1, 2))
 DASHED: Any = (0, (3, 1.5))
 RC: Any = {
   # Text stays text: it is small, follows the page's font and can be searched.
   'svg.fonttype': 'none',
   'svg.hashsalt': 'adabatch',
-  'path.simplify': True,
   'font.family': ['DejaVu Sans'],  # for its metrics; the page has its own
   'font.size': 9,
 }
@@ -84,13 +83,13 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
       axes.axhline(panel.limit, color=INK, linewidth=0.9, linestyle=DOTTED)
     if panel.stop and math.isfinite(panel.stop[axis]):
       stop = panel.stop[axis] / unit
-      axes.axvline(stop, color=PALETTE[2], linewidth=1.2, linestyle=DOTTED)
+      axes.axvline(stop, color=COLOR['s2'], linewidth=1.2, linestyle=DOTTED)
     for line, x, y in curves:
       faint, dashed = line.look == 'faint', line.look == 'dashed'
       axes.plot(
         x / unit,
         y,
-        color=PALETTE[line.color],
+        color=COLOR[line.color],
         linewidth=0.8 if faint else 1.5,
         alpha=0.35 if faint else 1.0,
         linestyle=DASHED if dashed else '-',
@@ -109,33 +108,26 @@ def embed_svg(svg: str, prefix: str, description: str) -> str:
   """Turns Matplotlib's SVG file into an element of an HTML page.
 
   Several such files number their ids alike, and in one page a duplicate would
-  make a picture borrow another's clip path; so ids that something refers to
-  get a prefix, and the others go. Metadata go too (they hold addresses),
-  colours become the page's, coordinates keep two decimals.
+  make a picture borrow another's clip path, so ids get a prefix. Metadata go
+  (they hold addresses), colours become the page's, coordinates keep two
+  decimals.
 
-  >>> embed_svg('<?xml?><svg width="9pt" viewBox="0 0 9 9"><g id="a">'
-  ...           '<path id="b" d="M 1.23456 2 "/></g><use xlink:href="#b"/>'
-  ...           '</svg>', 'p1-', 'A line')
+  >>> embed_svg('<?xml?><svg width="9pt" viewBox="0 0 9 9"><path id="b" '
+  ...           'd="M 1.23456 2 "/><use xlink:href="#b"/></svg>', 'p1-', 'A')
   ... # doctest: +NORMALIZE_WHITESPACE
-  '<svg role="img" aria-label="A line" viewBox="0 0 9 9"><g><path
-  id="p1-b" d="M1.23 2"/></g><use href="#p1-b"/></svg>'
+  '<svg role="img" aria-label="A" viewBox="0 0 9 9"><path id="p1-b"
+  d="M1.23 2"/><use href="#p1-b"/></svg>'
   """
 
-  def keep_id(match: re.Match[str]) -> str:
-    return f' id="{prefix}{match[1]}"' if match[1] in used else ''
-
   def compact(path: re.Match[str]) -> str:
-    short = re.sub(r'(\.\d\d)\d+', r'\1', path[1])
-    short = re.sub(r'\s*([A-Za-z])\s*', r'\1', short)
-    return f' d="{short.strip()}"'
+    two_decimals = re.sub(r'(\.\d\d)\d+', r'\1', path[0])
+    return re.sub(r'\s*([A-Zz"])\s*', r'\1', two_decimals)
 
   (view_box,) = re.findall(r'viewBox="[^"]*"', svg)
   body = re.split(r'<svg[^>]*>', svg)[1].replace('xlink:href=', 'href=')
   body = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', body, flags=re.S)
-  used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
-  body = re.sub(r' id="([^"]*)"', keep_id, body)
-  body = re.sub(r'(href="#|url\(#)', rf'\g<1>{prefix}', body)
-  body = re.sub(r' d="([^"]*)"', compact, body)
+  body = re.sub(r'( id="|href="#|url\(#)', rf'\g<1>{prefix}', body)
+  body = re.sub(r'(?<= d=)"[^"]*"', compact, body)
   for color, css in CSS_COLORS.items():
     body = body.replace(f': {color}', f': {css}')
   body = re.sub(r'>\s+<', '><', body).strip()

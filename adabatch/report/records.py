@@ -31,12 +31,6 @@ def read_metrics(
   A last line that a killed process left unfinished is ignored. An unreadable
   line elsewhere is skipped with a warning, because it is not expected.
 
-  Args:
-    workdir: the directory of a run.
-
-  Returns:
-    `(train_records, eval_records)`, in the order of the file.
-
   Raises:
     FileNotFoundError: if the directory holds no `metrics.jsonl`.
   """
@@ -94,32 +88,15 @@ def positions(records: Sequence[Record]) -> dict[str, np.ndarray]:
   return {axis: column(records, key) for axis, key in AXES.items()}
 
 
-def last_positions(records: Sequence[Record]) -> dict[str, float]:
-  """The largest x value of every axis, 0 without records.
-
-  >>> last_positions([{'update': 3, 'examples': 96}, {'update': 2}])
-  {'updates': 3.0, 'examples': 96.0, 'seconds': 0.0}
-  """
-  return {
-    axis: max(x[np.isfinite(x)].tolist(), default=0.0)
-    for axis, x in positions(records).items()
-  }
-
-
 def facts(
   summary: Mapping[str, Any],
   eval_records: Sequence[Record],
   end: Mapping[str, float],
 ) -> dict[str, Any]:
-  """The summary, or what the records say in its place.
+  """The summary; where it says nothing, what the records say.
 
   A run that was preempted and resumed still has its old summary, until it ends
-  again; its metrics are then further than the summary says.
-
-  Args:
-    summary: `summary.json`, {} if the run has not ended.
-    eval_records: for the best and the final metrics of each split.
-    end: how far the records go on every axis.
+  again; its records go further then, to `end`, and it is ignored.
 
   >>> facts({}, [{'split': 'test', 'loss': 1.5, 'accuracy': 0.5},
   ...            {'split': 'test', 'loss': 2.0, 'accuracy': 0.6}], {})

@@ -56,7 +56,8 @@ def choose_scale(values: np.ndarray, rule: ScaleRule) -> Scale:
     margin = (high / low) ** 0.05
     low, high = low / margin, high * margin
     ticks = _log_ticks(low, high, rule.base if high / low < 2**14 else 10)
-    return Scale(True, low, high, ticks, [_log_label(tick) for tick in ticks])
+    labels = [_label(tick, tick, 4 if tick < 1e4 else 3) for tick in ticks]
+    return Scale(True, low, high, ticks, labels)
   if rule.from_zero and low >= 0:
     low, high = 0.0, (high or 1.0) * 1.08
   else:
@@ -92,18 +93,13 @@ def _log_ticks(low: float, high: float, base: int) -> list[float]:
   return [float(base) ** e for e in range(first, last + 1, stride)]
 
 
-def _unit(value: float) -> tuple[float, str]:
-  """The unit to write a value in; 2000 and 4000 are read faster than 2k, 4k."""
+def _label(tick: float, largest: float, digits: int) -> str:
+  # 2000, 4000, 6000 are read faster than 2k, 4k, 6k.
   units = ((1e9, 1e9, 'B'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k'))
   for limit, size, suffix in units:
-    if limit <= value < 1e13:
-      return size, suffix
-  return 1.0, ''
-
-
-def _log_label(tick: float) -> str:
-  size, suffix = _unit(tick)
-  return f'{tick / size:.{3 if suffix else 4}g}{suffix}'
+    if limit <= largest < 1e13:
+      return f'{tick / size:.{digits}g}{suffix}'
+  return f'{tick:.{digits}g}'
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
@@ -114,15 +110,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
   >>> tick_labels([0.69314, 0.69315, 0.69316])
   ['0.69314', '0.69315', '0.69316']
   """
-  largest = max(abs(tick) for tick in ticks)
-  size, suffix = _unit(largest)
-  error = 0.01 * abs(ticks[-1] - ticks[0]) / max(len(ticks) - 1, 1) / size
-  labels = []
-  for digits in range(1, 16):
-    labels = [f'{tick / size:.{digits}g}' for tick in ticks]
-    pairs = zip(labels, ticks, strict=True)
-    exact = all(abs(float(text) - tick / size) <= error for text, tick in pairs)
-    # `.1g` writes 20 as 2e+01: more digits also get rid of exponents.
-    if exact and (largest >= 1e13 or 'e+' not in ''.join(labels)):
-      break
-  return ['0' if float(label) == 0 else label + suffix for label in labels]
+  largest = max(map(abs, ticks), default=0)
+  # A locator's zero may be 1e-17.
+  near = (0 if abs(tick) < 1e-12 * largest else tick for tick in ticks)
+  return [_label(tick, largest, 12) if tick else '0' for tick in near]
