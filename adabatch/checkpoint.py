@@ -78,7 +78,8 @@ class Checkpoints:
             host=ocp.args.JsonRestore(),
           ),
         )
-      except (ValueError, OSError, KeyError, TypeError) as error:
+      # Orbax and TensorStore raise Exception itself for a file cut short.
+      except Exception as error:  # noqa: BLE001
         reason = (str(error).splitlines() or [''])[0][:200]
         warn(
           f'checkpoint of update {update} cannot be read '

@@ -35,7 +35,7 @@ def default() -> ConfigDict:
   c.data.name = 'digits'  # 'digits', or any TFDS image-classification set
   c.data.data_dir = placeholder(str)  # where TFDS sets lie; None: TFDS's own
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on
-  c.data.eval_split = 'validation'
+  c.data.eval_split = 'validation'  # never trained on
   c.data.crop_padding = 0  # pixels of padding of the random crop; 0: no crop
   c.data.flip = False  # random horizontal flips
 
@@ -106,36 +106,36 @@ def default() -> ConfigDict:
   c.controller.padadamp = ConfigDict()
   c.controller.padadamp.rate = placeholder(float)  # None: B_max at the end
   c.controller.geodamp = ConfigDict()
-  c.controller.geodamp.factor = 2.0
-  c.controller.geodamp.delay_epochs = 5.0
+  c.controller.geodamp.factor = 2.0  # growth at each step
+  c.controller.geodamp.delay_epochs = 5.0  # between two steps
   c.controller.geodamp.lr_factor = 1.0  # AdaBatch: lr too, at the same epochs
   c.controller.radadamp = ConfigDict()
-  c.controller.radadamp.rho = 0.2
+  c.controller.radadamp.rho = 0.2  # weight of the past in its averages
   c.controller.radadamp.window = 20  # updates in a window
   c.controller.radadamp.reduction = 'min'  # over the window
-  c.controller.radadamp.minimum_loss = 0.0
+  c.controller.radadamp.minimum_loss = 0.0  # F*
   c.controller.adadamp_grad = ConfigDict()
   c.controller.adadamp_grad.gradient_source = 'ema'  # 'full', 'subset', 'ema'
-  c.controller.adadamp_grad.decay = 0.95
+  c.controller.adadamp_grad.decay = 0.95  # of the moving average of 'ema'
   c.controller.step_table = ConfigDict()
   c.controller.step_table.table = '0:32'  # 'count:size ...', K, M, B suffixes
   c.controller.step_table.unit = 'examples'  # of the counts, or 'epochs'
   c.controller.ramp_up = ConfigDict()
-  c.controller.ramp_up.final_batch_size = 1024
-  c.controller.ramp_up.increment = 32
+  c.controller.ramp_up.final_batch_size = 1024  # reached after `examples`
+  c.controller.ramp_up.increment = 32  # in examples, of each step
   c.controller.ramp_up.examples = 10_000  # over which the size grows
   c.controller.from_lr_schedule = ConfigDict()  # reads learning_rate.decay
   c.controller.from_lr_schedule.exponent = 0.0  # q: 0 Smith, 0.5 Seesaw
   c.controller.noise_scale = ConfigDict()
-  c.controller.noise_scale.c = 1.0
-  c.controller.noise_scale.decay = 0.99
+  c.controller.noise_scale.c = 1.0  # batch size in units of the noise scale
+  c.controller.noise_scale.decay = 0.99  # of both moving averages
   c.controller.norm_test = ConfigDict()
-  c.controller.norm_test.eta = 0.5
-  c.controller.norm_test.decay = 0.99
+  c.controller.norm_test.eta = 0.5  # tolerated noise-to-signal ratio
+  c.controller.norm_test.decay = 0.99  # of both moving averages
   c.controller.cabs = ConfigDict()
-  c.controller.cabs.c = 1.0
-  c.controller.cabs.minimum_loss = 0.0
-  c.controller.cabs.decay = 0.95
+  c.controller.cabs.c = 1.0  # factor in front; 1 in the paper
+  c.controller.cabs.minimum_loss = 0.0  # F*
+  c.controller.cabs.decay = 0.95  # of both moving averages
 
   c.buckets = ConfigDict()
   c.buckets.max_per_device = 4096  # examples a device processes at once
@@ -150,14 +150,14 @@ def default() -> ConfigDict:
   c.target.value = placeholder(float)  # stop once better than this
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every_updates = 1000
-  c.checkpoint.keep = 3
+  c.checkpoint.every_updates = 1000  # updates between two checkpoints
+  c.checkpoint.keep = 3  # the newest that are kept
 
   c.log = ConfigDict()
   c.log.every_updates = 50  # and at every decision
 
   c.eval = ConfigDict()
-  c.eval.every_epochs = 1.0
+  c.eval.every_epochs = 1.0  # epochs between two evaluations
   c.eval.max_per_device = 1024  # examples a device evaluates at once
   return c
 

@@ -47,8 +47,12 @@ class MetricsWriter:
     path = workdir / 'metrics.jsonl'
     _keep_lines_until(path, after_update)
     self._file = path.open('a', buffering=1)
+    # An events file is named after the second it was opened in; the suffix
+    # keeps a run that is resumed within it from overwriting the file.
     self._events = SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=after_update + 1
+      str(workdir / 'tensorboard'),
+      purge_step=after_update + 1,
+      filename_suffix=f'.{after_update}',
     )
 
   def write(self, kind: str, record: dict[str, Any]) -> None:

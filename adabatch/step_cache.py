@@ -1,9 +1,11 @@
 """One compiled program for each bucket, the likely next one ahead of time."""
 
+import contextlib
 import os
 import pathlib
+import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +33,8 @@ class StepCache:
     self._programs: dict[Hashable, Future] = {}
     self._used: set[Hashable] = set()
     self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
+    # All threads add to `compile_seconds`.
+    self._lock = threading.Lock()
     self.compile_seconds = 0.0
     self.stall_seconds = 0.0
     self.first_seconds = 0.0
@@ -44,16 +48,21 @@ class StepCache:
     """Programs that `get` was asked for."""
     return len(self._used)
 
-  def _compile(self, lowered):
+  @contextlib.contextmanager
+  def _counted(self) -> Iterator[None]:
     start = time.perf_counter()
-    program = lowered.compile()
-    self.compile_seconds += time.perf_counter() - start
-    return program
+    yield
+    seconds = time.perf_counter() - start
+    with self._lock:
+      self.compile_seconds += seconds
+
+  def _compile(self, lowered):
+    with self._counted():
+      return lowered.compile()
 
   def _start(self, bucket) -> Future:
-    start = time.perf_counter()
-    lowered = self._lower(bucket)
-    self.compile_seconds += time.perf_counter() - start
+    with self._counted():
+      lowered = self._lower(bucket)
     self._programs[bucket] = self._worker.submit(self._compile, lowered)
     return self._programs[bucket]
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from adabatch import config as config_lib
 from adabatch.config import ConfigError
+from adabatch.metrics import finite
 
 
 class Workdir:
@@ -48,12 +49,12 @@ class Workdir:
       return
     try:
       old = json.loads(self._config_path().read_text())
-    except ValueError as error:
+      old = config_lib.flatten(old)
+    except (ValueError, AttributeError) as error:
       raise ConfigError(
-        f'{self._config_path()} is not JSON ({error}): restore it, or choose '
-        'another --workdir'
+        f'{self._config_path()} is not a config ({error}): restore it, or '
+        'choose another --workdir'
       ) from None
-    old = config_lib.flatten(old)
     new = config_lib.flatten(json.loads(json.dumps(config.to_dict())))
     keys = config_lib.differences(old, new)
     if keys:
@@ -87,7 +88,8 @@ class Workdir:
     return json.loads(path.read_text()) if path.exists() else None
 
   def write_summary(self, summary: dict[str, Any]) -> None:
-    write_json(self.path / 'summary.json', summary)
+    """Writes `summary.json`; numbers that are not finite become null."""
+    write_json(self.path / 'summary.json', finite(summary))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

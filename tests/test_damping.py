@@ -20,9 +20,24 @@ def run(tmp_path, **overrides):
   return records(tmp_path)
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'momentum', 'lars', 'adam'])
-def test_damped_at_every_update(tmp_path, optimizer):
-  lines = run(tmp_path, **{'optimizer.name': optimizer})
+@pytest.mark.parametrize(
+  ('optimizer', 'controller'),
+  [
+    ('momentum', 'adadamp'),
+    ('sgd', 'padadamp'),
+    ('lars', 'padadamp'),
+    ('adam', 'padadamp'),
+  ],
+)
+def test_damped_at_every_update(tmp_path, optimizer, controller):
+  lines = run(
+    tmp_path,
+    **{
+      'optimizer.name': optimizer,
+      'controller.name': controller,
+      'controller.padadamp.rate': 2.0,
+    },
+  )
   assert [line['update'] for line in lines] == list(range(1, 161))
   damped = [line for line in lines if line['nominal_batch_size'] > 64]
   # Decisions come every 20 updates: most damped updates lie between them.

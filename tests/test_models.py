@@ -268,12 +268,10 @@ def test_logits_of_each_example(name):
   close(y[1:2], one, 1e-5)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_only_training_touches_the_statistics(name):
-  model, variables = NETWORKS[name][0], initial(name)
-  assert ('batch_stats' in variables) == (name == 'strided_cnn_bn')
-  if 'batch_stats' not in variables:
-    return
+def test_only_training_touches_the_statistics():
+  with_statistics = [n for n in NETWORKS if 'batch_stats' in initial(n)]
+  assert with_statistics == ['strided_cnn_bn']
+  model, variables = NETWORKS['strided_cnn_bn'][0], initial('strided_cnn_bn')
   x = draw((3, *IMAGE))
   evaluated = run(model, variables, x, False)[1]['batch_stats']
   trained = run(model, variables, x, True)[1]['batch_stats']

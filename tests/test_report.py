@@ -13,6 +13,7 @@ import pytest
 
 from adabatch.report import lines, read_metrics, scales, write_report
 from adabatch.report.__main__ import main
+from adabatch.report.pictures import CSS_COLORS
 from adabatch.report.records import AXES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -176,6 +177,12 @@ def test_every_picture_for_every_axis(tmp_path):
     assert expected in words
 
 
+def test_no_target_is_not_a_missed_one(tmp_path):
+  summary = SUMMARY | {'target': {'metric': 'accuracy', 'value': None}}
+  _, page = page_of(write_run(tmp_path / 'r', growing_run(9), summary))
+  assert 'Target' not in ' '.join(page.text)
+
+
 def test_no_noise_panel_without_a_noise_controller(tmp_path):
   _, page = page_of(write_run(tmp_path / 'r', growing_run(30)))
   assert titles(page, 'updates') == [*BASIC, *EVALS]
@@ -206,7 +213,7 @@ def test_colors_are_the_pages_own(tmp_path):
   pictures = ''.join(re.findall(r'<svg.*?</svg>', text, re.DOTALL))
   assert set(re.findall(r'(?:stroke|fill): ([^;"]*)', pictures)) <= {
     'none',
-    *pictures.CSS_COLORS.values(),
+    *CSS_COLORS.values(),
   }
 
 
@@ -468,6 +475,8 @@ def test_smooth_does_not_lag():
     ([1e-9] + [1.0] * 999, scales.ScaleRule(20, quantile=0.01), False),
     ([1e29] + [1.0] * 999, scales.ScaleRule(20, quantile=0.01), True),
     ([1e-29, 1e29], scales.ScaleRule(4), True),
+    ([1, 1 + 1e-10], scales.ScaleRule(4), False),
+    ([1, 1 + 1e-8], scales.ScaleRule(4), False),
   ],
 )
 def test_choose_scale(values, rule, log):

@@ -8,10 +8,7 @@ from adabatch.report import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(
-    prog='python -m adabatch.report',
-    description="Write a run's report.html from its metrics.",
-  )
+  parser = argparse.ArgumentParser('python -m adabatch.report')
   parser.add_argument('workdir', help='directory with a metrics.jsonl')
   try:
     print(write_report(parser.parse_args(argv).workdir))

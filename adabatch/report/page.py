@@ -19,7 +19,8 @@ MOOD = {'completed': 'good', 'target_reached': 'good', 'diverged': 'bad'}
 STYLE = """
 :root { --paper: #fff; --card: #f6f7f9; --ink: #23272f; --soft: #5d6673;
   --grid: #d5dae1; --s1: #1f65c8; --s2: #d35312; --s3: #1b8a5a;
-  --s4: #8b46b5; --s5: #927000; --s6: #b81b5c; --bad: #c0271d; }
+  --s4: #8b46b5; --s5: #927000; --s6: #b81b5c; --bad: #c0271d;
+  color-scheme: light dark; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --paper: #14171c; --card: #1e232b; --ink: #e4e8ee; --soft: #a2acba;
     --grid: #3a424e; --s1: #6ea8ff; --s2: #ff9a5c; --s3: #5fd3a0;
@@ -28,29 +29,26 @@ STYLE = """
 body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 72rem;
   background: var(--paper); color: var(--ink); font: 1rem/1.45 var(--font);
   --font: system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
-h1 { margin: 0; font-size: 1.6rem; line-height: 1.2; }
+h1 { margin: 0; font-size: 1.6rem; }
 h2 { display: inline; font-size: 1rem; }
 .subtitle { margin: .2rem 0 1rem; }
 .subtitle, .note, .unit, .against { color: var(--soft); }
 .status { font-size: .85rem; font-weight: 600; white-space: nowrap;
   padding: .1rem .6rem; border: 1.5px solid; border-radius: 1rem;
   vertical-align: .25em; color: var(--soft); }
-.status.good { color: var(--s3); }
-.status.bad { color: var(--bad); }
+.good { color: var(--s3); } .bad { color: var(--bad); }
 .tiles { display: grid; gap: .6rem; margin: 0 0 .6rem;
   grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); }
-.tiles div, .empty { background: var(--card); border-radius: .5rem;
-  padding: .5rem .7rem; }
+.tiles div { background: var(--card); border-radius: .5rem; padding: .5rem; }
 .tiles dt, small { font-size: .8rem; font-weight: 400; color: var(--soft); }
 .tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
-small { display: block; }
+small, svg { display: block; }
 section, details { margin-top: 1.4rem; }
 input { position: absolute; opacity: 0; }
 label { display: inline-block; padding: .25rem .7rem; cursor: pointer;
   border: 1px solid var(--grid); border-radius: 1rem; }
 input:checked + label { background: var(--ink); color: var(--paper); }
-input:focus-visible + label { outline: 2px solid var(--s1);
-  outline-offset: 2px; }
+input:focus-visible + label { outline: 3px solid var(--s1); }
 .axis { display: none; gap: 1.6rem 2rem; margin-top: 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 #x-updates:checked ~ .by-updates, #x-examples:checked ~ .by-examples,
@@ -61,12 +59,11 @@ figure { margin: 0; min-width: 0; break-inside: avoid; display: flex;
 .keys, .note { font-size: .85rem; }
 .key::before { content: ''; display: inline-block; width: 1.3em;
   margin-right: .4em; vertical-align: .25em; border-top: 3px solid; }
-.key.dashed::before { border-top: 2px dashed; }
-.key.dotted::before { border-top: 2px dotted; }
-.key.faint::before { opacity: .4; }
+.dashed::before { border-top: 2px dashed; } .faint::before { opacity: .4; }
+.dotted::before { border-top: 2px dotted; }
 .key span { color: var(--ink); }
-.empty { padding: 3rem 1rem; text-align: center; color: var(--soft); }
-svg { display: block; width: 100%; height: auto; }
+.empty { padding: 3rem; text-align: center; background: var(--card); }
+svg { width: 100%; height: auto; }
 svg text { font-family: var(--font) !important; }
 summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -105,9 +102,9 @@ def duration(seconds: Any) -> str:
   hours, days = minutes // 60, minutes // 1440
   if hours == 0:
     return f'{minutes} min {rest:02d} s'
-  return (
-    f'{days} d {hours % 24} h' if days else f'{hours} h {minutes % 60:02d} min'
-  )
+  if days == 0:
+    return f'{hours} h {minutes % 60:02d} min'
+  return f'{days} d {hours % 24} h'
 
 
 def _tile(name: str, value: str, small: str = '') -> str:
@@ -134,10 +131,10 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   yield _tile('examples', quantity(known['examples']), epochs)
   yield _tile('training time', duration(known['seconds']))
   if 'compilations' in known:
-    compiling = duration(known.get('compile_seconds'))
-    yield _tile('compilations', quantity(known['compilations']), compiling)
-  if 'stall_seconds' in known:
-    yield _tile('waited for compiling', duration(known['stall_seconds']))
+    seconds = duration(known.get('compile_seconds'))
+    waited = duration(known.get('stall_seconds'))
+    yield _tile('compilations', quantity(known['compilations']), seconds)
+    yield _tile('waited for compiling', waited)
   yield '</dl>'
   target = known.get('target', {})
   if target.get('value') is not None:
@@ -214,12 +211,9 @@ def build_page(
     axis: float(np.nanmax([0, *x])) for axis, x in positions(records).items()
   }
   config = flatten(config)
-  panels = [
-    *train_panels(
-      train_records, number(config.get('controller.max_batch_size'))
-    ),
-    *eval_panels(eval_records),
-  ]
+  max_batch_size = number(config.get('controller.max_batch_size'))
+  panels = train_panels(train_records, max_batch_size)
+  panels += eval_panels(eval_records)
   page = [
     '<!DOCTYPE html>',
     '<html lang="en"><head><meta charset="utf-8">',
@@ -227,9 +221,8 @@ def build_page(
     '<meta http-equiv="Content-Security-Policy" content="'
     "default-src 'none'; style-src 'unsafe-inline'\">",
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    '<meta name="color-scheme" content="light dark">',
-    f'<title>{escape(name)} – adabatch</title>',
-    f'<style>{STYLE}</style></head><body>',
+    f'<title>{escape(name)} – adabatch</title><style>{STYLE}</style>',
+    '</head><body>',
     *_head(name, facts(summary, eval_records, end), config),
     *_pictures(panels, end),
     *_table('Summary', flatten(summary)),

@@ -38,8 +38,7 @@ class Panel(NamedTuple):
 
 def _missing(values: np.ndarray) -> str:
   count = int(np.count_nonzero(~np.isfinite(values)))
-  plural = 's' * (count > 1)
-  return f'{count:,} value{plural} not finite, not drawn' if count else ''
+  return f'values not finite, not drawn: {count:,}' if count else ''
 
 
 def train_panels(

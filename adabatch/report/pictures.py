@@ -18,19 +18,24 @@ MAX_MARKERS = 60  # a line with more points than this is drawn without markers
 
 # Matplotlib writes colours as hex. These stand for the page's own colours, so
 # that one picture is legible on light, dark and paper.
-COLOR = {
-  name: f'#0000{i:02x}' for i, name in enumerate(('ink', 'grid', *COLORS), 1)
-}
+NAMES = ('ink', 'grid', *COLORS)
+COLOR = {name: f'#0000{i:02x}' for i, name in enumerate(NAMES, start=1)}
 CSS_COLORS = {color: f'var(--{name})' for name, color in COLOR.items()}
 INK, GRID = COLOR['ink'], COLOR['grid']
 DOTTED: Any = (0, (1, 2))
-DASHED: Any = (0, (3, 1.5))
+LOOKS: dict[str, Any] = {
+  '': {},
+  'dashed': {'linestyle': (0, (3, 1.5))},
+  'faint': {'linewidth': 0.8, 'alpha': 0.35},
+}
 RC: Any = {
   # Text stays text: it is small, follows the page's font and can be searched.
   'svg.fonttype': 'none',
   'svg.hashsalt': 'adabatch',
   'font.family': ['DejaVu Sans'],  # for its metrics; the page has its own
   'font.size': 9,
+  'lines.markersize': 3,
+  'lines.markeredgewidth': 0,
 }
 
 
@@ -85,19 +90,14 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
       stop = panel.stop[axis] / unit
       axes.axvline(stop, color=COLOR['s2'], linewidth=1.2, linestyle=DOTTED)
     for line, x, y in curves:
-      faint, dashed = line.look == 'faint', line.look == 'dashed'
+      marked = len(x) <= MAX_MARKERS and line.look != 'dashed'
       axes.plot(
         x / unit,
         y,
         color=COLOR[line.color],
-        linewidth=0.8 if faint else 1.5,
-        alpha=0.35 if faint else 1.0,
-        linestyle=DASHED if dashed else '-',
         drawstyle='steps-post' if line.steps else 'default',
-        marker='o' if len(x) <= MAX_MARKERS and not dashed else '',
-        markersize=3,
-        markeredgewidth=0,
-        solid_joinstyle='round',
+        marker='o' if marked else '',
+        **LOOKS[line.look],
       )
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None})

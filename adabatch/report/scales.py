@@ -62,7 +62,7 @@ def choose_scale(values: np.ndarray, rule: ScaleRule) -> Scale:
     low, high = 0.0, (high or 1.0) * 1.08
   else:
     margin = 0.05 * (high - low)
-    if high - low <= 1e-12 * max(abs(high), abs(low)):
+    if high - low <= 1e-9 * max(abs(high), abs(low)):
       margin = 0.1 * abs(high) or 0.5
     low, high = low - margin, high + margin
   ticks = linear_ticks(low, high)
@@ -112,5 +112,5 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
   """
   largest = max(map(abs, ticks), default=0)
   # A locator's zero may be 1e-17.
-  near = (0 if abs(tick) < 1e-12 * largest else tick for tick in ticks)
-  return [_label(tick, largest, 12) if tick else '0' for tick in near]
+  zero = 1e-12 * largest
+  return [_label(t, largest, 12) if abs(t) > zero else '0' for t in ticks]
