@@ -6,6 +6,7 @@ and becomes visible only when it is whole.
 """
 
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,23 @@ class Record(NamedTuple):
 
 class CheckpointError(RuntimeError):
   """No checkpoint of a directory that holds some could be read."""
+
+
+def _silence_abandoned_reads() -> None:
+  """Leaves it at one line about a broken record.
+
+  When one of its reads fails Orbax abandons the others, and each of those
+  prints a page: when it ends (its event loop is closed) or is collected.
+  """
+  hook = sys.unraisablehook
+
+  def say_the_rest(unraisable):
+    name = getattr(unraisable.object, '__name__', '')
+    closed = str(unraisable.exc_value) == 'Event loop is closed'
+    if not (closed or name.startswith('_read_array')):
+      hook(unraisable)
+
+  sys.unraisablehook = say_the_rest
 
 
 class Checkpoints:
@@ -67,18 +85,16 @@ class Checkpoints:
     Raises:
       CheckpointError: if there are records and none can be read.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     updates = sorted(self._manager.all_steps(), reverse=True)
-    for update in updates:
+    if not updates:
+      return None
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    hook = sys.unraisablehook
+    _silence_abandoned_reads()
+    for position, update in enumerate(updates):
       try:
-        record = self._manager.restore(
-          update,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
-            host=ocp.args.JsonRestore(),
-          ),
-        )
-      # Orbax and TensorStore raise Exception itself for a file cut short.
+        record = self._read(update, abstract)
+      # Where data are missing Orbax raises `Exception` itself.
       except Exception as error:  # noqa: BLE001
         reason = (str(error).splitlines() or [''])[0][:200]
         warn(
@@ -86,15 +102,22 @@ class Checkpoints:
           f'({type(error).__name__}: {reason}); trying the one before'
         )
         continue
-      for broken in updates[: updates.index(update)]:
+      if position == 0:
+        sys.unraisablehook = hook
+      for broken in updates[:position]:
         self._manager.delete(broken)
-      return Record(update, record['state'], record['host'])
-    if updates:
-      raise CheckpointError(
-        f'none of the checkpoints in {self._directory} can be read: restore '
-        'them from a copy, or start in another workdir'
-      )
-    return None
+      return record
+    raise CheckpointError(
+      f'none of the checkpoints in {self._directory} can be read: restore '
+      'them from a copy, or start in another workdir'
+    )
+
+  def _read(self, update: int, abstract: Any) -> Record:
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore()
+    )
+    record = self._manager.restore(update, args=args)
+    return Record(update, record['state'], record['host'])
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""

@@ -22,15 +22,14 @@ def parse(argv: list[str]) -> list[str]:
     if argument.startswith('--config.') and key not in known:
       sys.exit(f'error: unknown config key {key!r}{config.nearest(key)}')
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    flags.FLAGS.config.keys()  # a file that is not there is reported here
   except flags.Error as error:
-    sys.exit(f'error: {_one_line(error)}')
+    sys.exit(f'error: {" ".join(str(error).split())}')
   except OSError as error:
-    sys.exit(f'error: cannot load the config file: {_one_line(error)}')
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())
+    reason = str(error).splitlines()[-1].strip()
+    sys.exit(f'error: cannot load the config file: {reason}')
+  return rest
 
 
 def describe(summary: dict[str, Any]) -> str:

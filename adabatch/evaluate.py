@@ -74,10 +74,9 @@ class Evaluator:
 
   def gradient_norm_squared(self, state: TrainState) -> float:
     """|mean gradient|^2 of the evaluation-mode loss."""
-    with jax.transfer_guard('allow'):
-      zeros = jax.tree.map(jnp.zeros_like, state.params)
-      total = self._sum(self._gradient, state, zeros)
-      norm = gradient_noise.squared_norm(total)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    total = self._sum(self._gradient, state, zeros)
+    norm = gradient_noise.squared_norm(total)
     return float(jax.device_get(norm)) / self.examples**2
 
 

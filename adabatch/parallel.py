@@ -109,30 +109,38 @@ def spmd(
   )
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Host arrays (the same on every process) placed on every device."""
-  sharding = NamedSharding(mesh, PartitionSpec())
-  if not jax.process_count() > 1:
+def _place(tree: Any, sharding: NamedSharding) -> Any:
+  """Host arrays, the same on every process, of which each places its part."""
+  if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(
+      x.shape, sharding, lambda index: x[index]
+    ),
+    jax.tree.map(np.asarray, tree),
+  )
 
-  def place(x):
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
-  return jax.tree.map(place, tree)
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Host arrays placed whole on every device."""
+  return _place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def shard(rows: Any, mesh: Mesh) -> Any:
-  """Host arrays [devices, ...] placed one row on each device.
+  """Host arrays [devices, ...] placed one row on each device."""
+  return _place(rows, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
-  Every process passes all rows and places its own.
+
+def as_global(tree: Any, mesh: Mesh) -> Any:
+  """Replicated arrays as arrays of all processes.
+
+  With several processes `pmap` returns arrays that know only the devices of
+  their own process, which a checkpoint cannot be made of. No data moves.
   """
-  sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-  if not jax.process_count() > 1:
-    return jax.device_put(rows, sharding)
-
-  def place(x):
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
-
-  return jax.tree.map(place, rows)
+  sharding = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda x: jax.make_array_from_single_device_arrays(
+      x.shape, sharding, [shard.data for shard in x.addressable_shards]
+    ),
+    tree,
+  )

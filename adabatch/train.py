@@ -185,7 +185,6 @@ class Run:
       parallel.replicate(e.evaluation.arrays, mesh),
       len(e.evaluation.arrays['label']),
     )
-    self.state = self.updates.initial_state()
     self.progress = Progress(
       nominal=float(config.controller.initial_batch_size),
       controller=e.controller.init(),
@@ -204,14 +203,17 @@ class Run:
     """
     controller, progress = self.experiment.controller, self.progress
     if controller.due(signals.update):
-      measured, cost = self.measurements.take(self.state)
+      measured, cost = self.measurements.take(self.updates.state)
       progress.loss_evaluation_examples += cost
       signals = signals._replace(
         **{name: round_signal(value) for name, value in measured.items()}
       )
-    progress.nominal, progress.controller = controller.update(
-      progress.controller, signals
-    )
+    try:
+      progress.nominal, progress.controller = controller.update(
+        progress.controller, signals
+      )
+    except ValueError as error:  # F* above the first loss measured
+      raise ConfigError(str(error)) from error
 
   def likely_next(self, plan: Plan) -> buckets.Bucket | None:
     """The bucket that will probably be asked for after this one.
@@ -305,7 +307,7 @@ class Run:
 
   def evaluate(self) -> None:
     progress, split = self.progress, self.config.data.eval_split
-    metrics = self.evaluator.metrics(self.state)
+    metrics = self.evaluator.metrics(self.updates.state)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
     progress.next_evaluation = (progress.examples // span + 1) * span
@@ -348,7 +350,8 @@ class Run:
       'controller': controllers.state_to_json(self.progress.controller)
     }
     assert self.checkpoints is not None, 'start() opens them'
-    self.checkpoints.save(self.progress.update, self.state, host)
+    state = parallel.as_global(self.updates.state, self.experiment.mesh)
+    self.checkpoints.save(self.progress.update, state, host)
 
   def step(self) -> None:
     """Dispatches one update; decides at once if that needs no report."""
@@ -361,10 +364,9 @@ class Run:
           plan.bucket, self.likely_next(plan)
         )
       self.bucket = plan.bucket
-    with jax.transfer_guard('disallow'):
-      self.state, signals = self.updates.run(
-        self.program, self.state, progress.examples, plan, self.stop.is_set()
-      )
+    signals = self.updates.run(
+      self.program, progress.examples, plan, stop=self.stop.is_set()
+    )
     progress.update += 1
     progress.examples += plan.batch_size
     self.pending.append(
@@ -425,12 +427,11 @@ class Run:
     record = None
     if self.workdir.has_checkpoints():
       self.checkpoints = self.open_checkpoints()
-      record = self.checkpoints.restore(self.state, warn=self.console.say)
+      record = self.checkpoints.restore(
+        self.updates.state, warn=self.console.say
+      )
     if record is None:
-      try:
-        self.decide(Signals())
-      except ValueError as error:
-        raise ConfigError(str(error)) from error
+      self.decide(Signals())
     else:
       self.resume(record)
     if self.writes:
@@ -450,7 +451,7 @@ class Run:
     template = self.experiment.controller.init()
     state = controllers.state_from_json(template, record.host['controller'])
     self.progress = Progress(**{**record.host, 'controller': state})
-    self.state = record.state
+    self.updates.state = record.state
     self.resumed_at = record.update
     self.console.say(
       f'resumed at update {record.update} from {self.workdir.path}'

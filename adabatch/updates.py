@@ -33,6 +33,7 @@ class Updates:
   """The training split on the devices, and one program for each bucket.
 
   Attributes:
+    state: the train state, at first fresh; `run` replaces it.
     arrays: the training split, on every device.
     order: position -> example.
     cache: the compiled programs.
@@ -71,14 +72,9 @@ class Updates:
       )
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    self._create = jax.jit(create, out_shardings=replicated)
-    self._abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-      jax.eval_shape(create, self._rng),
+    self.state: TrainState = jax.jit(create, out_shardings=replicated)(
+      self._rng
     )
-
-  def initial_state(self) -> TrainState:
-    return self._create(self._rng)
 
   def _lower(self, bucket: Bucket):
     body = steps.train_step(
@@ -101,7 +97,7 @@ class Updates:
     # A batch of the right shapes, for what is in it does not matter.
     batch = self._place(0, Plan(bucket, 1, 1.0), stop=False)
     with jax.transfer_guard('allow'):
-      return program.lower(self._abstract, self.arrays, batch)
+      return program.lower(self.state, self.arrays, batch)
 
   def _place(self, position: int, plan: Plan, *, stop: bool) -> steps.StepBatch:
     """The next batch: slots filled in the order of positions, device by device.
@@ -128,16 +124,17 @@ class Updates:
     return steps.StepBatch(*sharded, *replicated)
 
   def run(
-    self, program: Any, state: TrainState, position: int, plan: Plan, stop: bool
-  ) -> tuple[TrainState, steps.StepSignals]:
-    """Dispatches one update; returns at once with results on their way.
+    self, program: Any, position: int, plan: Plan, *, stop: bool
+  ) -> steps.StepSignals:
+    """Dispatches one update; returns at once, with its report on the way.
 
     Args:
       program: the executable of `plan.bucket`, from the cache.
-      state: consumed: its memory is used for the new one.
       position: examples trained on so far.
       plan: what to run.
       stop: whether this process was asked to stop.
     """
     batch = self._place(position, plan, stop=stop)
-    return program(state, self.arrays, batch)
+    with jax.transfer_guard('disallow'):
+      self.state, signals = program(self.state, self.arrays, batch)
+    return signals

@@ -3,6 +3,9 @@
 import functools
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,12 +23,6 @@ from jax.sharding import (
 
 from adabatch import train_state
 from adabatch.checkpoint import CheckpointError, Checkpoints
-
-# Reads that Orbax leaves unfinished after the first one has failed.
-pytestmark = pytest.mark.filterwarnings(
-  r'ignore:Exception ignored in. <coroutine object _read_array:'
-  r'pytest.PytestUnraisableExceptionWarning'
-)
 
 
 class State(NamedTuple):
@@ -50,7 +47,7 @@ def make_state(value):
     count=jnp.int32(value),
     key=jnp.array([2**32 - 1, int(value)], jnp.uint32),
     nothing=None,
-    inner=(jnp.float32(math.nan), {'empty': jnp.zeros((0, 3))}),
+    inner=(jnp.float32(math.nan), {'empty': ()}),
   )
 
 
@@ -291,6 +288,51 @@ def test_emptying_any_file_never_gives_a_wrong_state(three, tmp_path, opened):
     assert record.host == host(record.update)
     given_up += len(warnings)
   assert given_up >= 3
+
+
+def test_nothing_else_is_said(three, tmp_path):
+  """In a process of its own, because complaints come until its end."""
+  directory = tmp_path / 'c'
+  shutil.copytree(three, directory)
+  delete(directory / '3' / 'state' / 'ocdbt.process_0')
+  code = f"""
+import gc, pathlib
+from adabatch.checkpoint import Checkpoints
+from tests.test_checkpoint import make_state
+checkpoints = Checkpoints(pathlib.Path({str(directory)!r}), 3)
+assert checkpoints.restore(make_state(0)).update == 2
+checkpoints.close()
+gc.collect()
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('\n') == 1
+  assert 'Exception' not in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_other_complaints_are_still_heard(three, tmp_path, opened, monkeypatch):
+  said = []
+  monkeypatch.setattr(sys, 'unraisablehook', lambda u: said.append(u.object))
+
+  class Complains:
+    def __del__(self):
+      raise KeyError('deleted')
+
+  directory = tmp_path / 'c'
+  shutil.copytree(three, directory)
+  before = sys.unraisablehook
+  opened(directory).restore(make_state(0), warn=pytest.fail)
+  assert sys.unraisablehook is before
+  empty(directory / '3' / 'host' / 'metadata')
+  opened(directory).restore(make_state(0), warn=lambda message: None)
+  Complains()
+  assert said == [Complains.__del__]
 
 
 def test_two_broken_records(three, tmp_path, opened):
