@@ -1,0 +1,169 @@
+"""Every rule of the config runs for real, through the whole loop."""
+
+import jax
+import pytest
+
+from adabatch import controllers, optim
+from adabatch.train import train
+from tests.experiments import column, digits, records
+
+# What each rule needs beside its name, and the sizes it must show.
+CONTROLLERS = {
+  'constant': ({}, lambda sizes: set(sizes) == {16}),
+  'adadamp': ({}, lambda sizes: sizes[-1] >= 64),
+  'padadamp': ({'controller.padadamp.rate': 1.0}, lambda s: s[-1] == 64),
+  'geodamp': (
+    {'controller.geodamp.delay_epochs': 0.25}, lambda s: s[-1] == 128
+  ),
+  'radadamp': ({}, lambda sizes: sizes[-1] > 16),
+  'adadamp_grad': (
+    {'controller.adadamp_grad.gradient_source': 'full'},
+    lambda sizes: sizes[-1] > 16,
+  ),
+  'step_table': (
+    {'controller.step_table.table': '0:16 320:64 640:128'},
+    lambda sizes: sizes[0] == 16 and sizes[25] == 64 and sizes[-1] == 128,
+  ),
+  'ramp_up': (
+    {
+      'controller.ramp_up.final_batch_size': 64,
+      'controller.ramp_up.increment': 16,
+      'controller.ramp_up.examples': 600,
+    },
+    lambda sizes: sizes[-1] == 64,
+  ),
+  'from_lr_schedule': (
+    {'learning_rate.decay.name': 'cosine'},
+    lambda sizes: sizes[-1] > 16,
+  ),
+  'noise_scale': ({}, lambda sizes: len(set(sizes)) > 1),
+  'norm_test': ({}, lambda sizes: sizes == sorted(sizes)),
+  'cabs': ({'controller.cabs.c': 100.0}, lambda sizes: len(set(sizes)) > 1),
+}
+
+
+def run(tmp_path, **overrides):
+  config = digits(epochs=1.5, **overrides)
+  summary = train(config, tmp_path, devices=jax.devices()[:2])
+  assert summary['status'] == 'completed'
+  assert summary['compilations'] <= summary['buckets_visited'] + 1
+  return summary
+
+
+def test_the_table_is_complete():
+  assert set(CONTROLLERS) == set(controllers.CONTROLLERS)
+
+
+@pytest.mark.parametrize('name', sorted(CONTROLLERS))
+def test_controller(tmp_path, name):
+  overrides, expected = CONTROLLERS[name]
+  run(tmp_path, **{'controller.name': name}, **overrides)
+  sizes = column(tmp_path, 'batch_size')
+  assert expected(sizes), sizes
+
+
+@pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS))
+def test_optimizer_learns(tmp_path, name):
+  rates = {'sgd': 0.1, 'lars': 5.0, 'adam': 3e-3, 'adamw': 3e-3, 'lamb': 0.02}
+  run(
+    tmp_path,
+    **{
+      'optimizer.name': name,
+      'learning_rate.base': rates.get(name, 0.02),
+      'optimizer.weight_decay': 1e-4,
+      'optimizer.beta2_in_examples': True,
+    },
+  )
+  losses = column(tmp_path, 'loss')
+  assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize('scaling', ['none', 'linear', 'sqrt', 'adascale'])
+@pytest.mark.parametrize('warmup', ['none', 'constant', 'gradual'])
+def test_learning_rate_rules(tmp_path, scaling, warmup):
+  """The logged rate is the rule's, written out once more here."""
+  run(
+    tmp_path,
+    **{
+      'controller.name': 'step_table',
+      'controller.step_table.table': '0:16 320:64',
+      'learning_rate.reference_batch_size': 16,
+      'learning_rate.scaling': scaling,
+      'learning_rate.warmup.kind': warmup,
+      'learning_rate.warmup.epochs': 0.5,
+      'learning_rate.decay.name': 'linear',
+      'learning_rate.decay.final': 0.1,
+    },
+  )
+  examples = 0
+  for line in records(tmp_path):
+    ratio = line['batch_size'] / 16
+    done = min(1.0, examples / (0.5 * 1438))
+    decay = 1 - 0.9 * examples / (1.5 * 1438)
+    rate = line['learning_rate'] / (0.02 * decay)
+    examples = line['examples']
+    if scaling == 'adascale':
+      assert 1 <= rate * (1 + 1e-5) <= ratio * (1 + 1e-4)
+      continue
+    factor = {'none': 1, 'linear': ratio, 'sqrt': ratio**0.5}[scaling]
+    if warmup == 'constant' and done < 1:
+      factor = 1
+    if warmup == 'gradual':
+      factor = 1 + (factor - 1) * done
+    assert rate == pytest.approx(factor, rel=1e-4)
+
+
+@pytest.mark.parametrize('exponent', [0.0, 0.5])
+def test_from_lr_schedule_keeps_the_product(tmp_path, exponent):
+  """Below B_max the rate is alpha^q; beyond it the decay goes to the rate."""
+  run(
+    tmp_path,
+    **{
+      'controller.name': 'from_lr_schedule',
+      'controller.from_lr_schedule.exponent': exponent,
+      'controller.every': 1,
+      'controller.max_batch_size': 64,
+      'buckets.rounding': 'exact',
+      'learning_rate.decay.name': 'linear',
+      'learning_rate.decay.final': 0.05,
+    },
+  )
+  examples = 0
+  cap = 16 / 64
+  for line in records(tmp_path):
+    alpha = 1 - 0.95 * examples / (1.5 * 1438)
+    examples = line['examples']
+    assert line['nominal_batch_size'] == pytest.approx(16 / alpha, rel=1e-4)
+    expected = max(alpha, cap) ** exponent * min(1, alpha / cap)
+    assert line['learning_rate'] / 0.02 == pytest.approx(expected, rel=1e-3)
+  assert alpha < cap
+
+
+def test_ada_batch_changes_the_rate_with_the_batch(tmp_path):
+  run(
+    tmp_path,
+    **{
+      'controller.name': 'geodamp',
+      'controller.geodamp.delay_epochs': 0.5,
+      'controller.geodamp.lr_factor': 0.75,
+      'controller.every': 1,
+    },
+  )
+  seen = {
+    (line['batch_size'], round(line['learning_rate'] / 0.02, 6))
+    for line in records(tmp_path)
+  }
+  # The rate steps with the examples, the batch size with the next decision.
+  assert seen == {(16, 1.0), (32, 0.75), (64, 0.5625)}
+
+
+def test_below_the_initial_batch_size(tmp_path):
+  run(
+    tmp_path,
+    **{
+      'controller.name': 'cabs',
+      'controller.cabs.c': 0.01,
+      'controller.min_batch_size': 4,
+    },
+  )
+  assert min(column(tmp_path, 'batch_size')) == 4
