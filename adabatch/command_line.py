@@ -1,5 +1,4 @@
-"""What the command line needs beside its flags: clear errors, a short summary.
-"""
+"""What the command needs beside its flags: clear errors, a short summary."""
 
 import sys
 from typing import Any

@@ -14,12 +14,15 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# A ConfigDict; its attributes have no static types.
+Config = Any
+
 
 class ConfigError(ValueError):
   """A config that cannot be run, in one line that says what to do."""
 
 
-def default() -> ConfigDict:
+def default() -> Config:
   """The config that the files in `configs/` start from.
 
   >>> default().controller.name
@@ -185,7 +188,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   )
 
 
-def nearest(key: str, config: ConfigDict | None = None) -> str:
+def nearest(key: str, config: Config | None = None) -> str:
   """A hint for a key that does not exist.
 
   >>> nearest('learning_rate.bse')

@@ -1,19 +1,18 @@
 """From a config to the parts of a run: every name meets its function here."""
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from adabatch import buckets, controllers, data, optim, parallel
 from adabatch.buckets import Ladder
-from adabatch.config import ConfigError
+from adabatch.config import Config, ConfigError
 from adabatch.controllers import BatchSizeController
 from adabatch.models import MODELS
 from adabatch.tasks import Task, classification
@@ -81,7 +80,7 @@ def choose(table: dict[str, Any], name: str, key: str) -> Any:
   return table[name]
 
 
-def make_decay(config: ConfigDict, num_examples: int) -> optim.Schedule:
+def make_decay(config: Config, num_examples: int) -> optim.Schedule:
   """The learning-rate decay: examples -> multiplier."""
   decay, rate = config.learning_rate.decay, config.learning_rate
 
@@ -102,7 +101,7 @@ def make_decay(config: ConfigDict, num_examples: int) -> optim.Schedule:
   return make(length, decay, convert)
 
 
-def make_learning_rate(config: ConfigDict, num_examples: int):
+def make_learning_rate(config: Config, num_examples: int):
   """The transform that applies base, scaling, warmup and decay."""
   rate, c = config.learning_rate, config.controller
   decay = make_decay(config, num_examples)
@@ -140,13 +139,13 @@ def make_learning_rate(config: ConfigDict, num_examples: int):
     )
   return optim.scale_by_batch_learning_rate(
     rate.base,
-    decay=lambda examples: math.prod(d(examples) for d in decays),
+    decay=lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays])),
     scaling=scaling,
     warmup=warmup,
   )
 
 
-def make_optimizer(config: ConfigDict, num_examples: int):
+def make_optimizer(config: Config, num_examples: int):
   """The whole optax chain, damping last."""
   o = config.optimizer
   return optim.make_optimizer(
@@ -167,13 +166,11 @@ def make_optimizer(config: ConfigDict, num_examples: int):
   )
 
 
-def make_controller(
-  config: ConfigDict, num_examples: int
-) -> BatchSizeController:
+def make_controller(config: Config, num_examples: int) -> BatchSizeController:
   """The batch-size rule with its wrappers."""
   c = config.controller
   factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
-  parameters = dict(c[c.name]) if c.name in c else {}
+  parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
   if c.name == 'padadamp' and c.padadamp.rate is None:
     parameters['rate'] = controllers.padadamp_rate(
       initial_batch_size=c.initial_batch_size,
@@ -209,7 +206,7 @@ def make_controller(
   return controller
 
 
-def make_ladder(config: ConfigDict, devices: int) -> Ladder:
+def make_ladder(config: Config, devices: int) -> Ladder:
   """The batch sizes that can be run."""
   c, b = config.controller, config.buckets
   for key in ('initial_batch_size', 'max_batch_size', 'min_batch_size'):
@@ -236,7 +233,7 @@ def make_ladder(config: ConfigDict, devices: int) -> Ladder:
   )
 
 
-def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+def make_model(config: Config, num_classes: int) -> nn.Module:
   """The network with its own table of parameters."""
   name = config.model.name
   return choose(MODELS, name, 'model.name')(
@@ -275,7 +272,7 @@ def make_load(
   return load
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def _check_numbers(config: Config) -> None:
   """Counts and lengths that no other module checks."""
   positive = {
     'epochs': config.epochs,
@@ -296,9 +293,7 @@ def _check_numbers(config: ConfigDict) -> None:
       raise ConfigError(f'{key} must be above 0, got {value}')
 
 
-def build(
-  config: ConfigDict, devices: list[jax.Device] | None = None
-) -> Experiment:
+def build(config: Config, devices: Sequence[Any] | None = None) -> Experiment:
   """Checks the whole config and makes the parts of the run.
 
   Raises:
@@ -306,8 +301,11 @@ def build(
     data.DatasetError: for a data set that is not there.
   """
   _check_numbers(config)
-  choose(dict.fromkeys(parallel.BACKENDS), config.parallel.backend,
-         'parallel.backend')
+  choose(
+    dict.fromkeys(parallel.BACKENDS),
+    config.parallel.backend,
+    'parallel.backend',
+  )
   mesh = parallel.make_mesh(devices)
   try:
     ladder = make_ladder(config, mesh.size)

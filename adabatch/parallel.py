@@ -6,7 +6,7 @@ leading axis of devices; a *layout* is a pytree prefix of booleans that says
 which (True: sharded).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def is_first_process() -> bool:
   return jax.process_index() == 0
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """All devices of all processes along one axis, `data`."""
   devices = jax.devices() if devices is None else devices
   return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
@@ -104,8 +104,7 @@ def spmd(
       devices=list(mesh.devices.flat),
     )
   raise ValueError(
-    f'unknown parallel.backend {backend!r}: choose one of '
-    f'{", ".join(BACKENDS)}'
+    f'unknown parallel.backend {backend!r}: choose one of {", ".join(BACKENDS)}'
   )
 
 

@@ -7,10 +7,11 @@ number: k microbatches on d devices equal one big batch.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -30,17 +31,49 @@ Load = Callable[[Data, jax.Array, tuple[jax.Array, jax.Array] | None], Batch]
 class StepBatch(NamedTuple):
   """What one update needs beyond the state and the resident data.
 
+  Two small integer arrays, because placing an array costs more time than what
+  is in it; the numbers in them are those of `pack`.
+
   Attributes:
-    indices: which examples, int32 [slots per device]; sharded over devices.
-    stop: 1 where this process was asked to stop, float32 []; sharded, so that
-      all processes learn of it in the same update.
-    position: position of the first slot in the data order, two uint32 words
-      (high, low), uint32 [2].
-    batch_size: real examples in the batch, float32 []; slots from there on are
-      empty.
-    damping: factor on the learning rate, float32 [].
-    examples: examples trained on before this update, float32 [].
+    rows: int32 [1 + slots per device], sharded over devices: whether this
+      process was asked to stop, then which example is in each slot.
+    header: int32 [5], the same on every device: the bits of the other numbers.
   """
+
+  rows: Any
+  header: Any
+
+
+def pack(
+  indices: np.ndarray,
+  *,
+  position: int,
+  batch_size: int,
+  damping: float,
+  stop: bool,
+) -> StepBatch:
+  """The host's side of a batch.
+
+  Args:
+    indices: which examples, int [devices, slots per device].
+    position: place of the first slot in the data order, which is also the
+      number of examples trained on so far.
+    batch_size: real examples in the batch; slots from there on are empty.
+    damping: factor on the learning rate.
+    stop: whether this process was asked to stop.
+  """
+  rows = np.empty((len(indices), 1 + indices.shape[1]), np.int32)
+  rows[:, 0] = stop
+  rows[:, 1:] = indices
+  header = np.empty(5, np.int32)
+  header[:2].view(np.uint32)[:] = position >> 32, position & 0xFFFFFFFF
+  header[2:].view(np.float32)[:] = batch_size, damping, position
+  return StepBatch(rows, header)
+
+
+class _Batch(NamedTuple):
+  """The device's side: indices int32 [slots per device], stop int32 [],
+  position uint32 [2] (high and low word), the others float32 []."""
 
   indices: Any
   stop: Any
@@ -50,8 +83,21 @@ class StepBatch(NamedTuple):
   examples: Any
 
 
+def _unpack(batch: StepBatch) -> _Batch:
+  bits = jax.lax.bitcast_convert_type
+  return _Batch(
+    batch.rows[1:],
+    batch.rows[0],
+    bits(batch.header[:2], jnp.uint32),
+    *bits(batch.header[2:], jnp.float32),
+  )
+
+
 class StepSignals(NamedTuple):
-  """What one update reports: the same float32 scalars on every device.
+  """What one update reports: floats, the same on every device.
+
+  A step returns them as one float32 vector [6] in this order, which is fetched
+  at once.
 
   Attributes:
     loss: mean training loss over the batch, before the update.
@@ -76,15 +122,11 @@ def _varying(tree):
   Without it, differentiation inside `shard_map` sums gradients over the axis by
   itself, and per-device gradients (for the noise scale) could not be had.
   """
-  return jax.tree.map(
-    lambda x: jax.lax.pcast(x, DATA_AXIS, to='varying'), tree
-  )
+  return jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to='varying'), tree)
 
 
 def _zeros(shapes):
-  return _varying(
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  )
+  return _varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
 def _positions(first: jax.Array, slots: jax.Array):
@@ -113,8 +155,9 @@ def train_step(
   rng: jax.Array,
   estimate_noise: bool = False,
   unroll: int = 1,
-) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, StepSignals]]:
-  """The body of one update in one bucket.
+) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, jax.Array]]:
+  """The body of one update in one bucket: (state, data, batch) -> (state,
+  report), the report being StepSignals as one vector.
 
   Args:
     model: called as `model.apply(variables, image, train=, weights=)`.
@@ -157,9 +200,7 @@ def train_step(
       gradient=gradient,
       # Every microbatch starts from the same statistics, so their weighted
       # mean is one update of the running statistics, however it is split.
-      model_state=jax.tree.map(
-        lambda x: x * weight, dict(new_model_state)
-      ),
+      model_state=jax.tree.map(lambda x: x * weight, dict(new_model_state)),
       norms=(
         gradient_noise.of_microbatch(gradient, weight)
         if estimate_noise
@@ -202,16 +243,29 @@ def train_step(
       gradient, state.previous_gradient, batch.batch_size
     )
 
-  def body(state: TrainState, data: Data, batch: StepBatch):
-    params, model_state, local = _varying(
-      (state.params, state.model_state, (data, batch._replace(
-        indices=None, stop=None)))
+  def body(state: TrainState, data: Data, packed: StepBatch):
+    batch = _unpack(packed)
+    local = _varying(
+      (
+        state.params,
+        state.model_state,
+        data,
+        batch.position,
+        batch.batch_size,
+      )
     )
-    data, local = local
-    local = local._replace(indices=batch.indices)
-    sums = accumulate(params, model_state, data, local)
+    params, model_state, data, position, batch_size = local
+    sums = accumulate(
+      params,
+      model_state,
+      data,
+      batch._replace(position=position, batch_size=batch_size),
+    )
     sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
-    mean = lambda x: x / batch.batch_size  # noqa: E731
+
+    def mean(total):
+      return total / batch.batch_size
+
     gradient = jax.tree.map(mean, sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
     estimate = noise(sums, gradient, norm_squared, state, batch)
@@ -229,18 +283,17 @@ def train_step(
       params=optax.apply_updates(state.params, updates),
       model_state=jax.tree.map(mean, sums.model_state),
       opt_state=opt_state,
-      previous_gradient=(
-        None if state.previous_gradient is None else gradient
-      ),
+      previous_gradient=(None if state.previous_gradient is None else gradient),
     )
-    return new_state, StepSignals(
+    signals = StepSignals(
       loss=mean(sums.loss),
       gradient_norm_squared=norm_squared,
       learning_rate=learning_rate * batch.damping,
       trace_covariance=estimate.trace_covariance,
       squared_norm=estimate.squared_norm,
-      stop=stop,
+      stop=stop.astype(jnp.float32),
     )
+    return new_state, jnp.stack(signals)
 
   return body
 
@@ -250,6 +303,13 @@ def _chunk(load: Load, data: Data, first, slots: int, limit: int):
   indices = first + jnp.arange(slots, dtype=jnp.int32)
   weights = (indices < limit).astype(jnp.float32)
   return load(data, jnp.minimum(indices, limit - 1), None), weights
+
+
+def _outputs(model: nn.Module, params, model_state, batch: Batch) -> jax.Array:
+  """The network in evaluation mode."""
+  variables = {'params': params, **model_state}
+  # Without `mutable` the result is the output alone, never a pair.
+  return cast(jax.Array, model.apply(variables, batch['image'], train=False))
 
 
 def evaluation_step(
@@ -272,9 +332,7 @@ def evaluation_step(
 
   def body(params, model_state, data, sums, first):
     batch, weights = _chunk(load, data, first, slots, limit)
-    outputs = model.apply(
-      {'params': params, **model_state}, batch['image'], train=False
-    )
+    outputs = _outputs(model, params, model_state, batch)
     values = task.metrics(outputs, batch)
     chunk = {
       name: jnp.sum(jnp.where(weights > 0, value, 0.0))
@@ -299,11 +357,7 @@ def gradient_step(
     batch, weights = _chunk(load, data, first, slots, limit)
 
     def loss_sum(params):
-      outputs = model.apply(
-        {'params': params, **_varying(model_state)},
-        batch['image'],
-        train=False,
-      )
+      outputs = _outputs(model, params, _varying(model_state), batch)
       losses = task.metrics(outputs, batch)['loss']
       return jnp.sum(jnp.where(weights > 0, losses, 0.0))
 

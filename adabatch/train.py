@@ -15,18 +15,17 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from adabatch import buckets, controllers, data, parallel, steps
 from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
-from adabatch.config import ConfigError
+from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.controllers import GradientNoise, Signals
 from adabatch.evaluate import Evaluator, Measurements
@@ -87,7 +86,7 @@ class Dispatched(NamedTuple):
   examples: int  # trained on after it
   nominal: float
   plan: Plan
-  signals: steps.StepSignals
+  report: jax.Array  # StepSignals
 
 
 def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
@@ -108,7 +107,7 @@ class Run:
 
   def __init__(
     self,
-    config: ConfigDict,
+    config: Config,
     experiment: Experiment,
     workdir: Workdir,
     stop: threading.Event,
@@ -150,9 +149,7 @@ class Run:
     )
     self.num_examples = len(e.train.arrays['label'])
     # Whether the rule reads anything that the devices have to report.
-    self.measured = bool(
-      e.controller.needs - {'update', 'examples', 'epoch'}
-    )
+    self.measured = bool(e.controller.needs - {'update', 'examples', 'epoch'})
 
     def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
       return Evaluator(
@@ -243,7 +240,7 @@ class Run:
 
   def observe(self, done: Dispatched) -> None:
     """Fetches one report, feeds the rule, and logs."""
-    report = steps.StepSignals(*map(float, jax.device_get(done.signals)))
+    report = steps.StepSignals(*jax.device_get(done.report).tolist())
     if not math.isfinite(report.loss + report.gradient_norm_squared):
       raise Diverged(done.update, report.loss)
     self.stopping |= report.stop > 0
@@ -364,14 +361,14 @@ class Run:
           plan.bucket, self.likely_next(plan)
         )
       self.bucket = plan.bucket
-    signals = self.updates.run(
+    report = self.updates.run(
       self.program, progress.examples, plan, stop=self.stop.is_set()
     )
     progress.update += 1
     progress.examples += plan.batch_size
     self.pending.append(
       Dispatched(
-        progress.update, progress.examples, progress.nominal, plan, signals
+        progress.update, progress.examples, progress.nominal, plan, report
       )
     )
     if not self.measured:
@@ -526,10 +523,10 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def train(
-  config: ConfigDict,
+  config: Config,
   workdir: str | os.PathLike[str],
   *,
-  devices: list[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
   stop: threading.Event | None = None,
 ) -> dict[str, Any]:
   """Trains to the end of the config, or resumes a run that was cut short.

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
 
 def create(
   model: nn.Module,
-  example: jax.Array,
+  example: jax.typing.ArrayLike,
   tx: optax.GradientTransformation,
   rng: jax.Array,
   *,

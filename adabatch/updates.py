@@ -13,15 +13,7 @@ from adabatch.step_cache import StepCache
 from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
-LAYOUT = steps.StepBatch(
-  indices=True,
-  stop=True,
-  position=False,
-  batch_size=False,
-  damping=False,
-  examples=False,
-)
-
+_LAYOUT = (False, False, steps.StepBatch(rows=True, header=False))
 
 # XLA runs a convolution inside a loop on one CPU thread, ten times slower than
 # outside; so on CPUs the accumulating loop is unrolled, as far as the compile
@@ -90,7 +82,7 @@ class Updates:
     program = parallel.spmd(
       body,
       self._mesh,
-      layout=(False, False, LAYOUT),
+      layout=_LAYOUT,
       backend=self._backend,
       donate=(0,),
     )
@@ -108,25 +100,22 @@ class Updates:
     indices[: plan.batch_size] = data.take(
       self.order, position, position + plan.batch_size
     )
-    rows = indices.reshape(plan.bucket.devices, -1)
-    sharded = parallel.shard(
-      (rows, np.full(self._mesh.size, stop, np.float32)), self._mesh
+    packed = steps.pack(
+      indices.reshape(plan.bucket.devices, -1),
+      position=position,
+      batch_size=plan.batch_size,
+      damping=plan.damping,
+      stop=stop,
     )
-    replicated = parallel.replicate(
-      (
-        np.array(data.position_halves(position)),
-        np.float32(plan.batch_size),
-        np.float32(plan.damping),
-        np.float32(position),
-      ),
-      self._mesh,
+    return steps.StepBatch(
+      rows=parallel.shard(packed.rows, self._mesh),
+      header=parallel.replicate(packed.header, self._mesh),
     )
-    return steps.StepBatch(*sharded, *replicated)
 
   def run(
     self, program: Any, position: int, plan: Plan, *, stop: bool
-  ) -> steps.StepSignals:
-    """Dispatches one update; returns at once, with its report on the way.
+  ) -> jax.Array:
+    """Dispatches one update; returns its report, which is still on its way.
 
     Args:
       program: the executable of `plan.bucket`, from the cache.
@@ -136,5 +125,5 @@ class Updates:
     """
     batch = self._place(position, plan, stop=stop)
     with jax.transfer_guard('disallow'):
-      self.state, signals = program(self.state, self.arrays, batch)
-    return signals
+      self.state, report = program(self.state, self.arrays, batch)
+    return report

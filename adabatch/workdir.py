@@ -5,10 +5,8 @@ import os
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from adabatch import config as config_lib
-from adabatch.config import ConfigError
+from adabatch.config import Config, ConfigError
 from adabatch.metrics import finite
 
 
@@ -32,7 +30,7 @@ class Workdir:
     checkpoints = self.path / 'checkpoints'
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
-  def check(self, config: ConfigDict) -> None:
+  def check(self, config: Config) -> None:
     """Refuses a directory that holds the results of another config.
 
     Raises:
@@ -67,7 +65,7 @@ class Workdir:
         'choose another --workdir'
       )
 
-  def open(self, config: ConfigDict) -> None:
+  def open(self, config: Config) -> None:
     """Creates the directory and writes `config.json`.
 
     Raises:

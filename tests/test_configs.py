@@ -13,7 +13,8 @@ CONTROLLERS = {
   'adadamp': ({}, lambda sizes: sizes[-1] >= 64),
   'padadamp': ({'controller.padadamp.rate': 1.0}, lambda s: s[-1] == 64),
   'geodamp': (
-    {'controller.geodamp.delay_epochs': 0.25}, lambda s: s[-1] == 128
+    {'controller.geodamp.delay_epochs': 0.25},
+    lambda s: s[-1] == 128,
   ),
   'radadamp': ({}, lambda sizes: sizes[-1] > 16),
   'adadamp_grad': (

@@ -72,8 +72,9 @@ def test_exact_rounding_equals_unpadded_steps(tmp_path, model):
     }
   padded = run(tmp_path, 'padded', **overrides)
   # A rung for every size: no slot is ever empty.
-  unpadded = run(tmp_path, 'unpadded', **overrides, **{
-    'buckets.growth': 1.0001})
+  unpadded = run(
+    tmp_path, 'unpadded', **overrides, **{'buckets.growth': 1.0001}
+  )
   agree(padded, unpadded)
   assert any(size & (size - 1) for size in column(padded, 'batch_size'))
 

@@ -106,6 +106,14 @@ def test_one_microbatch_or_none_gives_nan(sizes):
   assert np.isnan(got).all()
 
 
+def test_one_microbatch_gives_nan_whatever_its_size():
+  """1 / (1 / n) is not n for every n in floating point."""
+  sizes = jnp.arange(1.0, 513.0)
+  norms = jax.vmap(gn.of_microbatch)(jnp.ones((512, 3)), sizes)
+  got = jax.vmap(gn.from_microbatches)(norms, jnp.ones(512), sizes)
+  assert np.isnan(got).all()
+
+
 @pytest.mark.parametrize('sizes', [(4, 4), (8, 4)])
 def test_two_equal_sizes_tell_nothing(sizes):
   assert np.isnan(gn.from_norms(5.0, 2.0, *sizes)).all()

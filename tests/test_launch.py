@@ -72,16 +72,41 @@ def test_main_job_leaves_its_files(digits):
     'report.html',
   }
   assert set(summary(workdir)) >= {
-    'status', 'updates', 'examples', 'epochs', 'seconds', 'device_seconds',
-    'compilations', 'compile_seconds', 'stall_seconds', 'final', 'best',
-    'target', 'loss_evaluation_examples',
+    'status',
+    'updates',
+    'examples',
+    'epochs',
+    'seconds',
+    'device_seconds',
+    'compilations',
+    'compile_seconds',
+    'stall_seconds',
+    'final',
+    'best',
+    'target',
+    'loss_evaluation_examples',
   }
   assert set(records(workdir)[0]) == {
-    'kind', 'update', 'examples', 'epoch', 'seconds', 'loss', 'batch_size',
-    'nominal_batch_size', 'damping', 'learning_rate', 'examples_per_second',
+    'kind',
+    'update',
+    'examples',
+    'epoch',
+    'seconds',
+    'loss',
+    'batch_size',
+    'nominal_batch_size',
+    'damping',
+    'learning_rate',
+    'examples_per_second',
   }
   assert set(records(workdir, 'eval')[0]) == {
-    'kind', 'update', 'examples', 'epoch', 'seconds', 'split', 'loss',
+    'kind',
+    'update',
+    'examples',
+    'epoch',
+    'seconds',
+    'split',
+    'loss',
     'accuracy',
   }
   assert 'report.html' in result.stdout
@@ -121,9 +146,7 @@ def test_loss_sources(source, tmp_path):
 
 
 def test_target_stops_the_run(tmp_path):
-  result = launch(
-    DIGITS, '--config.target.value=0.96', f'--workdir={tmp_path}'
-  )
+  result = launch(DIGITS, '--config.target.value=0.96', f'--workdir={tmp_path}')
   assert result.returncode == 0, result.stderr
   target = summary(tmp_path)['target']
   assert summary(tmp_path)['status'] == 'target_reached'
@@ -176,11 +199,12 @@ BAD = {
   ),
   'data set': (
     ['--config.data.name=mnist', '--config.data.data_dir=/nowhere'],
-    ["mnist", '/nowhere', 'build'],
+    ['mnist', '/nowhere', 'build'],
   ),
-  'split': (['--config.data.train_split=trian'], ["trian", 'train']),
+  'split': (['--config.data.train_split=trian'], ['trian', 'train']),
   'image too small': (
-    ['--config.model.name=pooled_cnn'], ['28x28', '8x8', 'strided_cnn'],
+    ['--config.model.name=pooled_cnn'],
+    ['28x28', '8x8', 'strided_cnn'],
   ),
   'F*': (
     ['--config.controller.adadamp.minimum_loss=50'],
@@ -230,9 +254,7 @@ def test_f_star_too_high_for_the_moving_average(tmp_path):
     f'--workdir={tmp_path}/run',
     '--config.controller.adadamp.loss_source=ema',
   ]
-  line = one_line(
-    launch(*flags, '--config.controller.adadamp.minimum_loss=50')
-  )
+  line = one_line(launch(*flags, '--config.controller.adadamp.minimum_loss=50'))
   assert 'minimum_loss' in line
   # The corrected command may use the same directory.
   result = launch(*flags, '--config.max_updates=5')
@@ -256,8 +278,11 @@ def test_divergence(tmp_path):
   update = report['diverged_update']
   assert f'update {update}' in result.stdout
   assert records(tmp_path)[-1]['update'] == update - 1
-  saved = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()
-           if p.name.isdigit()}
+  saved = {
+    int(p.name)
+    for p in (tmp_path / 'checkpoints').iterdir()
+    if p.name.isdigit()
+  }
   assert max(saved) == update - 1
   assert (tmp_path / 'report.html').exists()
 

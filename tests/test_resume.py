@@ -88,9 +88,7 @@ def same_results(a, b):
     for x, y in zip(records(a, kind), records(b, kind), strict=True):
       assert x.keys() == y.keys()
       assert all(x[k] == y[k] for k in x.keys() - timing), (x, y)
-  summaries = [
-    json.loads((w / 'summary.json').read_text()) for w in (a, b)
-  ]
+  summaries = [json.loads((w / 'summary.json').read_text()) for w in (a, b)]
   for key in ('updates', 'examples', 'final', 'best', 'status'):
     assert summaries[0][key] == summaries[1][key]
 
@@ -158,9 +156,7 @@ def test_resumed_on_other_devices(tmp_path):
 def test_a_complete_run_is_left_alone(tmp_path):
   config = digits(max_updates=30)
   first = train(config, tmp_path, devices=jax.devices()[:1])
-  files = {
-    p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
-  }
+  files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
   again = train(config, tmp_path, devices=jax.devices()[:1])
   assert again == json.loads(json.dumps(first))
   untouched = {
@@ -169,9 +165,9 @@ def test_a_complete_run_is_left_alone(tmp_path):
     if p.exists() and p.stat().st_mtime_ns == when
   }
   assert tmp_path / 'summary.json' in untouched
-  assert tmp_path / 'checkpoints' / '30' in {
-    p.parent for p in untouched
-  } | {p.parent.parent for p in untouched}
+  assert tmp_path / 'checkpoints' / '30' in {p.parent for p in untouched} | {
+    p.parent.parent for p in untouched
+  }
 
 
 def test_a_truncated_checkpoint_falls_back(tmp_path, capfd):
