@@ -5,6 +5,7 @@ controller state, examples, clock, counters). It is written in the background
 and becomes visible only when it is whole.
 """
 
+import inspect
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -40,9 +41,10 @@ def _silence_abandoned_reads() -> None:
   hook = sys.unraisablehook
 
   def say_the_rest(unraisable):
-    name = getattr(unraisable.object, '__name__', '')
+    read = unraisable.object
+    of_orbax = inspect.iscoroutine(read) and 'orbax' in read.cr_code.co_filename
     closed = str(unraisable.exc_value) == 'Event loop is closed'
-    if not (closed or name.startswith('_read_array')):
+    if not (of_orbax or closed):
       hook(unraisable)
 
   sys.unraisablehook = say_the_rest

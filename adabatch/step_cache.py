@@ -104,7 +104,7 @@ def use_persistent_cache() -> None:
   They lie in JAX_COMPILATION_CACHE_DIR if that is set, else in the user's cache
   directory.
   """
-  if jax.config.read('jax_compilation_cache_dir') is None:
+  if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
     root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     path = pathlib.Path(root) / 'adabatch' / 'programs'
     jax.config.update('jax_compilation_cache_dir', str(path))

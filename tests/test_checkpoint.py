@@ -373,11 +373,10 @@ def test_a_half_written_directory_is_no_record(three, tmp_path, opened):
   """What a process that was killed while it saved leaves behind."""
   directory = tmp_path / 'c'
   shutil.copytree(three, directory)
-  half = directory / '4.orbax-checkpoint-tmp'
+  half = directory / '9.orbax-checkpoint-tmp'
   shutil.copytree(directory / '3', half)
   delete(half / 'host')
   checkpoints = opened(directory)
-  assert names(directory) == ['1', '2', '3']
   record = checkpoints.restore(make_state(0), warn=pytest.fail)
   assert record.update == 3
   checkpoints.save(4, make_state(4), host(4))

@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,9 +40,9 @@ def free_port():
     return s.getsockname()[1]
 
 
-def run_two(workdir, *flags):
+def start_two(workdir, *flags):
   port = free_port()
-  processes = [
+  return [
     subprocess.Popen(
       command(
         workdir,
@@ -58,13 +60,16 @@ def run_two(workdir, *flags):
     )
     for i in range(2)
   ]
+
+
+def finish(processes, status=0):
   try:
     outputs = [p.communicate(timeout=240) for p in processes]
   finally:
     for p in processes:
       p.kill()
   for p, (_, err) in zip(processes, outputs, strict=True):
-    assert p.returncode == 0, err
+    assert p.returncode == status, err
   return outputs
 
 
@@ -88,7 +93,7 @@ def test_same_as_one_process(backend, tmp_path):
   )
   assert result.returncode == 0, result.stderr
   two = tmp_path / 'two'
-  (out_0, _), (out_1, err_1) = run_two(two, flag)
+  (out_0, _), (out_1, err_1) = finish(start_two(two, flag))
   assert 'completed' in out_0
   for text in (out_1, err_1):
     assert 'completed' not in text, 'only the first process reports'
@@ -101,3 +106,32 @@ def test_same_as_one_process(backend, tmp_path):
   losses = np.array([[x['loss'] for x in r] for r in (a, b)])
   np.testing.assert_allclose(*losses[:, :1], rtol=1e-5)
   np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_one_process_is_told_to_stop_and_all_do(tmp_path):
+  """A signal that reaches one process stops both at the same update."""
+  flags = (
+    '--config.max_updates=400',
+    '--config.epochs=1000.0',
+    '--config.controller.max_batch_size=32',
+  )
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  finish(start_two(whole, *flags))
+  processes = start_two(stopped, *flags)
+  deadline = time.monotonic() + 120
+  metrics = stopped / 'metrics.jsonl'
+  while not metrics.exists() or metrics.read_bytes().count(b'\n') < 60:
+    assert time.monotonic() < deadline
+    assert all(p.poll() is None for p in processes)
+    time.sleep(0.01)
+  processes[1].send_signal(signal.SIGTERM)
+  (out, _), _ = finish(processes, status=130)
+  assert 'preempted' in out
+  updates = json.loads((stopped / 'summary.json').read_text())['updates']
+  assert updates < 400
+  (_, err), _ = finish(start_two(stopped, *flags))
+  assert f'resumed at update {updates}' in err
+  a, b = records(whole), records(stopped)
+  timing = {'seconds', 'examples_per_second'}
+  for x, y in zip(a, b, strict=True):
+    assert all(x[k] == y[k] for k in x.keys() - timing), (x, y)
