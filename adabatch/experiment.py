@@ -63,13 +63,6 @@ class Experiment(NamedTuple):
   total_examples: int
   estimate_noise: bool
 
-  @property
-  def differenced(self) -> bool:
-    """Whether some bucket is one microbatch, so that the noise estimate has
-    to compare successive gradients."""
-    first = buckets.bucket_for(self.ladder.batch_sizes[0], self.ladder)
-    return self.estimate_noise and first.devices * first.accumulation_steps == 1
-
 
 def choose(table: dict[str, Any], name: str, key: str) -> Any:
   """The entry of a table, or a line that lists what there is."""

@@ -9,36 +9,31 @@ dispatched.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from adabatch import buckets, controllers, data, parallel, steps
+from adabatch import data, parallel, steps
 from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config
 from adabatch.console import Console
-from adabatch.controllers import GradientNoise, Signals
+from adabatch.controllers import GradientNoise
+from adabatch.decisions import Decisions
 from adabatch.evaluate import Evaluator, Measurements
 from adabatch.experiment import Experiment, build, make_load
 from adabatch.metrics import MetricsWriter
 from adabatch.step_cache import use_persistent_cache
+from adabatch.stop import stop_on_signals
 from adabatch.updates import Updates
 from adabatch.workdir import Workdir
-
-# Digits of a signal that a decision reads. Sums over devices depend on their
-# order in about the seventh digit; unrounded, a `ceil` could turn that into
-# another batch size.
-SIGNAL_DIGITS = 4
 
 
 class Diverged(Exception):
@@ -52,27 +47,21 @@ class Diverged(Exception):
 
 @dataclasses.dataclass
 class Progress:
-  """The host's side of a run: what a checkpoint holds beside the arrays.
+  """Where a run is; with the decisions, the host's side of a checkpoint.
 
   Attributes:
-    nominal: nominal batch size of the next update, in examples.
-    controller: state of the batch-size rule.
+    next_evaluation: examples after which the next evaluation is due.
     update, examples: dispatched so far.
     seconds: training clock.
-    loss_evaluation_examples: examples evaluated only to choose batch sizes.
     evaluated: update of the last evaluation.
-    next_evaluation: examples after which the next one is due.
     final, best: metrics of the last evaluation and the best ones, by split.
     reached: where the target was reached, once it was.
   """
 
-  nominal: float
-  controller: Any
   next_evaluation: float
   update: int = 0
   examples: int = 0
   seconds: float = 0.0
-  loss_evaluation_examples: int = 0
   evaluated: int = 0
   final: dict = dataclasses.field(default_factory=dict)
   best: dict = dataclasses.field(default_factory=dict)
@@ -87,15 +76,6 @@ class Dispatched(NamedTuple):
   nominal: float
   plan: Plan
   report: jax.Array  # StepSignals
-
-
-def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
-  """Rounds to significant digits.
-
-  >>> round_signal(0.123456)
-  0.1235
-  """
-  return float(f'{value:.{digits - 1}e}')
 
 
 class Run:
@@ -145,11 +125,11 @@ class Run:
       mesh=mesh,
       backend=config.parallel.backend,
       estimate_noise=e.estimate_noise,
-      keep_gradient=e.differenced,
+      # The structure of the state depends on the config alone and never on
+      # the devices, so that a checkpoint fits any number of them.
+      keep_gradient=e.estimate_noise,
     )
     self.num_examples = len(e.train.arrays['label'])
-    # Whether the rule reads anything that the devices have to report.
-    self.measured = bool(e.controller.needs - {'update', 'examples', 'epoch'})
 
     def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
       return Evaluator(
@@ -171,65 +151,24 @@ class Run:
       arrays = {k: v[chosen] for k, v in e.train.arrays.items()}
       return parallel.replicate(arrays, mesh), size
 
-    self.measurements = Measurements(
-      e.controller.needs,
-      evaluator,
-      full=self.updates.arrays,
-      subset=subset,
+    self.decisions = Decisions(
+      e.controller,
+      e.ladder,
+      Measurements(
+        e.controller.needs,
+        evaluator,
+        full=self.updates.arrays,
+        subset=subset,
+        num_examples=self.num_examples,
+      ),
+      initial_batch_size=config.controller.initial_batch_size,
       num_examples=self.num_examples,
     )
     self.evaluator = evaluator(
       parallel.replicate(e.evaluation.arrays, mesh),
       len(e.evaluation.arrays['label']),
     )
-    self.progress = Progress(
-      nominal=float(config.controller.initial_batch_size),
-      controller=e.controller.init(),
-      next_evaluation=config.eval.every_epochs * self.num_examples,
-    )
-
-  # Deciding the batch size.
-
-  def epoch(self, examples: int) -> float:
-    return examples / self.num_examples
-
-  def decide(self, signals: Signals) -> None:
-    """Feeds one update's signals to the rule; sets the next nominal size.
-
-    A measurement is part of the training and its time counts as such.
-    """
-    controller, progress = self.experiment.controller, self.progress
-    if controller.due(signals.update):
-      measured, cost = self.measurements.take(self.updates.state)
-      progress.loss_evaluation_examples += cost
-      signals = signals._replace(
-        **{name: round_signal(value) for name, value in measured.items()}
-      )
-    try:
-      progress.nominal, progress.controller = controller.update(
-        progress.controller, signals
-      )
-    except ValueError as error:  # F* above the first loss measured
-      raise ConfigError(str(error)) from error
-
-  def likely_next(self, plan: Plan) -> buckets.Bucket | None:
-    """The bucket that will probably be asked for after this one.
-
-    A rule that reads nothing but the run's progress can be asked what it will
-    want somewhat later; one that reads measurements mostly grows by a rung.
-    """
-    e, progress = self.experiment, self.progress
-    if self.measured:
-      above = buckets.next_rung(plan.batch_size, e.ladder)
-      return None if above is None else buckets.bucket_for(above, e.ladder)
-    ahead = e.total_examples // 20
-    later = Signals(
-      update=progress.update + max(ahead // plan.batch_size, 1),
-      examples=progress.examples + ahead,
-      epoch=self.epoch(progress.examples + ahead),
-    )
-    nominal, _ = e.controller.update(progress.controller, later)
-    return buckets.plan(nominal, e.ladder).bucket
+    self.progress = Progress(config.eval.every_epochs * self.num_examples)
 
   # Fetching what updates report.
 
@@ -244,28 +183,27 @@ class Run:
     if not math.isfinite(report.loss + report.gradient_norm_squared):
       raise Diverged(done.update, report.loss)
     self.stopping |= report.stop > 0
-    noise = GradientNoise(report.trace_covariance, report.squared_norm)
-    # The first difference is with a gradient that was never taken.
-    first_difference = self.experiment.differenced and done.update == 1
-    known = all(map(math.isfinite, noise)) and not first_difference
-    controller = self.experiment.controller
-    if self.measured:
-      self.decide(
-        Signals(
-          update=done.update,
-          examples=done.examples,
-          epoch=self.epoch(done.examples),
-          loss=round_signal(report.loss),
-          gradient_norm_squared=round_signal(report.gradient_norm_squared),
-          gradient_noise=(
-            GradientNoise(*map(round_signal, noise)) if known else None
-          ),
-          learning_rate=round_signal(report.learning_rate),
-        )
+    noise = self.noise(done, report)
+    if self.decisions.measured:
+      self.decisions.decide(
+        done.update, done.examples, self.updates.state, report, noise
       )
     every = self.config.log.every_updates
-    if done.update % every == 0 or controller.due(done.update):
-      self.log(done, report, noise if known else None)
+    if done.update % every == 0 or self.decisions.due(done.update):
+      self.log(done, report, noise)
+
+  def noise(
+    self, done: Dispatched, report: steps.StepSignals
+  ) -> GradientNoise | None:
+    """The update's noise estimates, if it has any."""
+    estimate = GradientNoise(report.trace_covariance, report.squared_norm)
+    bucket = done.plan.bucket
+    differenced = bucket.devices * bucket.accumulation_steps == 1
+    # The first difference is with a gradient that was never taken.
+    known = all(map(math.isfinite, estimate)) and (
+      done.update > 1 or not differenced
+    )
+    return estimate if known else None
 
   def log(
     self,
@@ -281,7 +219,7 @@ class Run:
     record = {
       'update': done.update,
       'examples': done.examples,
-      'epoch': self.epoch(done.examples),
+      'epoch': done.examples / self.num_examples,
       'seconds': seconds,
       'loss': report.loss,
       'batch_size': done.plan.batch_size,
@@ -315,7 +253,7 @@ class Run:
     record = {
       'update': progress.update,
       'examples': progress.examples,
-      'epoch': self.epoch(progress.examples),
+      'epoch': progress.examples / self.num_examples,
       'seconds': self.clock.seconds,
       'split': split,
       **metrics,
@@ -343,8 +281,9 @@ class Run:
 
   def checkpoint(self) -> None:
     self.progress.seconds = self.clock.seconds
-    host = dataclasses.asdict(self.progress) | {
-      'controller': controllers.state_to_json(self.progress.controller)
+    host = {
+      'progress': dataclasses.asdict(self.progress),
+      'decisions': self.decisions.to_json(),
     }
     assert self.checkpoints is not None, 'start() opens them'
     state = parallel.as_global(self.updates.state, self.experiment.mesh)
@@ -352,14 +291,15 @@ class Run:
 
   def step(self) -> None:
     """Dispatches one update; decides at once if that needs no report."""
-    progress, controller = self.progress, self.experiment.controller
-    plan = buckets.plan(progress.nominal, self.experiment.ladder)
+    progress, decisions = self.progress, self.decisions
+    nominal, plan = decisions.nominal, decisions.plan()
     if plan.bucket != self.bucket:
       self.drain()
+      likely = decisions.likely_next(
+        progress.update, progress.examples, self.experiment.total_examples // 20
+      )
       with self.clock.paused():
-        self.program = self.updates.cache.get(
-          plan.bucket, self.likely_next(plan)
-        )
+        self.program = self.updates.cache.get(plan.bucket, likely)
       self.bucket = plan.bucket
     report = self.updates.run(
       self.program, progress.examples, plan, stop=self.stop.is_set()
@@ -367,14 +307,11 @@ class Run:
     progress.update += 1
     progress.examples += plan.batch_size
     self.pending.append(
-      Dispatched(
-        progress.update, progress.examples, progress.nominal, plan, report
-      )
+      Dispatched(progress.update, progress.examples, nominal, plan, report)
     )
-    if not self.measured:
-      epoch = self.epoch(progress.examples)
-      self.decide(Signals(progress.update, progress.examples, epoch))
-    waits = self.measured and controller.due(progress.update)
+    if not decisions.measured:
+      decisions.decide(progress.update, progress.examples, self.updates.state)
+    waits = decisions.measured and decisions.due(progress.update)
     self.drain(keep=0 if waits else self.in_flight)
 
   def finished(self) -> bool:
@@ -428,7 +365,7 @@ class Run:
         self.updates.state, warn=self.console.say
       )
     if record is None:
-      self.decide(Signals())
+      self.decisions.decide(0, 0, self.updates.state)
     else:
       self.resume(record)
     if self.writes:
@@ -445,9 +382,8 @@ class Run:
     return Checkpoints(path, self.config.checkpoint.keep)
 
   def resume(self, record: Record) -> None:
-    template = self.experiment.controller.init()
-    state = controllers.state_from_json(template, record.host['controller'])
-    self.progress = Progress(**{**record.host, 'controller': state})
+    self.progress = Progress(**record.host['progress'])
+    self.decisions.restore(record.host['decisions'])
     self.updates.state = record.state
     self.resumed_at = record.update
     self.console.say(
@@ -464,7 +400,7 @@ class Run:
       'status': status,
       'updates': progress.update,
       'examples': progress.examples,
-      'epochs': self.epoch(progress.examples),
+      'epochs': progress.examples / self.num_examples,
       'seconds': self.clock.seconds,
       'device_seconds': self.clock.seconds * self.experiment.mesh.size,
       'compilations': cache.compilations,
@@ -472,7 +408,7 @@ class Run:
       'compile_seconds': cache.compile_seconds,
       'first_compile_seconds': cache.first_seconds,
       'stall_seconds': cache.stall_seconds,
-      'loss_evaluation_examples': progress.loss_evaluation_examples,
+      'loss_evaluation_examples': self.decisions.evaluated_examples,
       'final': progress.final,
       'best': progress.best,
       'target': {
@@ -491,35 +427,6 @@ class Run:
     if self.writer is not None:
       self.writer.close()
     self.console.close()
-
-
-def _say_diverged(run: Run, error: Diverged) -> dict[str, Any]:
-  return run.summary('diverged') | {
-    'diverged_update': error.update,
-    'message': str(error),
-  }
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-  """SIGTERM and Ctrl-C ask for a clean stop; a second one is not caught."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-  def ask(number, frame):
-    del frame
-    stop.set()
-    signal.signal(number, old[number])
-
-  for number in old:
-    signal.signal(number, ask)
-  try:
-    yield
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
 
 
 def train(
@@ -559,7 +466,10 @@ def train(
       try:
         summary = run.summary(run.loop())
       except Diverged as error:
-        summary = _say_diverged(run, error)
+        summary = run.summary('diverged') | {
+          'diverged_update': error.update,
+          'message': str(error),
+        }
     if run.writes:
       files.write_summary(summary)
     return summary

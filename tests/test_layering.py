@@ -41,6 +41,8 @@ FLOORS = {
   'metrics': 3,
   'clock': 3,
   'console': 3,
+  'decisions': 3,
+  'stop': 3,
   'workdir': 3,
   'train': 3,
   # What a person uses.

@@ -1,0 +1,143 @@
+"""The batch-size rule at work: what it is fed, and what comes of it."""
+
+from typing import Any
+
+from adabatch import buckets, controllers
+from adabatch.buckets import Bucket, Ladder, Plan
+from adabatch.config import ConfigError
+from adabatch.controllers import BatchSizeController, GradientNoise, Signals
+from adabatch.evaluate import Measurements
+from adabatch.steps import StepSignals
+from adabatch.train_state import TrainState
+
+# Digits of a signal that a decision reads. Sums over devices depend on their
+# order in about the seventh digit; unrounded, a `ceil` could turn that into
+# another batch size.
+SIGNAL_DIGITS = 4
+
+
+def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
+  """Rounds to significant digits.
+
+  >>> round_signal(0.123456)
+  0.1235
+  """
+  return float(f'{value:.{digits - 1}e}')
+
+
+class Decisions:
+  """The nominal batch size of the next update, and how it is arrived at.
+
+  Attributes:
+    nominal: nominal batch size of the next update, in examples.
+    evaluated_examples: examples evaluated only to choose batch sizes.
+    measured: whether the rule reads anything that the devices have to report;
+      if not, nothing has to be waited for.
+  """
+
+  def __init__(
+    self,
+    controller: BatchSizeController,
+    ladder: Ladder,
+    measurements: Measurements,
+    *,
+    initial_batch_size: int,
+    num_examples: int,
+  ):
+    """`num_examples` is the size of an epoch."""
+    self._controller, self._ladder = controller, ladder
+    self._measurements = measurements
+    self._num_examples = num_examples
+    self._state = controller.init()
+    self.nominal = float(initial_batch_size)
+    self.evaluated_examples = 0
+    self.measured = bool(controller.needs - {'update', 'examples', 'epoch'})
+
+  def due(self, update: int) -> bool:
+    """Whether the size may change after this many updates."""
+    return self._controller.due(update)
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      'nominal': self.nominal,
+      'evaluated_examples': self.evaluated_examples,
+      'controller': controllers.state_to_json(self._state),
+    }
+
+  def restore(self, saved: dict[str, Any]) -> None:
+    """Goes on from what `to_json` gave."""
+    self.nominal = saved['nominal']
+    self.evaluated_examples = saved['evaluated_examples']
+    self._state = controllers.state_from_json(
+      self._controller.init(), saved['controller']
+    )
+
+  def decide(
+    self,
+    update: int,
+    examples: int,
+    state: TrainState,
+    report: StepSignals | None = None,
+    noise: GradientNoise | None = None,
+  ) -> None:
+    """Feeds the rule one update, in order; every update exactly once.
+
+    Args:
+      update: updates done so far; 0 before the first one.
+      examples: examples trained on so far.
+      state: the train state after them, read only where a decision is due.
+      report: what the update reported, if the rule needs it.
+      noise: the update's estimates of the gradient noise, if there are any.
+
+    Raises:
+      ConfigError: if the rule cannot work with what was measured, because F*
+        lies above the first loss.
+    """
+    signals = self._progress(update, examples)
+    if report is not None:
+      signals = signals._replace(
+        loss=round_signal(report.loss),
+        gradient_norm_squared=round_signal(report.gradient_norm_squared),
+        learning_rate=round_signal(report.learning_rate),
+      )
+    if noise is not None:
+      rounded = GradientNoise(*map(round_signal, noise))
+      signals = signals._replace(gradient_noise=rounded)
+    if self.due(update):
+      # A measurement is part of the training, and its time counts as such.
+      values, cost = self._measurements.take(state)
+      self.evaluated_examples += cost
+      signals = signals._replace(
+        **{name: round_signal(value) for name, value in values.items()}
+      )
+    try:
+      self.nominal, self._state = self._controller.update(self._state, signals)
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
+
+  def plan(self) -> Plan:
+    """What the next update runs."""
+    return buckets.plan(self.nominal, self._ladder)
+
+  def likely_next(
+    self, update: int, examples: int, ahead: int
+  ) -> Bucket | None:
+    """The bucket that will probably be asked for after the current one.
+
+    A rule that reads measurements mostly grows by a rung. One that reads
+    nothing but the run's progress can be asked what it will want `ahead`
+    examples later.
+    """
+    now = self.plan().batch_size
+    if self.measured:
+      above = buckets.next_rung(now, self._ladder)
+      return None if above is None else buckets.bucket_for(above, self._ladder)
+    later = update + max(ahead // now, 1)
+    while not self.due(later) and later < 2 * (update + ahead):
+      later += 1
+    signals = self._progress(later, examples + ahead)
+    nominal, _ = self._controller.update(self._state, signals)
+    return buckets.plan(nominal, self._ladder).bucket
+
+  def _progress(self, update: int, examples: int) -> Signals:
+    return Signals(update, examples, examples / self._num_examples)
