@@ -286,8 +286,18 @@ def _check_numbers(config: Config) -> None:
       raise ConfigError(f'{key} must be above 0, got {value}')
 
 
-def build(config: Config, devices: Sequence[Any] | None = None) -> Experiment:
+def build(
+  config: Config,
+  devices: Sequence[Any] | None = None,
+  splits: tuple[data.Split, data.Split] | None = None,
+) -> Experiment:
   """Checks the whole config and makes the parts of the run.
+
+  Args:
+    config: see `adabatch.config.default`.
+    devices: devices to use; None for all of all processes.
+    splits: training and evaluation split of a caller's own arrays
+      (`data.from_arrays`); None to load what `config.data` names.
 
   Raises:
     ConfigError: for anything that cannot be run, in one line.
@@ -312,8 +322,10 @@ def build(config: Config, devices: Sequence[Any] | None = None) -> Experiment:
   if config.target.value is not None:
     choose(task.higher_is_better, config.target.metric, 'target.metric')
   d = config.data
-  train = data.load(d.name, d.train_split, d.data_dir)
-  evaluation = data.load(d.name, d.eval_split, d.data_dir)
+  train, evaluation = splits or (
+    data.load(d.name, d.train_split, d.data_dir),
+    data.load(d.name, d.eval_split, d.data_dir),
+  )
   num_examples = len(train.arrays['label'])
   try:
     controller = make_controller(config, num_examples)

@@ -434,6 +434,7 @@ def train(
   workdir: str | os.PathLike[str],
   *,
   devices: Sequence[Any] | None = None,
+  splits: tuple[data.Split, data.Split] | None = None,
   stop: threading.Event | None = None,
 ) -> dict[str, Any]:
   """Trains to the end of the config, or resumes a run that was cut short.
@@ -442,6 +443,8 @@ def train(
     config: see `adabatch.config.default`.
     workdir: directory of the run; made if it does not exist.
     devices: devices to use; None for all of all processes.
+    splits: training and evaluation split of your own arrays, made with
+      `data.from_arrays`; None to load what `config.data` names.
     stop: set it to stop the run cleanly, as SIGTERM does.
 
   Returns:
@@ -456,7 +459,7 @@ def train(
   stop = stop or threading.Event()
   files = Workdir(workdir)
   files.check(config)
-  run = Run(config, build(config, devices), files, stop)
+  run = Run(config, build(config, devices, splits), files, stop)
   try:
     with stop_on_signals(stop):
       run.start()

@@ -1,9 +1,10 @@
 """Every rule of the config runs for real, through the whole loop."""
 
 import jax
+import numpy as np
 import pytest
 
-from adabatch import controllers, optim
+from adabatch import controllers, data, optim
 from adabatch.train import train
 from tests.experiments import column, digits, records
 
@@ -168,3 +169,25 @@ def test_below_the_initial_batch_size(tmp_path):
     },
   )
   assert min(column(tmp_path, 'batch_size')) == 4
+
+
+def test_arrays_of_the_caller(tmp_path):
+  """Two well separated clouds, as float images of another shape."""
+  rng = np.random.default_rng(0)
+
+  def split(examples):
+    label = rng.integers(0, 2, examples).astype(np.int32)
+    image = (
+      rng.normal(size=(examples, 3, 5, 2)) + 2.0 * label[:, None, None, None]
+    )
+    arrays = {'image': image.astype(np.float32), 'label': label}
+    return data.from_arrays(arrays, num_classes=2)
+
+  summary = train(
+    digits(**{'data.name': 'clouds'}),
+    tmp_path,
+    devices=jax.devices()[:2],
+    splits=(split(500), split(99)),
+  )
+  assert summary['final']['validation']['accuracy'] > 0.95
+  assert summary['examples'] >= 1500

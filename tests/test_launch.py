@@ -291,3 +291,23 @@ def test_help_names_the_flags():
   result = launch('--helpshort')
   for flag in ('--config', '--workdir', '--job', '--[no]distributed'):
     assert flag in result.stdout
+
+
+def test_compiled_programs_are_kept(tmp_path):
+  flags = [DIGITS, '--config.max_updates=3']
+  environment = {
+    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
+    'JAX_ENABLE_COMPILATION_CACHE': 'true',
+  }
+  for name in ('first', 'second'):
+    workdir = tmp_path / name
+    result = launch(*flags, f'--workdir={workdir}', **environment)
+    assert result.returncode == 0, result.stderr
+    programs = list((tmp_path / 'cache/adabatch/programs').iterdir())
+    assert programs
+  # Whether read from there or compiled, it is the same program.
+  losses = [
+    [r['loss'] for r in records(tmp_path / name)]
+    for name in ('first', 'second')
+  ]
+  assert losses[0] == losses[1]
