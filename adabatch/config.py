@@ -32,6 +32,9 @@ def default() -> Config:
   c.seed = 0  # of the initialisation, the data order and the augmentation
   c.epochs = 10.0  # stop once this many epochs' examples were trained on ...
   c.max_updates = placeholder(int)  # ... or after this many updates
+  # Most updates in one call of a compiled program: more is faster for small
+  # networks, up to controller.every; XLA's CPU convolutions are slower so.
+  c.updates_per_call = 1
   c.compilation_cache = True  # keep compiled programs on disk between runs
 
   c.data = ConfigDict()

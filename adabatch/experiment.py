@@ -273,6 +273,7 @@ def _check_numbers(config: Config) -> None:
     'learning_rate.reference_batch_size': (
       config.learning_rate.reference_batch_size
     ),
+    'updates_per_call': config.updates_per_call,
     'controller.every': config.controller.every,
     'controller.subset_size': config.controller.subset_size,
     'checkpoint.every_updates': config.checkpoint.every_updates,

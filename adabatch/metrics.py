@@ -13,6 +13,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from adabatch.in_flight import Update
+
 
 def finite(value: Any) -> Any:
   """NaN and infinities as null: JSON has no word for them."""
@@ -23,6 +25,37 @@ def finite(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def train_record(
+  done: Update, logged: tuple[int, float], num_examples: int
+) -> dict[str, Any]:
+  """The record of one update.
+
+  Args:
+    done: the update.
+    logged: examples and seconds at the record before.
+    num_examples: size of an epoch.
+  """
+  examples, seconds = logged
+  record = {
+    'update': done.update,
+    'examples': done.examples,
+    'epoch': done.examples / num_examples,
+    'seconds': done.seconds,
+    'loss': done.report.loss,
+    'batch_size': done.plan.batch_size,
+    'nominal_batch_size': done.nominal,
+    'damping': done.plan.damping,
+    'learning_rate': done.report.learning_rate,
+    'examples_per_second': (done.examples - examples)
+    / max(done.seconds - seconds, 1e-9),
+  }
+  if done.noise is not None:
+    # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
+    trace, norm = done.noise
+    record['gradient_noise_scale'] = trace / norm if norm > 0 else None
+  return record
 
 
 def _keep_lines_until(path: pathlib.Path, update: int) -> None:

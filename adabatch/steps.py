@@ -29,15 +29,16 @@ Load = Callable[[Data, jax.Array, tuple[jax.Array, jax.Array] | None], Batch]
 
 
 class StepBatch(NamedTuple):
-  """What one update needs beyond the state and the resident data.
+  """What `count` updates of equal batch size need beyond state and data.
 
   Two small integer arrays, because placing an array costs more time than what
   is in it; the numbers in them are those of `pack`.
 
   Attributes:
-    rows: int32 [1 + slots per device], sharded over devices: whether this
-      process was asked to stop, then which example is in each slot.
-    header: int32 [5], the same on every device: the bits of the other numbers.
+    rows: int32 [updates, 1 + slots per device], sharded over devices: whether
+      this process was asked to stop, then which example is in each slot.
+    header: int32 [updates, 6], the same on every device: how many of the
+      updates to run, then the bits of the other numbers.
   """
 
   rows: Any
@@ -47,27 +48,36 @@ class StepBatch(NamedTuple):
 def pack(
   indices: np.ndarray,
   *,
+  count: int,
   position: int,
   batch_size: int,
   damping: float,
   stop: bool,
 ) -> StepBatch:
-  """The host's side of a batch.
+  """The host's side of a batch, rows of all devices.
 
   Args:
-    indices: which examples, int [devices, slots per device].
+    indices: which examples, int [devices, updates, slots per device].
+    count: how many of the updates to run, from the first.
     position: place of the first slot in the data order, which is also the
       number of examples trained on so far.
-    batch_size: real examples in the batch; slots from there on are empty.
+    batch_size: real examples in each batch; slots from there on are empty.
     damping: factor on the learning rate.
     stop: whether this process was asked to stop.
   """
-  rows = np.empty((len(indices), 1 + indices.shape[1]), np.int32)
-  rows[:, 0] = stop
-  rows[:, 1:] = indices
-  header = np.empty(5, np.int32)
-  header[:2].view(np.uint32)[:] = position >> 32, position & 0xFFFFFFFF
-  header[2:].view(np.float32)[:] = batch_size, damping, position
+  devices, updates, slots = indices.shape
+  rows = np.empty((devices, updates, 1 + slots), np.int32)
+  rows[..., 0] = stop
+  rows[..., 1:] = indices
+  positions = position + batch_size * np.arange(updates, dtype=np.int64)
+  header = np.empty((updates, 6), np.int32)
+  header[:, 0] = count
+  header[:, 1] = (positions >> 32).astype(np.uint32).view(np.int32)
+  header[:, 2] = (positions & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+  numbers = np.empty((updates, 3), np.float32)
+  numbers[:, 0], numbers[:, 1] = batch_size, damping
+  numbers[:, 2] = positions
+  header[:, 3:] = numbers.view(np.int32)
   return StepBatch(rows, header)
 
 
@@ -83,21 +93,22 @@ class _Batch(NamedTuple):
   examples: Any
 
 
-def _unpack(batch: StepBatch) -> _Batch:
+def _unpack(rows: jax.Array, header: jax.Array) -> _Batch:
+  """One update's numbers from its row and header."""
   bits = jax.lax.bitcast_convert_type
   return _Batch(
-    batch.rows[1:],
-    batch.rows[0],
-    bits(batch.header[:2], jnp.uint32),
-    *bits(batch.header[2:], jnp.float32),
+    rows[1:],
+    rows[0],
+    bits(header[1:3], jnp.uint32),
+    *bits(header[3:], jnp.float32),
   )
 
 
 class StepSignals(NamedTuple):
   """What one update reports: floats, the same on every device.
 
-  A step returns them as one float32 vector [6] in this order, which is fetched
-  at once.
+  A program returns them in this order as one float32 array [updates, 6], which
+  is fetched at once.
 
   Attributes:
     loss: mean training loss over the batch, before the update.
@@ -156,8 +167,12 @@ def train_step(
   estimate_noise: bool = False,
   unroll: int = 1,
 ) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, jax.Array]]:
-  """The body of one update in one bucket: (state, data, batch) -> (state,
-  report), the report being StepSignals as one vector.
+  """The body of one or several updates in one bucket.
+
+  A body maps (state, data, batch) to (state, reports): reports [updates, 6]
+  hold StepSignals, and zeros after the last update that ran. Several updates
+  run in a loop whose length is a number in the batch, so that one program does
+  any number of them, with the same result to the bit.
 
   Args:
     model: called as `model.apply(variables, image, train=, weights=)`.
@@ -243,8 +258,7 @@ def train_step(
       gradient, state.previous_gradient, batch.batch_size
     )
 
-  def body(state: TrainState, data: Data, packed: StepBatch):
-    batch = _unpack(packed)
+  def update(state: TrainState, data: Data, batch: _Batch):
     local = _varying(
       (
         state.params,
@@ -294,6 +308,24 @@ def train_step(
       stop=stop.astype(jnp.float32),
     )
     return new_state, jnp.stack(signals)
+
+  def body(state: TrainState, data: Data, batch: StepBatch):
+    updates = batch.rows.shape[0]
+    if updates == 1:
+      state, report = update(
+        state, data, _unpack(batch.rows[0], batch.header[0])
+      )
+      return state, report[None]
+
+    def one(i, carry):
+      state, reports = carry
+      state, report = update(
+        state, data, _unpack(batch.rows[i], batch.header[i])
+      )
+      return state, reports.at[i].set(report)
+
+    reports = jnp.zeros((updates, len(StepSignals._fields)))
+    return jax.lax.fori_loop(0, batch.header[0, 0], one, (state, reports))
 
   return body
 

@@ -8,28 +8,26 @@ needs a number: what an update reports is fetched after the next one was
 dispatched.
 """
 
-import collections
 import dataclasses
 import math
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from adabatch import data, parallel, steps
-from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
 from adabatch.config import Config
 from adabatch.console import Console
-from adabatch.controllers import GradientNoise
 from adabatch.decisions import Decisions
 from adabatch.evaluate import Evaluator, Measurements
 from adabatch.experiment import Experiment, build, make_load
-from adabatch.metrics import MetricsWriter
+from adabatch.in_flight import Dispatched, InFlight, Update
+from adabatch.metrics import MetricsWriter, train_record
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
 from adabatch.updates import Updates
@@ -68,16 +66,6 @@ class Progress:
   reached: dict | None = None
 
 
-class Dispatched(NamedTuple):
-  """An update on its way: what it ran, and what it will report."""
-
-  update: int
-  examples: int  # trained on after it
-  nominal: float
-  plan: Plan
-  report: jax.Array  # StepSignals
-
-
 class Run:
   """One run: its parts, its progress, and the phases of the loop.
 
@@ -101,12 +89,12 @@ class Run:
     self.writer: MetricsWriter | None = None
     self.bucket, self.program = None, None
     self.resumed_at = 0
-    self.logged = (0, 0.0)
+    self.logged = (0, 0.0)  # examples and seconds of the last logged update
     self.clock = Clock()
-    self.pending: collections.deque[Dispatched] = collections.deque()
+    self.in_flight = InFlight(self.clock)
     # A CPU runs its virtual devices on few threads: collectives of several
     # updates at once could wait for each other for ever.
-    self.in_flight = 1 if jax.default_backend() == 'cpu' else 8
+    self.most_in_flight = 1 if jax.default_backend() == 'cpu' else 8
     e, mesh = experiment, experiment.mesh
     statistics = data.channel_statistics(e.train)
     plain = make_load(statistics)
@@ -128,6 +116,7 @@ class Run:
       # The structure of the state depends on the config alone and never on
       # the devices, so that a checkpoint fits any number of them.
       keep_gradient=e.estimate_noise,
+      updates_per_call=config.updates_per_call,
     )
     self.num_examples = len(e.train.arrays['label'])
 
@@ -170,71 +159,28 @@ class Run:
     )
     self.progress = Progress(config.eval.every_epochs * self.num_examples)
 
-  # Fetching what updates report.
+  # What updates report.
 
   def drain(self, keep: int = 0) -> None:
-    """Fetches reports, oldest first, until `keep` are on their way."""
-    while len(self.pending) > keep:
-      self.observe(self.pending.popleft())
+    """Checks, feeds to the rule and logs all but the newest `keep` calls."""
+    for done in self.in_flight.take(keep):
+      report = done.report
+      if not math.isfinite(report.loss + report.gradient_norm_squared):
+        raise Diverged(done.update, report.loss)
+      self.stopping |= report.stop > 0
+      if self.decisions.measured:
+        self.decisions.decide(
+          done.update, done.examples, self.updates.state, report, done.noise
+        )
+      every = self.config.log.every_updates
+      if done.update % every == 0 or self.decisions.due(done.update):
+        self.log(done)
 
-  def observe(self, done: Dispatched) -> None:
-    """Fetches one report, feeds the rule, and logs."""
-    report = steps.StepSignals(*jax.device_get(done.report).tolist())
-    if not math.isfinite(report.loss + report.gradient_norm_squared):
-      raise Diverged(done.update, report.loss)
-    self.stopping |= report.stop > 0
-    noise = self.noise(done, report)
-    if self.decisions.measured:
-      self.decisions.decide(
-        done.update, done.examples, self.updates.state, report, noise
-      )
-    every = self.config.log.every_updates
-    if done.update % every == 0 or self.decisions.due(done.update):
-      self.log(done, report, noise)
-
-  def noise(
-    self, done: Dispatched, report: steps.StepSignals
-  ) -> GradientNoise | None:
-    """The update's noise estimates, if it has any."""
-    estimate = GradientNoise(report.trace_covariance, report.squared_norm)
-    bucket = done.plan.bucket
-    differenced = bucket.devices * bucket.accumulation_steps == 1
-    # The first difference is with a gradient that was never taken.
-    known = all(map(math.isfinite, estimate)) and (
-      done.update > 1 or not differenced
-    )
-    return estimate if known else None
-
-  def log(
-    self,
-    done: Dispatched,
-    report: steps.StepSignals,
-    noise: GradientNoise | None,
-  ) -> None:
+  def log(self, done: Update) -> None:
     if self.writer is None:
       return
-    seconds = self.clock.seconds
-    examples, since = self.logged
-    self.logged = (done.examples, seconds)
-    record = {
-      'update': done.update,
-      'examples': done.examples,
-      'epoch': done.examples / self.num_examples,
-      'seconds': seconds,
-      'loss': report.loss,
-      'batch_size': done.plan.batch_size,
-      'nominal_batch_size': done.nominal,
-      'damping': done.plan.damping,
-      'learning_rate': report.learning_rate,
-      'examples_per_second': (done.examples - examples)
-      / max(seconds - since, 1e-9),
-    }
-    if noise is not None:
-      # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
-      positive = noise.squared_norm > 0
-      record['gradient_noise_scale'] = (
-        noise.trace_covariance / noise.squared_norm if positive else None
-      )
+    record = train_record(done, self.logged, self.num_examples)
+    self.logged = (done.examples, done.seconds)
     self.writer.write('train', record)
     self.console.progress(record)
 
@@ -289,8 +235,29 @@ class Run:
     state = parallel.as_global(self.updates.state, self.experiment.mesh)
     self.checkpoints.save(self.progress.update, state, host)
 
+  def count(self, batch_size: int) -> int:
+    """How many updates may be dispatched at once: until anything else is due.
+
+    That is a decision, an evaluation, a checkpoint or the end.
+    """
+    progress, config = self.progress, self.config
+    examples = min(progress.next_evaluation, self.experiment.total_examples)
+    limits = [
+      config.updates_per_call,
+      math.ceil((examples - progress.examples) / batch_size),
+      config.checkpoint.every_updates
+      - progress.update % config.checkpoint.every_updates,
+    ]
+    if config.max_updates is not None:
+      limits.append(config.max_updates - progress.update)
+    most = max(min(limits), 1)
+    for count in range(1, most):
+      if self.decisions.due(progress.update + count):
+        return count
+    return most
+
   def step(self) -> None:
-    """Dispatches one update; decides at once if that needs no report."""
+    """Dispatches the next updates; decides at once if that needs no report."""
     progress, decisions = self.progress, self.decisions
     nominal, plan = decisions.nominal, decisions.plan()
     if plan.bucket != self.bucket:
@@ -301,18 +268,22 @@ class Run:
       with self.clock.paused():
         self.program = self.updates.cache.get(plan.bucket, likely)
       self.bucket = plan.bucket
-    report = self.updates.run(
-      self.program, progress.examples, plan, stop=self.stop.is_set()
+    count = self.count(plan.batch_size)
+    reports = self.updates.run(
+      self.program, progress.examples, plan, count, stop=self.stop.is_set()
     )
-    progress.update += 1
-    progress.examples += plan.batch_size
-    self.pending.append(
-      Dispatched(progress.update, progress.examples, nominal, plan, report)
+    self.in_flight.add(
+      Dispatched(
+        progress.update, progress.examples, count, nominal, plan, reports
+      )
     )
-    if not decisions.measured:
-      decisions.decide(progress.update, progress.examples, self.updates.state)
+    for _ in range(count):
+      progress.update += 1
+      progress.examples += plan.batch_size
+      if not decisions.measured:
+        decisions.decide(progress.update, progress.examples, self.updates.state)
     waits = decisions.measured and decisions.due(progress.update)
-    self.drain(keep=0 if waits else self.in_flight)
+    self.drain(keep=0 if waits else self.most_in_flight)
 
   def finished(self) -> bool:
     limit = self.config.max_updates
@@ -375,6 +346,7 @@ class Run:
       self.checkpoints = self.open_checkpoints()
     self.clock = Clock(self.progress.seconds)
     self.logged = (self.progress.examples, self.progress.seconds)
+    self.in_flight = InFlight(self.clock)
     self.console.start(self.progress.examples)
 
   def open_checkpoints(self) -> Checkpoints:

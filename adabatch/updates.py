@@ -29,6 +29,7 @@ class Updates:
     arrays: the training split, on every device.
     order: position -> example.
     cache: the compiled programs.
+    updates_per_call: most updates that one call of a program does.
   """
 
   def __init__(
@@ -44,12 +45,14 @@ class Updates:
     backend: str,
     estimate_noise: bool,
     keep_gradient: bool,
+    updates_per_call: int,
   ):
     """`load` makes a batch on the device; `keep_gradient` carries the previous
     gradient in the state, for the differenced noise estimate."""
     self._model, self._task, self._tx, self._load = model, task, tx, load
     self._mesh, self._backend = mesh, backend
     self._estimate_noise = estimate_noise
+    self.updates_per_call = updates_per_call
     platform = mesh.devices.flat[0].platform
     self._unroll = CPU_UNROLL if platform == 'cpu' else 1
     self._rng = jax.random.key(seed)
@@ -87,21 +90,23 @@ class Updates:
       donate=(0,),
     )
     # A batch of the right shapes, for what is in it does not matter.
-    batch = self._place(0, Plan(bucket, 1, 1.0), stop=False)
+    batch = self._place(0, Plan(bucket, 1, 1.0), 1, stop=False)
     with jax.transfer_guard('allow'):
       return program.lower(self.state, self.arrays, batch)
 
-  def _place(self, position: int, plan: Plan, *, stop: bool) -> steps.StepBatch:
-    """The next batch: slots filled in the order of positions, device by device.
-
-    Empty slots repeat example 0 and carry weight 0.
-    """
-    indices = np.zeros(plan.bucket.slots, np.int32)
-    indices[: plan.batch_size] = data.take(
-      self.order, position, position + plan.batch_size
-    )
+  def _place(
+    self, position: int, plan: Plan, count: int, *, stop: bool
+  ) -> steps.StepBatch:
+    """The next batches: slots filled in the order of positions, device by
+    device. Empty slots repeat example 0 and carry weight 0."""
+    slots = np.zeros((self.updates_per_call, plan.bucket.slots), np.int32)
+    slots[:count, : plan.batch_size] = data.take(
+      self.order, position, position + count * plan.batch_size
+    ).reshape(count, plan.batch_size)
+    by_device = slots.reshape(len(slots), plan.bucket.devices, -1)
     packed = steps.pack(
-      indices.reshape(plan.bucket.devices, -1),
+      by_device.swapaxes(0, 1),
+      count=count,
       position=position,
       batch_size=plan.batch_size,
       damping=plan.damping,
@@ -113,17 +118,21 @@ class Updates:
     )
 
   def run(
-    self, program: Any, position: int, plan: Plan, *, stop: bool
+    self, program: Any, position: int, plan: Plan, count: int, *, stop: bool
   ) -> jax.Array:
-    """Dispatches one update; returns its report, which is still on its way.
+    """Dispatches updates; returns their reports, which are still on their way.
 
     Args:
       program: the executable of `plan.bucket`, from the cache.
       position: examples trained on so far.
-      plan: what to run.
+      plan: what each of the updates runs.
+      count: how many, at most `updates_per_call`.
       stop: whether this process was asked to stop.
+
+    Returns:
+      float32 [updates_per_call, 6], StepSignals in the first `count` rows.
     """
-    batch = self._place(position, plan, stop=stop)
+    batch = self._place(position, plan, count, stop=stop)
     with jax.transfer_guard('disallow'):
-      self.state, report = program(self.state, self.arrays, batch)
-    return report
+      self.state, reports = program(self.state, self.arrays, batch)
+    return reports

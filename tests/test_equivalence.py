@@ -60,6 +60,29 @@ def test_accumulation_on_devices(one_device, tmp_path):
   agree(one_device, run(tmp_path, 'both', devices=4, **overrides))
 
 
+@pytest.mark.parametrize('devices', [1, 4])
+def test_several_updates_in_one_call(one_device, tmp_path, devices):
+  for per_call in (7, 50):
+    overrides = {'updates_per_call': per_call}
+    several = run(tmp_path, str(per_call), devices=devices, **overrides)
+    agree(one_device, several)
+    assert column(several, 'update') == list(range(1, UPDATES + 1))
+    assert column(several, 'seconds') == sorted(column(several, 'seconds'))
+    for name in ('examples', 'learning_rate', 'damping'):
+      np.testing.assert_allclose(
+        column(several, name), column(one_device, name), rtol=1e-6
+      )
+
+
+def test_calls_of_any_length_give_the_same_bits(tmp_path):
+  """Checkpoints cut the calls short; the numbers must not notice."""
+  whole = run(tmp_path, 'whole', updates_per_call=20)
+  cut = run(
+    tmp_path, 'cut', updates_per_call=20, **{'checkpoint.every_updates': 3}
+  )
+  assert column(whole, 'loss') == column(cut, 'loss')
+
+
 @pytest.mark.parametrize('model', ['mlp', 'batch_norm'])
 def test_exact_rounding_equals_unpadded_steps(tmp_path, model):
   overrides = {'buckets.rounding': 'exact'}

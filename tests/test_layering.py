@@ -42,6 +42,7 @@ FLOORS = {
   'clock': 3,
   'console': 3,
   'decisions': 3,
+  'in_flight': 3,
   'stop': 3,
   'workdir': 3,
   'train': 3,

@@ -33,6 +33,7 @@ OVERRIDES = {
 }
 RULES = {
   'adadamp': {},
+  'several updates per call': {'updates_per_call': 20},
   'noise_scale': {
     'controller.name': 'noise_scale',
     'optimizer.name': 'adam',
