@@ -29,7 +29,7 @@ EPOCHS = flags.DEFINE_float('epochs', 12.0, 'Epochs of every run.')
 SEEDS = flags.DEFINE_integer('seeds', 3, 'Seeds of the final runs.')
 
 SMALL_RATES = (0.005, 0.01, 0.02, 0.04)
-LARGE_RATES = (0.05, 0.1, 0.2, 0.4)
+LARGE_RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 ARMS = {
   'adadamp': ({'controller.name': 'adadamp'}, SMALL_RATES),
   'constant 32': ({'controller.name': 'constant'}, SMALL_RATES),
