@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from test_controllers import B0, random_signals, run
 
 from adabatch import controllers as c
+from tests.test_controllers import B0, random_signals, run
 
 
 @pytest.fixture(params=(0, 1, 2))
