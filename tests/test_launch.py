@@ -156,6 +156,27 @@ def test_target_stops_the_run(tmp_path):
   assert last['accuracy'] > 0.96 >= records(tmp_path, 'eval')[-2]['accuracy']
 
 
+TFDS = ROOT.parent / 'shared' / 'tfds'
+
+
+@pytest.mark.skipif(
+  not TFDS.is_dir(), reason='no prepared TFDS sets beside the repository'
+)
+@pytest.mark.parametrize(
+  ('name', 'accuracy'), [('fashion_mnist', 0.82), ('cifar10', 0.45)]
+)
+def test_tfds_sets_train_unchanged(name, accuracy, tmp_path):
+  result = launch(
+    '--config=configs/fashion_mnist_cnn.py',
+    f'--config.data.data_dir={TFDS}',
+    f'--config.data.name={name}',
+    '--config.epochs=1',
+    f'--workdir={tmp_path}',
+  )
+  assert result.returncode == 0, result.stderr
+  assert summary(tmp_path)['final']['test']['accuracy'] > accuracy
+
+
 BAD = {
   'unknown key': (
     ['--config.learning_rate.bsae=1'],

@@ -11,7 +11,8 @@ class GhostBatchNorm(nn.Module):
   Each group of `group_size` consecutive examples is normalised by its own mean
   and variance, so growing the batch size or accumulating gradients leaves the
   noise of BatchNorm as it was. Examples of weight 0 (empty slots) are left out
-  of the statistics. The running statistics average those of the groups, each
+  of the statistics; a last group of a single example is normalised to the bias
+  where nothing else varies in it. The running statistics average those of the groups, each
   weighted by its examples.
 
   Attributes:
