@@ -11,9 +11,9 @@ class GhostBatchNorm(nn.Module):
   Each group of `group_size` consecutive examples is normalised by its own mean
   and variance, so growing the batch size or accumulating gradients leaves the
   noise of BatchNorm as it was. Examples of weight 0 (empty slots) are left out
-  of the statistics; a last group of a single example is normalised to the bias
-  where nothing else varies in it. The running statistics average those of the groups, each
-  weighted by its examples.
+  of the statistics. A last group of a single example has no variance; in a
+  layer without spatial dimensions it is normalised to the bias. The running
+  statistics average those of the groups, each weighted by its examples.
 
   Attributes:
     group_size: examples in a group; a call with fewer examples is one group.
