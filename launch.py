@@ -1,6 +1,6 @@
 """Runs an experiment: python launch.py --config=configs/NAME.py.
 
-Any key of the config can be overridden: --config.optimizer.name=adam. A run
+Any key of the config can be overridden (--config.optimizer.name=adam). A run
 started again in its own workdir goes on where it was.
 """
 
@@ -20,7 +20,7 @@ EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 1}
 EXIT_PREEMPTED = 130
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/digits_mlp.py', 'File that describes the experiment.'
+  'config', 'configs/digits_mlp.py', 'File of the experiment.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/NAME.')
 JOB = flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')
@@ -41,9 +41,12 @@ def main(argv: list[str]) -> None:
     sys.exit(f'error: unexpected argument {argv[1]!r}: flags start with --')
   file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = WORKDIR.value or f'runs/{file.stem}'
+  others = COORDINATOR.value, PROCESSES.value, PROCESS.value
   try:
-    if DISTRIBUTED.value:
-      parallel.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    parallel.initialize(DISTRIBUTED.value, *others)
+  except ValueError as error:
+    sys.exit(f'error: cannot join the other processes: {error}')
+  try:
     summary = train(CONFIG.value, workdir)
   except (ConfigError, DatasetError, CheckpointError) as error:
     sys.exit(f'error: {error}')

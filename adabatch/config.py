@@ -33,7 +33,8 @@ def default() -> Config:
   c.epochs = 10.0  # stop once this many epochs' examples were trained on ...
   c.max_updates = placeholder(int)  # ... or after this many updates
   # Most updates in one call of a compiled program: more is faster for small
-  # networks, up to controller.every; XLA's CPU convolutions are slower so.
+  # networks, up to controller.every. Not for convolutions on a CPU, which XLA
+  # runs ten times slower in a loop. Losses differ by rounding.
   c.updates_per_call = 1
   c.compilation_cache = True  # keep compiled programs on disk between runs
 
@@ -181,6 +182,23 @@ def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
+
+
+def check_keys(config: Config) -> None:
+  """Refuses a config with keys that mean nothing, or without some that do.
+
+  Raises:
+    ConfigError: naming the keys, with the nearest that exists.
+  """
+  known, given = flatten(default()), flatten(config)
+  for key in given.keys() - known.keys():
+    raise ConfigError(f'unknown config key {key!r}{nearest(key)}')
+  missing = sorted(known.keys() - given.keys())
+  if missing:
+    raise ConfigError(
+      f'the config lacks {", ".join(missing)}: start from '
+      'adabatch.config.default()'
+    )
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

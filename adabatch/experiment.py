@@ -1,7 +1,9 @@
 """From a config to the parts of a run: every name meets its function here."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from adabatch import buckets, controllers, data, optim, parallel
+from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError
 from adabatch.controllers import BatchSizeController
@@ -86,12 +89,14 @@ def make_decay(config: Config, num_examples: int) -> optim.Schedule:
     )
 
   make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
-  length = (
-    config.epochs * num_examples
-    if decay.length is None
-    else convert(decay.length)
-  )
-  return make(length, decay, convert)
+  with _refusing('learning_rate.decay'):
+    convert(1.0)  # refuses an unknown unit, also where no length is given
+    length = (
+      config.epochs * num_examples
+      if decay.length is None
+      else convert(decay.length)
+    )
+    return make(length, decay, convert)
 
 
 def make_learning_rate(config: Config, num_examples: int):
@@ -109,6 +114,12 @@ def make_learning_rate(config: Config, num_examples: int):
     )
   )
   if c.name == 'from_lr_schedule':
+    if rate.decay.name == 'constant':
+      raise ConfigError(
+        'controller.name=from_lr_schedule grows the batch where '
+        'learning_rate.decay would lower the rate, and that is constant: set '
+        'learning_rate.decay.name'
+      )
     if rate.scaling != 'none':
       raise ConfigError(
         'controller.name=from_lr_schedule turns the decay into batch size, '
@@ -141,6 +152,7 @@ def make_learning_rate(config: Config, num_examples: int):
 def make_optimizer(config: Config, num_examples: int):
   """The whole optax chain, damping last."""
   o = config.optimizer
+  choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
   return optim.make_optimizer(
     o.name,
     make_learning_rate(config, num_examples),
@@ -185,45 +197,54 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
         'schedule: leave it unset'
       )
     parameters['floor'] = False
-  controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
-  controller = controllers.every(controller, updates=c.every, wait=c.wait)
+  with _refusing(f'controller.{c.name}'):
+    controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
+  with _refusing('controller.every'):
+    controller = controllers.every(controller, updates=c.every, wait=c.wait)
   # Around `every`, so that they see decisions and not the updates between.
   if c.smooth:
-    controller = controllers.smooth(controller, c.smooth)
+    with _refusing('controller.smooth'):
+      controller = controllers.smooth(controller, c.smooth)
   if c.monotone:
     controller = controllers.monotone(controller)
   if c.growth_limit is not None:
-    controller = controllers.limit_growth(controller, c.growth_limit)
+    with _refusing('controller.growth_limit'):
+      controller = controllers.limit_growth(controller, c.growth_limit)
   if c.hysteresis is not None:
-    controller = controllers.hysteresis(controller, c.hysteresis)
+    with _refusing('controller.hysteresis'):
+      controller = controllers.hysteresis(controller, c.hysteresis)
   return controller
 
 
 def make_ladder(config: Config, devices: int) -> Ladder:
   """The batch sizes that can be run."""
   c, b = config.controller, config.buckets
-  for key in ('initial_batch_size', 'max_batch_size', 'min_batch_size'):
-    if c[key] is not None and c[key] < 1:
-      raise ConfigError(f'controller.{key} must be at least 1, got {c[key]}')
-  smallest = c.initial_batch_size
-  if c.min_batch_size is not None:
-    smallest = min(smallest, c.min_batch_size)
   if c.max_batch_size < c.initial_batch_size:
     raise ConfigError(
       f'controller.initial_batch_size={c.initial_batch_size} is above '
       f'controller.max_batch_size={c.max_batch_size}: lower the first or raise '
       'the second'
     )
+  smallest = c.initial_batch_size
+  if c.min_batch_size is not None:
+    if c.min_batch_size > smallest:
+      raise ConfigError(
+        f'controller.min_batch_size={c.min_batch_size} is above '
+        f'controller.initial_batch_size={smallest}: lower the first or raise '
+        'the second'
+      )
+    smallest = c.min_batch_size
   # A constant size needs no ladder, and no program compiled for the next rung.
   largest = smallest if c.name == 'constant' else c.max_batch_size
-  return buckets.ladder(
-    smallest,
-    largest,
-    devices=devices,
-    max_per_device=b.max_per_device,
-    growth=b.growth,
-    rounding=b.rounding,
-  )
+  with _refusing('buckets'):
+    return buckets.ladder(
+      smallest,
+      largest,
+      devices=devices,
+      max_per_device=b.max_per_device,
+      growth=b.growth,
+      rounding=b.rounding,
+    )
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -265,26 +286,90 @@ def make_load(
   return load
 
 
+# The values that each number may take. Rules that check their own arguments,
+# such as the controllers, are left to do so.
+POSITIVE = 'above 0', lambda x: 0 < x < math.inf
+COUNT = 'at least 1', lambda x: 1 <= x < math.inf
+NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
+FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
+FINITE = 'finite', math.isfinite
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+  'seed': NATURAL,
+  'epochs': POSITIVE,
+  'max_updates': COUNT,
+  'updates_per_call': COUNT,
+  'data.crop_padding': NATURAL,
+  'optimizer.momentum': FRACTION,
+  'optimizer.beta1': FRACTION,
+  'optimizer.beta2': FRACTION,
+  'optimizer.epsilon': NATURAL,
+  'optimizer.weight_decay': NATURAL,
+  'optimizer.trust_coefficient': POSITIVE,
+  'learning_rate.base': POSITIVE,
+  'learning_rate.reference_batch_size': POSITIVE,
+  'learning_rate.warmup.epochs': NATURAL,
+  'learning_rate.warmup.epochs_per_example': NATURAL,
+  'learning_rate.decay.length': POSITIVE,
+  'learning_rate.decay.factor': POSITIVE,
+  'learning_rate.decay.final': NATURAL,
+  'learning_rate.decay.power': POSITIVE,
+  'controller.initial_batch_size': COUNT,
+  'controller.max_batch_size': COUNT,
+  'controller.min_batch_size': COUNT,
+  'controller.every': COUNT,
+  'controller.wait': NATURAL,
+  'controller.subset_size': COUNT,
+  'buckets.max_per_device': COUNT,
+  'target.value': FINITE,
+  'checkpoint.every_updates': COUNT,
+  'checkpoint.keep': COUNT,
+  'log.every_updates': COUNT,
+  'eval.every_epochs': POSITIVE,
+  'eval.max_per_device': COUNT,
+}
+
+
 def _check_numbers(config: Config) -> None:
-  """Counts and lengths that no other module checks."""
-  positive = {
-    'epochs': config.epochs,
-    'max_updates': config.max_updates,
-    'learning_rate.reference_batch_size': (
-      config.learning_rate.reference_batch_size
-    ),
-    'updates_per_call': config.updates_per_call,
-    'controller.every': config.controller.every,
-    'controller.subset_size': config.controller.subset_size,
-    'checkpoint.every_updates': config.checkpoint.every_updates,
-    'checkpoint.keep': config.checkpoint.keep,
-    'log.every_updates': config.log.every_updates,
-    'eval.every_epochs': config.eval.every_epochs,
-    'eval.max_per_device': config.eval.max_per_device,
-  }
-  for key, value in positive.items():
-    if value is not None and not value > 0:
-      raise ConfigError(f'{key} must be above 0, got {value}')
+  """Refuses numbers that mean nothing, before anything is read or compiled."""
+  flat = config_lib.flatten(config)
+  for key, (allowed, accepts) in RANGES.items():
+    if flat[key] is not None and not accepts(flat[key]):
+      raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')
+
+
+def _check_shapes(
+  model: nn.Module, train: data.Split, evaluation: data.Split, padding: int
+) -> None:
+  """Refuses data that the network or the other split does not fit."""
+  image, other = train.arrays['image'], evaluation.arrays['image']
+  same = image.shape[1:] == other.shape[1:] and image.dtype == other.dtype
+  if not same or train.num_classes != evaluation.num_classes:
+    raise ConfigError(
+      f'the splits differ: training has {image.dtype} images of shape '
+      f'{image.shape[1:]} in {train.num_classes} classes, evaluation '
+      f'{other.dtype} {other.shape[1:]} in {evaluation.num_classes}'
+    )
+  if padding >= min(image.shape[1:3]):
+    raise ConfigError(
+      f'data.crop_padding={padding} must be below the size of the images, '
+      f'{image.shape[1]}x{image.shape[2]}'
+    )
+  jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False),
+    np.zeros((1, *image.shape[1:]), np.float32),
+  )
+
+
+@contextlib.contextmanager
+def _refusing(key: str) -> Iterator[None]:
+  """Names the key whose value some part could not work with."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except (ValueError, TypeError, ArithmeticError) as error:
+    reason = ' '.join(str(error).split())
+    raise ConfigError(f'{key}: {reason}') from error
 
 
 def build(
@@ -304,6 +389,7 @@ def build(
     ConfigError: for anything that cannot be run, in one line.
     data.DatasetError: for a data set that is not there.
   """
+  config_lib.check_keys(config)
   _check_numbers(config)
   choose(
     dict.fromkeys(parallel.BACKENDS),
@@ -311,33 +397,31 @@ def build(
     'parallel.backend',
   )
   mesh = parallel.make_mesh(devices)
-  try:
-    ladder = make_ladder(config, mesh.size)
+  ladder = make_ladder(config, mesh.size)
+  with _refusing('task'):
     task = classification(config.task.label_smoothing)
-    choose(MODELS, config.model.name, 'model.name')
-    # Before the data is read: a wrong name must not cost minutes.
-    make_controller(config, 1)
-    make_optimizer(config, 1)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  if config.target.value is not None:
-    choose(task.higher_is_better, config.target.metric, 'target.metric')
+  choose(MODELS, config.model.name, 'model.name')
+  choose(task.higher_is_better, config.target.metric, 'target.metric')
+  # Before the data is read: a wrong name must not cost minutes.
+  make_controller(config, 1)
+  make_optimizer(config, 1)
   d = config.data
   train, evaluation = splits or (
     data.load(d.name, d.train_split, d.data_dir),
     data.load(d.name, d.eval_split, d.data_dir),
   )
   num_examples = len(train.arrays['label'])
-  try:
-    controller = make_controller(config, num_examples)
-    tx = make_optimizer(config, num_examples)
+  with _refusing(f'model.{config.model.name}'):
     model = make_model(config, train.num_classes)
-    jax.eval_shape(
-      lambda x: model.init(jax.random.key(0), x, train=False),
-      np.zeros((1, *train.arrays['image'].shape[1:]), np.float32),
+    _check_shapes(model, train, evaluation, d.crop_padding)
+  controller = make_controller(config, num_examples)
+  tx = make_optimizer(config, num_examples)
+  total_examples = round(config.epochs * num_examples)
+  if not total_examples:
+    raise ConfigError(
+      f'epochs={config.epochs} of {num_examples} examples is less than one '
+      'example'
     )
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   return Experiment(
     model=model,
     task=task,
@@ -347,7 +431,7 @@ def build(
     train=train,
     evaluation=evaluation,
     mesh=mesh,
-    total_examples=round(config.epochs * num_examples),
+    total_examples=total_examples,
     estimate_noise=(
       'gradient_noise' in controller.needs
       or config.learning_rate.scaling == 'adascale'

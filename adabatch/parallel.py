@@ -19,25 +19,28 @@ BACKENDS = ('shard_map', 'pmap')
 
 
 def initialize(
+  distributed: bool,
   coordinator_address: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Joins the other processes of a run.
+  """Joins the other processes of a run, if it is a distributed one.
 
-  Without arguments the processes find each other by themselves, on a TPU pod or
-  a cluster that JAX knows (SLURM, Open MPI, Kubernetes).
+  Without the other arguments the processes find each other by themselves, on a
+  TPU pod or a cluster that JAX knows (SLURM, Open MPI, Kubernetes).
 
   Raises:
     ValueError: if only some are given, or the processes cannot be found.
   """
   arguments = (coordinator_address, num_processes, process_id)
-  if len({value is None for value in arguments}) > 1:
+  given = sum(value is not None for value in arguments)
+  if given and not (distributed and given == len(arguments)):
     raise ValueError(
-      'several processes need all of --coordinator_address, --num_processes '
-      'and --process_id'
+      'several processes need --distributed and all of --coordinator_address, '
+      '--num_processes and --process_id'
     )
-  jax.distributed.initialize(*arguments)
+  if distributed:
+    jax.distributed.initialize(*arguments)
 
 
 def is_first_process() -> bool:

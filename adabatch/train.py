@@ -21,7 +21,7 @@ import numpy as np
 from adabatch import data, parallel, steps
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
-from adabatch.config import Config
+from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.decisions import Decisions
 from adabatch.evaluate import Evaluator, Measurements
@@ -89,6 +89,7 @@ class Run:
     self.writer: MetricsWriter | None = None
     self.bucket, self.program = None, None
     self.resumed_at = 0
+    self.last: Update | None = None  # that was fetched
     self.logged = (0, 0.0)  # examples and seconds of the last logged update
     self.clock = Clock()
     self.in_flight = InFlight(self.clock)
@@ -119,6 +120,7 @@ class Run:
       updates_per_call=config.updates_per_call,
     )
     self.num_examples = len(e.train.arrays['label'])
+    self.fingerprint = data.fingerprint(e.train)
 
     def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
       return Evaluator(
@@ -172,12 +174,13 @@ class Run:
         self.decisions.decide(
           done.update, done.examples, self.updates.state, report, done.noise
         )
+      self.last = done
       every = self.config.log.every_updates
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
 
   def log(self, done: Update) -> None:
-    if self.writer is None:
+    if self.writer is None or done.examples <= self.logged[0]:
       return
     record = train_record(done, self.logged, self.num_examples)
     self.logged = (done.examples, done.seconds)
@@ -230,6 +233,7 @@ class Run:
     host = {
       'progress': dataclasses.asdict(self.progress),
       'decisions': self.decisions.to_json(),
+      'data': self.fingerprint,
     }
     assert self.checkpoints is not None, 'start() opens them'
     state = parallel.as_global(self.updates.state, self.experiment.mesh)
@@ -302,6 +306,8 @@ class Run:
         finished or progress.examples >= progress.next_evaluation
       ):
         self.drain()
+        if finished and self.last is not None:
+          self.log(self.last)
         with self.clock.paused():
           self.evaluate()
         finished = self.finished()
@@ -328,6 +334,8 @@ class Run:
 
     Nothing is written before everything that can be refused was accepted.
     """
+    if self.writes:
+      self.workdir.lock()
     self.workdir.check(self.config)
     record = None
     if self.workdir.has_checkpoints():
@@ -354,6 +362,12 @@ class Run:
     return Checkpoints(path, self.config.checkpoint.keep)
 
   def resume(self, record: Record) -> None:
+    if record.host['data'] != self.fingerprint:
+      raise ConfigError(
+        f'{self.workdir.path} belongs to a run on other training data '
+        f'({record.host["data"]} there, {self.fingerprint} here); choose '
+        'another workdir'
+      )
     self.progress = Progress(**record.host['progress'])
     self.decisions.restore(record.host['decisions'])
     self.updates.state = record.state
@@ -398,6 +412,7 @@ class Run:
       self.checkpoints.close()
     if self.writer is not None:
       self.writer.close()
+    self.workdir.unlock()
     self.console.close()
 
 

@@ -1,5 +1,6 @@
 """The directory of one run: whose it is, and the files that sum it up."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ class Workdir:
 
   def __init__(self, path: str | os.PathLike[str]):
     self.path = pathlib.Path(path).absolute()
+    self._lock: int | None = None
 
   def _config_path(self) -> pathlib.Path:
     return self.path / 'config.json'
@@ -29,6 +31,33 @@ class Workdir:
   def has_checkpoints(self) -> bool:
     checkpoints = self.path / 'checkpoints'
     return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+  def lock(self) -> None:
+    """Keeps other runs out of the directory, if it exists, until `unlock`.
+
+    Raises:
+      ConfigError: if another run is at work in it, or it cannot be read.
+    """
+    if self._lock is not None or not self.path.is_dir():
+      return
+    try:
+      self._lock = os.open(self.path, os.O_RDONLY)
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ConfigError(
+        f'another run is at work in {self.path}: wait for it, or choose '
+        'another --workdir'
+      ) from None
+    except OSError as error:
+      raise ConfigError(
+        f'cannot use workdir {self.path} ({error.strerror}): choose another '
+        '--workdir'
+      ) from None
+
+  def unlock(self) -> None:
+    if self._lock is not None:
+      os.close(self._lock)
+      self._lock = None
 
   def check(self, config: Config) -> None:
     """Refuses a directory that holds the results of another config.
@@ -73,6 +102,7 @@ class Workdir:
     """
     try:
       self.path.mkdir(parents=True, exist_ok=True)
+      self.lock()
       write_json(self._config_path(), config.to_dict())
     except OSError as error:
       raise ConfigError(
@@ -83,7 +113,10 @@ class Workdir:
   def read_summary(self) -> dict[str, Any] | None:
     """`summary.json`, if there is one."""
     path = self.path / 'summary.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+      return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # a killed run, or a full disk
+      return None
 
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`; numbers that are not finite become null."""

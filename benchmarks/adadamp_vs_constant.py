@@ -1,6 +1,6 @@
 """AdaDamp against constant batch sizes on Fashion-MNIST, each tuned alike.
 
-    python benchmarks/adadamp_vs_constant.py --data_dir=DIRECTORY_OF_TFDS_SETS
+    python -m benchmarks.adadamp_vs_constant --data_dir=DIRECTORY_OF_TFDS_SETS
 
 Every arm has the same number of epochs and of learning rates. The rate is
 chosen on 10,000 training images held out, with one seed; the figures come from

@@ -1,6 +1,6 @@
 """Microseconds an update, by how many updates one program call does.
 
-    python benchmarks/updates_per_call.py
+    python -m benchmarks.updates_per_call
 
 Whole runs of the digits MLP with a constant batch size, side by side, repeated
 in turn so that a disturbance of the machine does not fall on one of them alone.

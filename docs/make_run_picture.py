@@ -77,11 +77,15 @@ def draw(runs: Sequence[Run]) -> Figure:
             *lines.thin(x, y), color=color, linewidth=0.5, alpha=0.2, zorder=1
           )
           y = lines.smooth(y, len(y) / 50)
+        x, y = lines.thin(x, y)
+        if key == 'batch_size':
+          x, y = lines.since_start(x, y)
         (handle,) = axes[row, column].plot(
-          *lines.thin(x, y),
+          x,
+          y,
           color=color,
           linewidth=2,
-          drawstyle='steps-post' if key == 'batch_size' else 'default',
+          drawstyle='steps-pre' if key == 'batch_size' else 'default',
           solid_joinstyle='round',
         )
         drawn.append(y[np.isfinite(y)])

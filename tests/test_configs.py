@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from adabatch import controllers, data, optim
+from adabatch.config import ConfigError
 from adabatch.train import train
 from tests.experiments import column, digits, records
 
@@ -191,3 +192,49 @@ def test_arrays_of_the_caller(tmp_path):
   )
   assert summary['final']['validation']['accuracy'] > 0.95
   assert summary['examples'] >= 1500
+
+
+def test_splits_that_differ_are_refused(tmp_path):
+  def split(dtype=np.uint8, size=4, classes=2):
+    arrays = {
+      'image': np.zeros((10, size, size, 1), dtype),
+      'label': np.zeros(10, np.int32),
+    }
+    return data.from_arrays(arrays, num_classes=classes)
+
+  for other in (split(np.float32), split(size=5), split(classes=3)):
+    with pytest.raises(ConfigError, match='the splits differ'):
+      train(digits(), tmp_path / 'run', splits=(split(), other))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_resume_on_other_data_is_refused(tmp_path):
+  def splits(seed):
+    rng = np.random.default_rng(seed)
+    arrays = {
+      'image': rng.normal(size=(100, 2, 2, 1)).astype(np.float32),
+      'label': rng.integers(0, 2, 100).astype(np.int32),
+    }
+    split = data.from_arrays(arrays, num_classes=2)
+    return split, split
+
+  devices = jax.devices()[:1]
+  config = digits(max_updates=2)
+  train(config, tmp_path, splits=splits(0), devices=devices)
+  with pytest.raises(ConfigError, match='other training data'):
+    train(config, tmp_path, splits=splits(1), devices=devices)
+
+
+def test_the_last_update_is_logged(tmp_path):
+  config = digits(
+    max_updates=33,
+    **{'controller.name': 'padadamp', 'log.every_updates': 50},
+  )
+  train(config, tmp_path, devices=jax.devices()[:1])
+  assert column(tmp_path, 'update') == [20, 33]
+  # Each size held since the record before: together they are all examples.
+  examples = np.diff([0, *column(tmp_path, 'examples')])
+  updates = np.diff([0, *column(tmp_path, 'update')])
+  np.testing.assert_array_equal(
+    examples, updates * column(tmp_path, 'batch_size')
+  )

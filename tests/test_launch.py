@@ -1,5 +1,6 @@
 """The command, as a user types it."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -232,6 +233,32 @@ BAD = {
     ['minimum_loss', '50'],
   ),
   'no epochs': (['--config.epochs=0'], ['epochs', 'above 0']),
+  'less than an example': (['--config.epochs=1e-9'], ['epochs', '1e-09']),
+  'not a number': (['--config.learning_rate.base=nan'], ['base', 'above 0']),
+  'momentum': (['--config.optimizer.momentum=1.5'], ['[0, 1)', '1.5']),
+  'seed': (['--config.seed=-1'], ['seed', 'at least 0']),
+  'no units': (
+    ['--config.model.mlp.hidden_sizes=(0,)'],
+    ['model.mlp'],
+  ),
+  'padding': (['--config.data.crop_padding=8'], ['crop_padding=8', '8x8']),
+  'decay unit': (
+    ['--config.learning_rate.decay.unit=steps'],
+    ['learning_rate.decay', 'steps', 'updates'],
+  ),
+  'min above initial': (
+    ['--config.controller.min_batch_size=64'],
+    ['min_batch_size=64', 'initial_batch_size=16'],
+  ),
+  'wrapper': (['--config.controller.smooth=1.0'], ['controller.smooth']),
+  'schedule without decay': (
+    ['--config.controller.name=from_lr_schedule'],
+    ['learning_rate.decay.name'],
+  ),
+  'coordinator alone': (
+    ['--coordinator_address=localhost:1'],
+    ['--distributed'],
+  ),
 }
 
 
@@ -306,6 +333,34 @@ def test_divergence(tmp_path):
   }
   assert max(saved) == update - 1
   assert (tmp_path / 'report.html').exists()
+
+
+def test_a_wrong_key_in_a_config_file(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from configs import digits_mlp\n'
+    'def get_config():\n'
+    '  c = digits_mlp.get_config()\n'
+    '  c.optimizer.momntum = 0.5\n'
+    '  return c\n'
+  )
+  line = one_line(launch(f'--config={file}', f'--workdir={tmp_path}/run'))
+  assert "'optimizer.momntum'" in line
+  assert "'optimizer.momentum'" in line
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+  """The second one is refused; the first one is not disturbed."""
+  flags = [DIGITS, '--config.epochs=2', f'--workdir={tmp_path}']
+  descriptor = os.open(tmp_path, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    line = one_line(launch(*flags))
+  finally:
+    os.close(descriptor)
+  assert str(tmp_path) in line
+  assert 'another run' in line
+  assert launch(*flags).returncode == 0
 
 
 def test_help_names_the_flags():

@@ -11,6 +11,7 @@ from adabatch.data.resident import (
   DatasetError,
   Split,
   channel_statistics,
+  fingerprint,
   from_arrays,
   load,
 )
@@ -20,6 +21,7 @@ __all__ = [
   'Order',
   'Split',
   'channel_statistics',
+  'fingerprint',
   'from_arrays',
   'load',
   'position_halves',

@@ -11,6 +11,7 @@ import io
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -127,6 +128,24 @@ def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
   return Split(
     {k: np.ascontiguousarray(v) for k, v in given.items()}, num_classes
   )
+
+
+def fingerprint(split: Split) -> str:
+  """What the data is, in short: another string for other data.
+
+  >>> arrays = {
+  ...   'image': np.zeros((2, 1, 1, 1), np.uint8),
+  ...   'label': np.zeros(2, np.int32),
+  ... }
+  >>> fingerprint(from_arrays(arrays, num_classes=3))
+  '3 classes, image uint8 2x1x1x1 41d912ff, label int32 2 6522df69'
+  """
+  parts = [
+    f'{name} {array.dtype} {"x".join(map(str, array.shape))} '
+    f'{zlib.crc32(np.ascontiguousarray(array).data):08x}'
+    for name, array in sorted(split.arrays.items())
+  ]
+  return ', '.join([f'{split.num_classes} classes', *parts])
 
 
 def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -63,3 +63,15 @@ def thin(
     keep.update(part[[0, lowest, highest, -1]].tolist())
   index = sorted(keep)
   return x[index], y[index]
+
+
+def since_start(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Leads a line that goes in steps in from x = 0.
+
+  A record tells what held *up to* it, so the first one holds from the start.
+
+  >>> since_start(np.array([3.0, 5.0]), np.array([16.0, 32.0]))
+  (array([0., 3., 5.]), array([16., 16., 32.]))
+  """
+  start = np.zeros(len(x[:1]))  # none, if there is no record
+  return np.concatenate([start, x]), np.concatenate([y[:1], y])

@@ -20,7 +20,7 @@ class Line(NamedTuple):
   x: Mapping[str, np.ndarray]  # for every axis
   y: np.ndarray
   look: str = ''  # 'dashed', 'faint'
-  steps: bool = False  # a value holds until the next one
+  steps: bool = False  # a value holds since the one before
 
 
 class Panel(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adabatch.report import scales
-from adabatch.report.lines import thin
+from adabatch.report.lines import since_start, thin
 from adabatch.report.panels import COLORS, Panel
 
 MAX_MARKERS = 60  # a line with more points than this is drawn without markers
@@ -91,11 +91,13 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
       axes.axvline(stop, color=COLOR['s2'], linewidth=1.2, linestyle=DOTTED)
     for line, x, y in curves:
       marked = len(x) <= MAX_MARKERS and line.look != 'dashed'
+      if line.steps:
+        x, y = since_start(x, y)
       axes.plot(
         x / unit,
         y,
         color=COLOR[line.color],
-        drawstyle='steps-post' if line.steps else 'default',
+        drawstyle='steps-pre' if line.steps else 'default',
         marker='o' if marked else '',
         **LOOKS[line.look],
       )

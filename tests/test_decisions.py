@@ -1,0 +1,203 @@
+"""What a rule is fed, what is done with its answer, and in which order."""
+
+import json
+
+import numpy as np
+import pytest
+
+from adabatch import buckets, controllers
+from adabatch.config import ConfigError
+from adabatch.controllers import GradientNoise, Signals
+from adabatch.decisions import Decisions, round_signal
+from adabatch.in_flight import Dispatched, InFlight
+from adabatch.steps import StepSignals
+
+
+class Measurements:
+  """Evaluates 100 examples for a loss that nobody can round by accident."""
+
+  def __init__(self):
+    self.taken = []
+
+  def take(self, state):
+    self.taken.append(state)
+    return {'full_loss': 1.23456789}, 100
+
+
+def make(controller, *, measurements=None, largest=64, devices=1):
+  return Decisions(
+    controller,
+    buckets.ladder(8, largest, devices=devices),
+    measurements or Measurements(),
+    initial_batch_size=8,
+    num_examples=200,
+  )
+
+
+def recorder(every=2, needs=('full_loss',)):
+  """A rule that keeps its signals and asks for 8, 9, 10 ... examples."""
+  seen = []
+
+  def update(state, signals):
+    seen.append(signals)
+    return 8.0 + len(seen), Signals(update=len(seen))
+
+  controller = controllers.BatchSizeController(
+    init=Signals,
+    update=update,
+    needs=frozenset(needs),
+    due=lambda update: update % every == 0,
+  )
+  return controller, seen
+
+
+REPORT = StepSignals(0.123456, 98765.4, 0.0123456, 7.0, 8.0, 0.0)
+NOISE = GradientNoise(33333.333, 0.00123456)
+
+
+def test_signals_are_rounded_and_complete():
+  controller, seen = recorder()
+  measurements = Measurements()
+  decisions = make(controller, measurements=measurements)
+  decisions.decide(0, 0, 'x0')
+  decisions.decide(1, 50, 'x1', REPORT, NOISE)
+  decisions.decide(2, 100, 'x2', REPORT)
+  rounded = {
+    'loss': 0.1235,
+    'gradient_norm_squared': 98770.0,
+    'learning_rate': 0.01235,
+  }
+  assert seen == [
+    Signals(0, 0, 0.0, full_loss=1.235),
+    Signals(
+      1, 50, 0.25, **rounded, gradient_noise=GradientNoise(33330.0, 0.001235)
+    ),
+    Signals(2, 100, 0.5, **rounded, full_loss=1.235),
+  ]
+  assert measurements.taken == ['x0', 'x2']
+  assert decisions.evaluated_examples == 200
+  assert decisions.nominal == 11.0
+
+
+@pytest.mark.parametrize('value', [0.0, -1.5, 1e-30, 123456.0, 0.99996])
+def test_rounding_keeps_four_digits(value):
+  assert round_signal(value) == pytest.approx(value, rel=5e-4)
+  assert round_signal(value * (1 + 1e-9)) == round_signal(value)
+
+
+def test_what_was_saved_is_taken_up_again():
+  first = make(recorder()[0])
+  for update in range(3):
+    first.decide(update, 10 * update, 'x')
+  again = make(recorder()[0])
+  again.restore(json.loads(json.dumps(first.to_json())))
+  assert again.to_json() == first.to_json()
+  assert (again.nominal, again.evaluated_examples) == (11.0, 200)
+  assert again.to_json()['controller'] != make(recorder()[0]).to_json()
+
+
+def test_a_rule_that_cannot_go_on_is_an_error_of_the_config():
+  controller = controllers.adadamp(
+    initial_batch_size=8, loss_source='full', minimum_loss=50.0
+  )
+  with pytest.raises(ConfigError, match='minimum_loss'):
+    make(controller).decide(0, 0, 'x')
+
+
+@pytest.mark.parametrize(
+  ('needs', 'measured'),
+  [
+    ((), False),
+    (('update', 'examples', 'epoch'), False),
+    (('examples', 'loss'), True),
+    (('subset_loss',), True),
+  ],
+)
+def test_only_some_rules_wait_for_the_devices(needs, measured):
+  assert make(recorder(needs=needs)[0]).measured == measured
+
+
+def test_a_measured_rule_will_likely_want_the_next_rung():
+  decisions = make(recorder()[0], devices=2)
+  assert decisions.likely_next(0, 0, 50) == buckets.Bucket(8, 1, 2)
+  decisions.nominal = 17.0
+  assert decisions.likely_next(0, 0, 50) == buckets.Bucket(32, 1, 2)
+  decisions.nominal = 33.0
+  assert decisions.likely_next(0, 0, 50) is None
+
+
+def test_a_schedule_is_asked_what_it_will_want():
+  """A table is read at the examples ahead, at an update where it decides."""
+  table = controllers.step_table(table='0:8 1000:64')
+  decisions = make(controllers.every(table, updates=20))
+  decisions.decide(0, 0, 'x')
+  before = decisions.to_json()
+  for examples, ahead, likely in ((0, 999, 8), (0, 1000, 64), (900, 100, 64)):
+    bucket = decisions.likely_next(examples // 8, examples, ahead)
+    assert bucket.slots == likely
+  assert decisions.to_json() == before
+
+  # By updates: 200 examples ahead are 25 updates of 8, and 40 is the next due.
+  pad = controllers.padadamp(initial_batch_size=8, rate=1.0)
+  decisions = make(controllers.every(pad, updates=20))
+  decisions.decide(0, 0, 'x')
+  assert decisions.likely_next(0, 0, 200).slots == 64
+  assert decisions.likely_next(0, 0, 1).slots == 8
+
+
+# Updates in flight.
+
+
+class FakeClock:
+  seconds = 10.0
+
+
+PLAN = buckets.plan(8, buckets.ladder(8, 64, devices=1))
+
+
+def dispatched(update, count, rows, plan=PLAN):
+  reports = np.arange(6 * rows, dtype=np.float32).reshape(rows, 6)
+  return Dispatched(update, 8 * update, count, 7.5, plan, reports + update)
+
+
+def test_updates_come_back_in_order():
+  clock = FakeClock()
+  in_flight = InFlight(clock)
+  for update, count in ((0, 1), (1, 4), (5, 2)):
+    in_flight.add(dispatched(update, count, rows=4))
+  assert list(in_flight.take(keep=3)) == []
+  clock.seconds = 12.0
+  first, *more = in_flight.take(keep=2)
+  assert more == []
+  clock.seconds = 20.0
+  got = [first, *in_flight.take()]
+  assert list(in_flight.take()) == []
+  assert [u.update for u in got] == list(range(1, 8))
+  assert [u.examples for u in got] == list(range(8, 64, 8))
+  # The call of four took from 12 to 20; the last was ready at once.
+  assert [u.seconds for u in got] == [12, 14, 16, 18, 20, 20, 20]
+  assert {(u.nominal, u.plan) for u in got} == {(7.5, PLAN)}
+  assert [u.report.loss for u in got] == [0, 1, 7, 13, 19, 5, 11]
+  assert got[2].report == StepSignals(7, 8, 9, 10, 11, 12)
+
+
+@pytest.mark.parametrize(
+  ('max_per_device', 'known'), [(8, [False, True]), (4, [True, True])]
+)
+def test_the_first_difference_is_no_estimate(max_per_device, known):
+  """Where there is one microbatch; several estimate from the first on."""
+  ladder = buckets.ladder(8, 64, devices=1, max_per_device=max_per_device)
+  in_flight = InFlight(FakeClock())
+  in_flight.add(dispatched(0, 2, rows=2, plan=buckets.plan(8, ladder)))
+  got = list(in_flight.take())
+  assert [u.noise is not None for u in got] == known
+  assert got[1].noise == GradientNoise(9, 10)
+
+
+def test_an_estimate_that_is_not_finite_is_none():
+  in_flight = InFlight(FakeClock())
+  for column in (3, 4):
+    call = dispatched(1, 1, rows=1)
+    call.reports[0, column] = np.nan
+    in_flight.add(call)
+  assert [u.noise for u in in_flight.take()] == [None, None]

@@ -1,0 +1,379 @@
+"""Every key of a config reaches the part that it is for."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adabatch import buckets, controllers, data, experiment, optim, tasks
+from adabatch.config import ConfigError
+from adabatch.controllers import Signals
+from tests.experiments import digits
+
+EXAMPLES = 1000  # in an epoch
+
+
+def splits(examples=EXAMPLES):
+  """Of no interest in themselves."""
+  arrays = {
+    'image': np.zeros((examples, 2, 2, 1), np.float32),
+    'label': np.arange(examples) % 2,
+  }
+  split = data.from_arrays(arrays, 2)
+  return split, split
+
+
+def build(**overrides):
+  return experiment.build(digits(**overrides), jax.devices()[:2], splits())
+
+
+def sizes(steps, **overrides):
+  """What the rule asks for where (update, examples) are as given."""
+  controller = experiment.make_controller(digits(**overrides), EXAMPLES)
+  state, sizes = controller.init(), []
+  for update, examples in steps:
+    signals = Signals(update, examples, examples / EXAMPLES)
+    size, state = controller.update(state, signals)
+    sizes.append(size)
+  return sizes
+
+
+# The learning rate.
+
+DECAY = {'epochs': 4.0, 'learning_rate.reference_batch_size': 25}
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'halfway'),
+  [
+    ({}, 2000),  # the whole run
+    ({'length': 3.0}, 1500),
+    ({'length': 600.0, 'unit': 'examples'}, 300),
+    ({'length': 40.0, 'unit': 'updates'}, 500),
+  ],
+)
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'polynomial'])
+def test_decay(name, overrides, halfway):
+  keys = {'name': name, 'final': 0.2, 'power': 3.0} | overrides
+  config = digits(
+    **DECAY, **{f'learning_rate.decay.{k}': v for k, v in keys.items()}
+  )
+  decay = experiment.make_decay(config, EXAMPLES)
+  # At half the length a straight line, and half a cosine, are half-way.
+  left = 0.125 if name == 'polynomial' else 0.5
+  assert float(decay(0)) == pytest.approx(1.0)
+  assert float(decay(halfway)) == pytest.approx(0.2 + 0.8 * left)
+  assert float(decay(2 * halfway)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+  ('unit', 'boundaries'),
+  [
+    ('epochs', (0.5, 2.0)),
+    ('examples', (500.0, 2000.0)),
+    ('updates', (20.0, 80.0)),
+  ],
+)
+def test_piecewise_decay(unit, boundaries):
+  config = digits(
+    **DECAY,
+    **{
+      'learning_rate.decay.name': 'piecewise',
+      'learning_rate.decay.unit': unit,
+      'learning_rate.decay.boundaries': boundaries,
+      'learning_rate.decay.factor': 0.5,
+    },
+  )
+  decay = experiment.make_decay(config, EXAMPLES)
+  got = [float(decay(e)) for e in (499, 500, 1999, 2000)]
+  assert got == [1.0, 0.5, 0.5, 0.25]
+
+
+def test_warmup_that_grows_with_the_batch_size():
+  """a + b B = 0.5 + 0.01 x 50 = 1 epoch."""
+  tx = experiment.make_learning_rate(
+    digits(
+      **{
+        'learning_rate.scaling': 'linear',
+        'learning_rate.reference_batch_size': 10,
+        'learning_rate.warmup.kind': 'constant',
+        'learning_rate.warmup.epochs': 0.5,
+        'learning_rate.warmup.epochs_per_example': 0.01,
+      }
+    ),
+    EXAMPLES,
+  )
+  for examples, factor in ((0, 1), (999, 1), (1000, 5)):
+    _, state = tx.update(
+      jnp.ones(1), tx.init(jnp.ones(1)), batch_size=50, examples=examples
+    )
+    assert float(state.learning_rate) == pytest.approx(0.02 * factor)
+
+
+# The optimizer.
+
+OPTIMIZER = {
+  'momentum': 0.5,
+  'beta1': 0.6,
+  'beta2': 0.7,
+  'epsilon': 0.01,
+  'weight_decay': 0.3,
+  'trust_coefficient': 0.05,
+}
+
+
+@pytest.mark.parametrize('everywhere', [False, True])
+@pytest.mark.parametrize('in_examples', [False, True])
+@pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS))
+def test_optimizer(name, in_examples, everywhere):
+  config = digits(
+    **{f'optimizer.{k}': v for k, v in OPTIMIZER.items()},
+    **{
+      'optimizer.name': name,
+      'optimizer.beta2_in_examples': in_examples,
+      'optimizer.decay_norms_and_biases': everywhere,
+      'learning_rate.base': 0.1,
+      'learning_rate.reference_batch_size': 8,
+    },
+  )
+  params = {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([3.0])}
+  expected = optim.make_optimizer(
+    name,
+    0.1,
+    **OPTIMIZER,
+    decay_mask={'kernel': True, 'bias': everywhere},
+    beta2_reference_batch_size=8 if in_examples else None,
+  )
+  results = []
+  for tx in (experiment.make_optimizer(config, EXAMPLES), expected):
+    state, p = tx.init(params), params
+    for gradient in (0.5, -0.25, 1.0):
+      gradients = jax.tree.map(lambda x, g=gradient: g * x + g, params)
+      updates, state = tx.update(
+        gradients, state, p, batch_size=32, damping=0.5, examples=0
+      )
+      p = jax.tree.map(jnp.add, p, updates)
+    results.append(p)
+  for leaf in params:
+    np.testing.assert_allclose(results[0][leaf], results[1][leaf], rtol=1e-6)
+
+
+# The rule and what is around it.
+
+
+def test_padadamp_takes_the_rate_of_the_authors():
+  name = {'controller.name': 'padadamp', 'epochs': 7.0}
+  rate = controllers.padadamp_rate(
+    initial_batch_size=16, max_batch_size=128, epochs=7.0, num_examples=EXAMPLES
+  )
+  at = [(0, 0), (20, 0), (400, 0)]
+  expected = [16, math.ceil(16 + 20 * rate), math.ceil(16 + 400 * rate)]
+  assert sizes(at, **name) == expected
+  given = {'controller.padadamp.rate': 0.5}
+  assert sizes(at, **name, **given) == [16, 26, 216]
+
+
+TABLE = {
+  'controller.name': 'step_table',
+  'controller.step_table.table': '0:16 100:256 600:64',
+  'controller.every': 2,
+}
+UPDATES = [(k, 100 * k) for k in range(9)]
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'expected'),
+  [
+    ({}, [16, 16, 256, 256, 256, 256, 64, 64, 64]),
+    ({'every': 3}, [16, 16, 16, 256, 256, 256, 64, 64, 64]),
+    ({'wait': 3}, [16, 16, 16, 256, 256, 256, 256, 64, 64]),
+    ({'monotone': True}, [16, 16, 256, 256, 256, 256, 256, 256, 256]),
+    ({'smooth': 0.5}, [16, 16, 136, 136, 196, 196, 130, 130, 97]),
+    ({'growth_limit': 3.0}, [16, 16, 48, 48, 144, 144, 64, 64, 64]),
+    ({'hysteresis': 5.0}, [16, 16, 256, 256, 256, 256, 256, 256, 256]),
+    # From the inside: every, smooth, monotone, growth_limit, hysteresis.
+    (
+      {'smooth': 0.5, 'monotone': True},
+      [16, 16, 136, 136, 196, 196, 196, 196, 196],
+    ),
+    (
+      {'smooth': 0.5, 'growth_limit': 3.0},
+      [16, 16, 48, 48, 144, 144, 130, 130, 97],
+    ),
+    (
+      {'monotone': True, 'growth_limit': 3.0},
+      [16, 16, 48, 48, 144, 144, 256, 256, 256],
+    ),
+    (
+      {'growth_limit': 3.0, 'hysteresis': 4.0},
+      [16, 16, 16, 16, 144, 144, 144, 144, 144],
+    ),
+  ],
+)
+def test_wrappers(overrides, expected):
+  keys = {f'controller.{k}': v for k, v in overrides.items()}
+  assert sizes(UPDATES, **TABLE | keys) == expected
+
+
+def test_only_a_floor_of_its_own_lets_the_size_fall_below_the_first():
+  def floor(**overrides):
+    config = digits(**{'controller.name': 'cabs'} | overrides)
+    controller = experiment.make_controller(config, EXAMPLES)
+    _, state = controller.update(controller.init(), Signals())
+    signals = Signals(
+      update=20,
+      loss=0.1,
+      gradient_noise=controllers.GradientNoise(0.1, 1.0),
+      learning_rate=0.1,
+    )
+    return controller.update(state, signals)[0]
+
+  assert floor() == 16
+  assert floor(**{'controller.min_batch_size': 2}) < 16
+
+
+# The rest.
+
+
+def test_ladder():
+  overrides = {
+    'controller.max_batch_size': 100,
+    'buckets.growth': 1.5,
+    'buckets.max_per_device': 30,
+    'buckets.rounding': 'nearest',
+  }
+  how = {
+    'devices': 2,
+    'growth': 1.5,
+    'max_per_device': 30,
+    'rounding': 'nearest',
+  }
+  assert build(**overrides).ladder == buckets.ladder(16, 100, **how)
+  lower = build(
+    **overrides,
+    **{'controller.name': 'cabs', 'controller.min_batch_size': 4},
+  )
+  assert lower.ladder == buckets.ladder(4, 100, **how)
+  constant = build(**overrides, **{'controller.name': 'constant'})
+  assert constant.ladder == buckets.ladder(16, 16, **how)
+
+
+def test_task_and_length():
+  parts = build(epochs=1.2346, **{'task.label_smoothing': 0.3})
+  assert parts.total_examples == 1235
+  logits, batch = jnp.array([[1.0, -2.0]]), {'label': jnp.array([0])}
+  for got, expected in (
+    (parts.task, tasks.classification(0.3)),
+    (build().task, tasks.classification()),
+  ):
+    assert got.loss(logits, batch) == expected.loss(logits, batch)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'estimated'),
+  [
+    ({}, False),
+    ({'controller.name': 'norm_test'}, True),
+    ({'learning_rate.scaling': 'adascale'}, True),
+  ],
+)
+def test_noise_is_estimated_where_it_is_read(overrides, estimated):
+  assert build(**overrides).estimate_noise == estimated
+
+
+@pytest.mark.parametrize(
+  'key',
+  [
+    'epochs',
+    'max_updates',
+    'updates_per_call',
+    'learning_rate.reference_batch_size',
+    'controller.every',
+    'controller.subset_size',
+    'controller.initial_batch_size',
+    'controller.max_batch_size',
+    'controller.min_batch_size',
+    'checkpoint.every_updates',
+    'checkpoint.keep',
+    'log.every_updates',
+    'eval.every_epochs',
+    'eval.max_per_device',
+    'buckets.max_per_device',
+  ],
+)
+@pytest.mark.parametrize('value', [0, -1])
+def test_counts_and_lengths_are_above_zero(key, value):
+  with pytest.raises(ConfigError, match=key.rpartition('.')[2]):
+    build(**{key: value})
+
+
+# What is wrong, and a word of the message.
+REFUSED = {
+  'scaling': (
+    {
+      'controller.name': 'from_lr_schedule',
+      'learning_rate.decay.name': 'linear',
+      'learning_rate.scaling': 'linear',
+    },
+    'learning_rate.scaling',
+  ),
+  'a floor below a schedule': (
+    {'controller.name': 'step_table', 'controller.min_batch_size': 4},
+    'min_batch_size',
+  ),
+  'controller': ({'controller.name': 'x'}, 'controller.name'),
+  'model': ({'model.name': 'x'}, 'model.name'),
+  'optimizer': ({'optimizer.name': 'x'}, 'optimizer'),
+  'backend': ({'parallel.backend': 'x'}, 'parallel.backend'),
+  'target': ({'target.metric': 'x', 'target.value': 0.5}, 'target.metric'),
+  'smoothing': ({'task.label_smoothing': 1.0}, 'label_smoothing'),
+  'table': (
+    {'controller.name': 'step_table', 'controller.step_table.table': 'x'},
+    'table',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', sorted(REFUSED))
+def test_refused_before_the_data_are_read(case, monkeypatch):
+  def load(*args):
+    raise AssertionError('the data were read')
+
+  overrides, word = REFUSED[case]
+  monkeypatch.setattr(data, 'load', load)
+  with pytest.raises(ConfigError, match=word) as error:
+    experiment.build(digits(**overrides))
+  assert '\n' not in str(error.value)
+
+
+def test_load_augments_by_seed_and_position_and_only_in_training():
+  rng = np.random.default_rng(0)
+  arrays = {
+    'image': jnp.array(rng.integers(0, 256, (40, 8, 8, 1)), jnp.uint8),
+    'label': jnp.arange(40),
+  }
+  statistics = (np.array([0.25]), np.array([0.5]))
+  indices = jnp.arange(40)
+  positions = (jnp.zeros(40, jnp.uint32), indices.astype(jnp.uint32))
+
+  def images(positions=positions, **how):
+    load = experiment.make_load(statistics, **how)
+    batch = load(arrays, indices, positions)
+    assert batch['label'].tolist() == list(range(40))
+    return np.asarray(batch['image'])
+
+  plain = (arrays['image'] / 255 - 0.25) / 0.5
+  np.testing.assert_allclose(images(), plain, rtol=1e-5, atol=1e-6)
+  everything = {'padding': 2, 'flip': True}
+  np.testing.assert_array_equal(images(None, **everything), images())
+  flipped = images(flip=True)
+  mirrored = (flipped == images()[:, :, ::-1]).all((1, 2, 3))
+  assert 10 < mirrored.sum() < 30
+  np.testing.assert_array_equal(flipped[~mirrored], images()[~mirrored])
+  cropped = images(padding=2)
+  assert (cropped != images()).any((1, 2, 3)).sum() > 30
+  for how in ({'flip': True}, {'padding': 2}):
+    np.testing.assert_array_equal(images(**how), images(seed=0, **how))
+    assert (images(**how) != images(seed=1, **how)).any()
