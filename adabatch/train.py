@@ -194,7 +194,9 @@ class Run:
     metrics = self.evaluator.metrics(self.updates.state)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
-    progress.next_evaluation = (progress.examples // span + 1) * span
+    # The factor, because in binary 176 // 35.2 is 4.
+    spans = math.floor(progress.examples / span * (1 + 1e-12))
+    progress.next_evaluation = (spans + 1) * span
     progress.final[split] = metrics
     best = progress.best.setdefault(split, dict(metrics))
     for name, higher in self.experiment.task.higher_is_better.items():

@@ -137,6 +137,16 @@ def test_everything_is_due_where_it_says(tmp_path, events):
   assert column(tmp_path, 'epoch') == [0.16 * u for u in range(1, 17)]
 
 
+def test_evaluations_where_floating_point_misses_the_multiple(tmp_path, events):
+  """Every 35.2 examples, of which the fifth time falls on 176 exactly."""
+  run(
+    tmp_path,
+    splits=(split(0, 88), split(1, 30)),
+    **{'epochs': 3.0, 'eval.every_epochs': 0.4},
+  )
+  assert at(events, 'evaluate') == [3, 5, 7, 9, 11, 14, 16, 17]
+
+
 @pytest.mark.parametrize(
   ('overrides', 'updates'),
   [
