@@ -111,7 +111,7 @@ def default() -> Config:
   c.controller.adadamp.minimum_loss = 0.0  # F*
   c.controller.adadamp.decay = 0.95  # of the moving average of 'ema'
   c.controller.padadamp = ConfigDict()
-  c.controller.padadamp.rate = placeholder(float)  # None: B_max at the end
+  c.controller.padadamp.rate = placeholder(float)  # None: the authors'
   c.controller.geodamp = ConfigDict()
   c.controller.geodamp.factor = 2.0  # growth at each step
   c.controller.geodamp.delay_epochs = 5.0  # between two steps

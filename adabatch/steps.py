@@ -203,7 +203,7 @@ def train_step(
         rngs={'dropout': dropout},
       )
       losses = task.loss(outputs, examples)
-      # `where` and not a product: an empty slot must not spread a NaN.
+      # `where` and not a product: 0 times an infinite loss is NaN.
       total = jnp.sum(jnp.where(weights > 0, losses, 0.0))
       return total, new_model_state
 

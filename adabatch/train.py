@@ -56,7 +56,7 @@ class Progress:
     reached: where the target was reached, once it was.
   """
 
-  next_evaluation: float
+  next_evaluation: int
   update: int = 0
   examples: int = 0
   seconds: float = 0.0
@@ -64,6 +64,18 @@ class Progress:
   final: dict = dataclasses.field(default_factory=dict)
   best: dict = dataclasses.field(default_factory=dict)
   reached: dict | None = None
+
+
+def next_multiple(examples: int, span: float) -> int:
+  """Examples after which the next whole multiple of a span is reached.
+
+  >>> next_multiple(176, 35.2), next_multiple(12, 0.4 * 60)
+  (212, 24)
+  """
+  # The factors, because in binary 176 // 35.2 is 4 and a product of the kind
+  # of 0.4 * 60 may come out above 24.
+  spans = math.floor(examples / span * (1 + 1e-12))
+  return math.ceil((spans + 1) * span * (1 - 1e-12))
 
 
 class Run:
@@ -159,7 +171,8 @@ class Run:
       parallel.replicate(e.evaluation.arrays, mesh),
       len(e.evaluation.arrays['label']),
     )
-    self.progress = Progress(config.eval.every_epochs * self.num_examples)
+    span = config.eval.every_epochs * self.num_examples
+    self.progress = Progress(next_evaluation=next_multiple(0, span))
 
   # What updates report.
 
@@ -194,9 +207,7 @@ class Run:
     metrics = self.evaluator.metrics(self.updates.state)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
-    # The factor, because in binary 176 // 35.2 is 4.
-    spans = math.floor(progress.examples / span * (1 + 1e-12))
-    progress.next_evaluation = (spans + 1) * span
+    progress.next_evaluation = next_multiple(progress.examples, span)
     progress.final[split] = metrics
     best = progress.best.setdefault(split, dict(metrics))
     for name, higher in self.experiment.task.higher_is_better.items():

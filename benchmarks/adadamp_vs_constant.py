@@ -16,7 +16,7 @@ import platform
 import statistics
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from adabatch.train import train
 from configs import fashion_mnist_cnn
@@ -115,6 +115,7 @@ def table(runs: list[dict]) -> str:
 
 def main(argv: list[str]) -> None:
   del argv
+  logging.set_verbosity(logging.WARNING)
   tuning, final = [], []
   for arm, (_, rates) in ARMS.items():
     trials = [run(arm, rate, seed=0, held_out=True) for rate in rates]

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from adabatch.train import train
 from configs import digits_mlp
@@ -49,6 +49,7 @@ def microseconds(batch_size: int, per_call: int) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
+  logging.set_verbosity(logging.WARNING)
   times = {(b, n): [] for b in BATCH_SIZES for n in PER_CALL}
   for _ in range(REPEATS.value):
     for (batch_size, per_call), values in times.items():
