@@ -15,6 +15,9 @@ from adabatch.train_state import TrainState
 # another batch size.
 SIGNAL_DIGITS = 4
 
+# Updates among which a decision is looked for when guessing a future one.
+LOOK_AHEAD = 1000
+
 
 def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
   """Rounds to significant digits.
@@ -132,9 +135,10 @@ class Decisions:
     if self.measured:
       above = buckets.next_rung(now, self._ladder)
       return None if above is None else buckets.bucket_for(above, self._ladder)
-    later = update + max(ahead // now, 1)
-    while not self.due(later) and later < 2 * (update + ahead):
-      later += 1
+    first = update + max(ahead // now, 1)
+    later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
+    if later is None:
+      return None
     signals = self._progress(later, examples + ahead)
     nominal, _ = self._controller.update(self._state, signals)
     return buckets.plan(nominal, self._ladder).bucket

@@ -201,3 +201,17 @@ def test_an_estimate_that_is_not_finite_is_none():
     call.reports[0, column] = np.nan
     in_flight.add(call)
   assert [u.noise for u in in_flight.take()] == [None, None]
+
+
+def test_guessing_costs_little_on_a_long_run():
+  """A rule that never decides again is not searched to the end of the run."""
+  asked = []
+
+  def due(update):
+    asked.append(update)
+    return update == 0
+
+  controller = controllers.constant(initial_batch_size=8)._replace(due=due)
+  decisions = make(controller)
+  assert decisions.likely_next(0, 0, ahead=10**12) is None
+  assert len(asked) < 2000
