@@ -24,9 +24,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/NAME.')
 JOB = flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')
-DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'Join the other processes (TPU pod, SLURM, ...).'
-)
+DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join other processes.')
 COORDINATOR = flags.DEFINE_string(
   'coordinator_address', None, 'HOST:PORT of process 0, where not found.'
 )
