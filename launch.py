@@ -20,7 +20,7 @@ EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 1}
 EXIT_PREEMPTED = 130
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/digits_mlp.py', 'File of the experiment.'
+  'config', None, f'The experiment. Default: {command_line.DEFAULT_CONFIG}.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/NAME.')
 JOB = flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')

@@ -1,5 +1,6 @@
 """What the command needs beside its flags: clear errors, a short summary."""
 
+import re
 import sys
 from typing import Any
 
@@ -7,12 +8,18 @@ from absl import flags
 
 from adabatch import config
 
+DEFAULT_CONFIG = 'configs/digits_mlp.py'
+
 
 def parse(argv: list[str]) -> list[str]:
   """Parses the flags; a wrong one ends the program with one line.
 
   For `absl.app.run(main, flags_parser=parse)`.
   """
+  # Not the flag's own default: ml_collections would read that, with the
+  # overrides, while the flag is being defined, where no error can be caught.
+  if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
+    argv.insert(1, f'--config={DEFAULT_CONFIG}')
   # ml_collections raises a bare KeyError for these, with half of a hint.
   known = config.flatten(config.default())
   for argument in argv[1:]:

@@ -34,7 +34,7 @@ def default() -> Config:
   c.max_updates = placeholder(int)  # ... or after this many updates
   # Most updates in one call of a compiled program: more is faster for small
   # networks, up to controller.every. Not for convolutions on a CPU, which XLA
-  # runs ten times slower in a loop. Losses differ by rounding.
+  # runs far slower in a loop. Losses differ by rounding.
   c.updates_per_call = 1
   c.compilation_cache = True  # keep compiled programs on disk between runs
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from adabatch import gradient_noise
 from adabatch.buckets import Bucket
+from adabatch.data import position_halves
 from adabatch.tasks import Batch, Task
 from adabatch.train_state import TrainState
 
@@ -72,8 +73,8 @@ def pack(
   positions = position + batch_size * np.arange(updates, dtype=np.int64)
   header = np.empty((updates, 6), np.int32)
   header[:, 0] = count
-  header[:, 1] = (positions >> 32).astype(np.uint32).view(np.int32)
-  header[:, 2] = (positions & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+  for column, half in enumerate(position_halves(positions), start=1):
+    header[:, column] = half.view(np.int32)
   numbers = np.empty((updates, 3), np.float32)
   numbers[:, 0], numbers[:, 1] = batch_size, damping
   numbers[:, 2] = positions

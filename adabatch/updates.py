@@ -15,7 +15,7 @@ from adabatch.train_state import TrainState
 
 _LAYOUT = (False, False, steps.StepBatch(rows=True, header=False))
 
-# XLA runs a convolution inside a loop on one CPU thread, ten times slower than
+# XLA runs a convolution inside a loop on one CPU thread, far slower than
 # outside; so on CPUs the accumulating loop is unrolled, as far as the compile
 # time stays bearable.
 CPU_UNROLL = 32

@@ -335,6 +335,14 @@ def test_divergence(tmp_path):
   assert (tmp_path / 'report.html').exists()
 
 
+def test_the_default_config_is_as_careful(tmp_path):
+  workdir = f'--workdir={tmp_path}/run'
+  line = one_line(launch('--config.optimzer.name=adam', workdir))
+  assert "'optimizer.name'" in line
+  assert 'many' in one_line(launch('--config.epochs=many', workdir))
+  assert launch('--config.max_updates=2', workdir).returncode == 0
+
+
 def test_a_wrong_key_in_a_config_file(tmp_path):
   file = tmp_path / 'mine.py'
   file.write_text(
