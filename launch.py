@@ -1,10 +1,10 @@
 """Runs an experiment: python launch.py --config=configs/NAME.py.
 
-Any key of the config can be overridden (--config.optimizer.name=adam). A run
-started again in its own workdir goes on where it was.
+Any key of the config can be overridden (--config.optimizer.name=adam);
+--config.smoke=True is a short try. A run started again in its own workdir goes
+on where it was.
 """
 
-import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries report every step
   if len(argv) > 1:
     sys.exit(f'error: unexpected argument {argv[1]!r}: flags start with --')
-  file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  workdir = WORKDIR.value or f'runs/{file.stem}'
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  workdir = WORKDIR.value or f'runs/{command_line.run_name(file)}'
   others = COORDINATOR.value, PROCESSES.value, PROCESS.value
   try:
     parallel.initialize(DISTRIBUTED.value, *others)

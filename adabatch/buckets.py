@@ -68,6 +68,7 @@ class Ladder(NamedTuple):
   devices: int
   max_per_device: int | None
   rounding: str
+  group_size: int | None = None
 
 
 def ladder(
@@ -78,6 +79,7 @@ def ladder(
   max_per_device: int | None = None,
   growth: float = 2.0,
   rounding: str = 'up',
+  group_size: int | None = None,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
@@ -95,10 +97,12 @@ def ladder(
       `nearest` the rung whose ratio to it is closest to 1, `exact` as many
       examples as were asked for, in the bucket of the smallest rung that holds
       them.
+    group_size: examples of a BatchNorm group, which must not be cut by the end
+      of a microbatch; None where the network has none.
 
   Raises:
-    ValueError: for sizes below 1, smallest > largest, growth <= 1, or an
-      unknown rounding.
+    ValueError: for sizes below 1, smallest > largest, growth <= 1, an unknown
+      rounding, or groups that do not fit into what the devices take at once.
 
   >>> ladder(32, 300, devices=1).batch_sizes
   (32, 64, 128, 256, 300)
@@ -124,7 +128,23 @@ def ladder(
     rungs.append(rung)
     size = max(size * growth, rung + 1.0)
   rungs.append(largest)
-  return Ladder(tuple(rungs), devices, max_per_device, rounding)
+  made = Ladder(tuple(rungs), devices, max_per_device, rounding, group_size)
+  for rung in rungs:
+    bucket_for(rung, made)  # refuses groups that do not fit
+  return made
+
+
+def _whole_groups(bucket: Bucket, group_size: int | None) -> bool:
+  """Whether no group of consecutive examples is cut by a microbatch's end."""
+  size, steps, devices = bucket
+  if group_size is None or size % group_size == 0:
+    return True
+  if steps == 1 and (devices == 1 or size * devices <= group_size):
+    return True
+  if group_size % size:
+    return False
+  # Groups of several whole devices.
+  return steps == 1 or size * devices % group_size == 0
 
 
 def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
@@ -134,14 +154,31 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   a device with 300 examples and room for 256 runs 2 x 150, not 256 and a mostly
   empty second one.
 
+  Raises:
+    ValueError: if no bucket keeps the groups whole.
+
   >>> bucket_for(300, ladder(1, 300, devices=1, max_per_device=256))
   Bucket(microbatch_size=150, accumulation_steps=2, devices=1)
+  >>> groups = ladder(1, 300, devices=1, max_per_device=256, group_size=32)
+  >>> bucket_for(300, groups)
+  Bucket(microbatch_size=160, accumulation_steps=2, devices=1)
   """
   per_device = -(-batch_size // ladder.devices)
-  limit = ladder.max_per_device or per_device
-  accumulation_steps = -(-per_device // limit)
-  microbatch_size = -(-per_device // accumulation_steps)
-  return Bucket(microbatch_size, accumulation_steps, ladder.devices)
+  group = ladder.group_size
+  # No microbatch need be larger than a share filled up to whole groups.
+  limit = ladder.max_per_device or per_device + (group or 0)
+  for steps in range(-(-per_device // limit), per_device + 1):
+    smallest = -(-per_device // steps)
+    largest = min(limit, smallest + (group or 0))
+    for size in range(smallest, largest + 1):
+      bucket = Bucket(size, steps, ladder.devices)
+      if _whole_groups(bucket, group):
+        return bucket
+  raise ValueError(
+    f'a BatchNorm group of {group} examples cannot be kept whole: '
+    f'{ladder.devices} devices take {limit} examples each at once; raise '
+    'max_per_device to at least the group, or make the group smaller'
+  )
 
 
 def _nearest(size: float, rungs: tuple[int, ...]) -> int:

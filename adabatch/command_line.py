@@ -1,5 +1,6 @@
 """What the command needs beside its flags: clear errors, a short summary."""
 
+import pathlib
 import re
 import sys
 from typing import Any
@@ -31,11 +32,23 @@ def parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config.keys()  # a file that is not there is reported here
   except flags.Error as error:
-    sys.exit(f'error: {" ".join(str(error).split())}')
+    # Of an error in a config's own code, what it says and not where it was.
+    message = ' '.join(str(error).split()).rpartition('ConfigError: ')[2]
+    sys.exit(f'error: {message}')
   except OSError as error:
     reason = str(error).splitlines()[-1].strip()
     sys.exit(f'error: cannot load the config file: {reason}')
   return rest
+
+
+def run_name(config_file: str) -> str:
+  """What a run is called: the config's name, and its variant if it has one.
+
+  >>> run_name('configs/digits_mlp.py'), run_name('a/resnet50_imagenet.py:8k')
+  ('digits_mlp', 'resnet50_imagenet_8k')
+  """
+  path, _, variant = config_file.partition(':')
+  return '_'.join(filter(None, [pathlib.Path(path).stem, variant]))
 
 
 def describe(summary: dict[str, Any]) -> str:

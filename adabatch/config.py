@@ -37,19 +37,42 @@ def default() -> Config:
   # runs far slower in a loop. Losses differ by rounding.
   c.updates_per_call = 1
   c.compilation_cache = True  # keep compiled programs on disk between runs
+  # A short try of everything: a few updates of a narrow network in two batch
+  # sizes, on made-up data if the set is not there.
+  c.smoke = False
 
   c.data = ConfigDict()
-  c.data.name = 'digits'  # 'digits', or any TFDS image-classification set
+  c.data.name = 'digits'  # 'digits', or any TFDS image or text set
   c.data.data_dir = placeholder(str)  # where TFDS sets lie; None: TFDS's own
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on
   c.data.eval_split = 'validation'  # never trained on
+  # 'resident' (on every device), 'streaming' (read while training), 'auto':
+  # resident if the examples have one size and fit in max_resident_bytes.
+  c.data.placement = 'auto'
+  c.data.max_resident_bytes = 2_000_000_000  # of both splits, for 'auto'
+  c.data.workers = placeholder(int)  # reading processes; 0: a thread; None: all
+  c.data.max_skipped = 100  # unreadable records; more of them stop the run
+  c.data.mean = placeholder(tuple)  # of each channel, in [0, 1]; None: measured
+  c.data.std = placeholder(tuple)  # likewise; None: measured
   c.data.crop_padding = 0  # pixels of padding of the random crop; 0: no crop
   c.data.flip = False  # random horizontal flips
+  # Images that differ in size are cropped to squares: in training at random, in
+  # evaluation from the centre.
+  c.data.image_size = 224  # pixels of a square's side
+  c.data.eval_resize = 256  # evaluation: the shorter side, before the crop
+  c.data.min_area = 0.08  # training: least share of the image in a crop
+  c.data.tokenizer = 'bytes'  # of text: 'bytes', 'sentencepiece'
+  c.data.vocab_size = 32_000  # of sentencepiece, trained on the training split
+  c.data.sequence_length = 128  # of text: tokens predicted in one example
 
   c.model = ConfigDict()
-  c.model.name = 'mlp'  # 'mlp', 'strided_cnn', 'pooled_cnn'
+  # 'mlp', 'lenet', 'strided_cnn', 'pooled_cnn', 'simple_cnn', 'cifar_resnet',
+  # 'resnet', 'wide_resnet', 'densenet', 'vgg', 'transformer', 'lstm'
+  c.model.name = 'mlp'
+  c.model.dtype = 'float32'  # of the computation: 'float32', 'bfloat16'
   c.model.mlp = ConfigDict()
   c.model.mlp.hidden_sizes = (128,)  # units of each hidden layer
+  c.model.lenet = ConfigDict()
   c.model.strided_cnn = ConfigDict()
   c.model.strided_cnn.channels = (16, 32)  # of each 3x3 convolution, stride 2
   c.model.strided_cnn.hidden_size = 128  # units of the dense layer
@@ -57,8 +80,54 @@ def default() -> Config:
   c.model.pooled_cnn = ConfigDict()
   c.model.pooled_cnn.channels = (30, 60, 100)  # of the 5x5, 5x5, 3x3 layers
   c.model.pooled_cnn.hidden_size = 100  # units of the dense layer
+  c.model.simple_cnn = ConfigDict()
+  c.model.simple_cnn.channels = (32, 64)  # of the two 5x5 layers
+  c.model.simple_cnn.hidden_size = 1024  # units of the dense layer
+  c.model.cifar_resnet = ConfigDict()
+  c.model.cifar_resnet.depth = 20  # 6n + 2: 8, 20, 32, 44, 56
+  c.model.cifar_resnet.width = 16  # channels of the first stage
+  c.model.cifar_resnet.batch_norm_group = 32  # examples in a group; 0: none
+  c.model.resnet = ConfigDict()
+  c.model.resnet.depth = 50  # 18, 34, 50, 101
+  c.model.resnet.width = 64  # channels of the stem
+  c.model.resnet.stem = 'imagenet'  # 7x7 and pooling, or 'cifar': 3x3
+  c.model.resnet.zero_scale = True  # of each block's last BatchNorm, at first
+  c.model.resnet.batch_norm_group = 32  # examples in a group; 0: none
+  c.model.wide_resnet = ConfigDict()
+  c.model.wide_resnet.depth = 16  # 6n + 4
+  c.model.wide_resnet.widen_factor = 4  # channels in units of `width`
+  c.model.wide_resnet.width = 16  # channels of the stem
+  c.model.wide_resnet.dropout_rate = 0.0  # between a block's convolutions
+  c.model.wide_resnet.batch_norm_group = 32  # examples in a group; 0: none
+  c.model.densenet = ConfigDict()
+  c.model.densenet.depth = 40  # 3n + 4
+  c.model.densenet.growth_rate = 12  # channels that each layer adds
+  c.model.densenet.width = 16  # channels of the stem
+  c.model.densenet.dropout_rate = 0.0  # after each convolution
+  c.model.densenet.batch_norm_group = 32  # examples in a group; 0: none
+  c.model.vgg = ConfigDict()
+  c.model.vgg.depth = 11  # 11, 16
+  c.model.vgg.width = 64  # channels of the first stage
+  c.model.vgg.dense_size = 4096  # units of the two hidden dense layers
+  c.model.vgg.dropout_rate = 0.5  # after them
+  c.model.vgg.batch_norm_group = 0  # examples in a group; 0: none
+  c.model.transformer = ConfigDict()
+  c.model.transformer.num_layers = 6  # of attention and feed-forward
+  c.model.transformer.model_dim = 512  # of embeddings and residual stream
+  c.model.transformer.num_heads = 8  # of attention
+  c.model.transformer.hidden_dim = 2048  # of the feed-forward layers
+  c.model.transformer.dropout_rate = 0.1  # of embeddings, layers' results
+  c.model.transformer.tied_embeddings = True  # the output layer's too
+  c.model.lstm = ConfigDict()
+  c.model.lstm.num_layers = 2  # of LSTM
+  c.model.lstm.hidden_size = 1024  # entries of the cells
+  c.model.lstm.embedding_size = 512  # entries of a token's vector
+  c.model.lstm.projection_size = 0  # entries of the states; 0: as many as cells
+  c.model.lstm.dropout_rate = 0.1  # of embeddings, layers' results
+  c.model.lstm.tied_embeddings = False  # the output layer's too
 
   c.task = ConfigDict()
+  c.task.name = 'classification'  # 'classification', 'language_modelling'
   c.task.label_smoothing = 0.0  # in the training loss only
 
   c.optimizer = ConfigDict()
@@ -201,11 +270,17 @@ def check_keys(config: Config) -> None:
     )
 
 
+# What a run may go on with, because it changes nothing that is computed.
+FREE = frozenset(['compilation_cache', 'data.max_skipped', 'data.workers'])
+
+
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-  """Keys of two flat configs whose values differ."""
+  """Keys of two flat configs whose values differ, without the free ones."""
   missing = object()
   return sorted(
-    k for k in a.keys() | b.keys() if a.get(k, missing) != b.get(k, missing)
+    k
+    for k in (a.keys() | b.keys()) - FREE
+    if a.get(k, missing) != b.get(k, missing)
   )
 
 

@@ -45,8 +45,11 @@ class Console:
 
   def say(self, message: str) -> None:
     """A line of its own."""
-    if not self._enabled:
-      return
+    if self._enabled:
+      self.warn(message)
+
+  def warn(self, message: str) -> None:
+    """A line of its own, on whichever process."""
     if self._bar is not None:
       self._bar.write(message, file=self._stream)
     else:

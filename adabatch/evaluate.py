@@ -1,24 +1,116 @@
 """Exact means over a whole split: metrics, and the gradient's norm."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import gradient_noise, parallel, steps
+from adabatch import data, feeds, gradient_noise, parallel, steps
 from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
+PIECES_IN_FLIGHT = 4
+
+
+class Chunks(NamedTuple):
+  """A split in pieces of one shape, as `steps.evaluation_step` takes them.
+
+  Attributes:
+    open: () -> iterator over (data, first) of each piece, the same number of
+      them on every process.
+    sharded: whether each device is given data of its own.
+    slots: examples that one device takes of a piece.
+    limit: examples of `data` that are real, from the first.
+    examples: examples in all.
+  """
+
+  open: Callable[[], Iterator[tuple[steps.Data, Any]]]
+  sharded: bool
+  slots: int
+  limit: int
+  examples: int
+
+
+def resident_chunks(
+  arrays: steps.Data, limit: int, mesh: Mesh, max_per_device: int
+) -> Chunks:
+  """The first `limit` examples of arrays that lie on every device.
+
+  Every example counts exactly once: the slots beyond the last are empty.
+  """
+  slots = min(max_per_device, -(-limit // mesh.size))
+  chunks = -(-limit // (slots * mesh.size))
+  firsts = np.arange(chunks * mesh.size, dtype=np.int32) * slots
+  placed = [
+    parallel.shard(row, mesh) for row in firsts.reshape(chunks, mesh.size)
+  ]
+  return Chunks(
+    lambda: ((arrays, first) for first in placed), False, slots, limit, limit
+  )
+
+
+def streamed_chunks(
+  split: Any,
+  mesh: Mesh,
+  max_per_device: int,
+  *,
+  workers: int,
+  skipped: Callable[[int, str], None],
+) -> Chunks:
+  """A whole split, read anew at each pass in the order in which it is stored.
+
+  Args:
+    split: what `data.read_chunks` reads.
+    mesh: the devices.
+    max_per_device: most examples a device takes at once.
+    workers: processes that read; 0 for a thread.
+    skipped: is told of records that could not be read: (record, reason).
+  """
+  own, processes = len(feeds.own_devices(mesh)), jax.process_count()
+  slots = min(max_per_device, -(-split.num_examples // mesh.size))
+  here = jax.process_index()
+  mine = len(range(here, split.num_examples, processes))
+  most = -(-split.num_examples // processes)
+  zeros = parallel.shard(np.zeros(mesh.size, np.int32), mesh)
+
+  def pieces() -> Iterator[tuple[steps.Data, Any]]:
+    reader = data.read_chunks(
+      split,
+      None,
+      0,
+      stop=split.num_examples,
+      process=here,
+      processes=processes,
+      workers=workers,
+    )
+    try:
+      window = feeds.Window(reader, skipped)
+      for start in range(0, most, own * slots):
+        # An empty slot has the weight 0.
+        arrays = feeds.empty(split.shapes, (own * slots,))
+        rows = slice(0, min(own * slots, mine - start))
+        if rows.stop > 0:
+          window.copy(start, {name: a[rows] for name, a in arrays.items()})
+          window.forget(start + rows.stop)
+        shares = {
+          name: a.reshape(own, slots, *a.shape[1:])
+          for name, a in arrays.items()
+        }
+        yield parallel.shard_own(shares, mesh), zeros
+    finally:
+      reader.close()
+
+  return Chunks(pieces, True, slots, slots, split.num_examples)
+
 
 class Evaluator:
-  """Metrics in evaluation mode over the first `limit` examples of a split.
+  """Means in evaluation mode over a split, each example counted once.
 
-  Examples are spread over the devices in chunks of one shape, the last one
-  filled up with empty slots, so that every example counts exactly once.
+  Attributes:
+    examples: how many there are.
   """
 
   def __init__(
@@ -26,58 +118,54 @@ class Evaluator:
     model: nn.Module,
     task: Task,
     load: steps.Load,
-    data: steps.Data,
+    chunks: Chunks,
     *,
-    limit: int,
     mesh: Mesh,
     backend: str,
-    max_per_device: int,
+    options: dict[str, Any] | None = None,
   ):
-    """`max_per_device` is the most examples a device takes at once."""
-    self._data = data
-    self.examples = limit
-    slots = min(max_per_device, -(-limit // mesh.size))
-    chunks = -(-limit // (slots * mesh.size))
-    firsts = np.arange(chunks * mesh.size, dtype=np.int32) * slots
-    self._firsts = [
-      parallel.shard(row, mesh) for row in firsts.reshape(chunks, mesh.size)
-    ]
-    self._metric_names = tuple(task.higher_is_better)
-    self._mesh = mesh
+    """`load` makes a batch from data on the device."""
+    self._chunks, self._mesh, self._task = chunks, mesh, task
+    self.examples = chunks.examples
+    body = model, task, load, chunks.slots, chunks.limit
 
     def program(body):
       return parallel.spmd(
-        body, mesh, layout=(*(False,) * 4, True), backend=backend, donate=(3,)
+        body,
+        mesh,
+        layout=(False, False, chunks.sharded, False, True),
+        backend=backend,
+        donate=(3,),
+        options=options,
       )
 
-    self._metrics = program(
-      steps.evaluation_step(model, task, load, slots, limit)
-    )
-    self._gradient = program(
-      steps.gradient_step(model, task, load, slots, limit)
-    )
+    self._metrics = program(steps.evaluation_step(*body))
+    self._gradient = program(steps.gradient_step(*body))
 
-  def _sum(self, program: Callable[..., Any], state: TrainState, sums: Any):
-    for first in self._firsts:
-      sums = program(state.params, state.model_state, self._data, sums, first)
+  def _sum(self, program: Callable[..., Any], state: TrainState, zeros: Any):
+    sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
+    for number, (arrays, first) in enumerate(self._chunks.open(), start=1):
+      sums = program(state.params, state.model_state, arrays, sums, first)
+      # All pieces of a large split must not wait for the devices at once.
+      if self._chunks.sharded and number % PIECES_IN_FLIGHT == 0:
+        jax.block_until_ready(sums)
     return sums
 
   def metrics(self, state: TrainState) -> dict[str, float]:
-    """Mean of each of the task's metrics."""
-    zeros = parallel.replicate(
-      {name: np.float32(0) for name in self._metric_names}, self._mesh
-    )
-    sums = jax.device_get(self._sum(self._metrics, state, zeros))
-    return {
-      name: float(sums[name]) / self.examples for name in self._metric_names
-    }
+    """What the task reports of the split."""
+    zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
+    sums, weight = jax.device_get(self._sum(self._metrics, state, zeros))
+    # Device results come back sorted by name.
+    names = self._task.metric_names
+    means = {name: float(sums[name]) / float(weight) for name in names}
+    return self._task.summarize(means)
 
   def gradient_norm_squared(self, state: TrainState) -> float:
     """|mean gradient|^2 of the evaluation-mode loss."""
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total = self._sum(self._gradient, state, zeros)
-    norm = gradient_noise.squared_norm(total)
-    return float(jax.device_get(norm)) / self.examples**2
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.params)
+    total, weight = self._sum(self._gradient, state, zeros)
+    norm, weight = jax.device_get((gradient_noise.squared_norm(total), weight))
+    return float(norm) / float(weight) ** 2
 
 
 class Measurements:
@@ -89,25 +177,23 @@ class Measurements:
   def __init__(
     self,
     needs: frozenset[str],
-    evaluator: Callable[[steps.Data, int], Evaluator],
+    evaluator: Callable[[Chunks], Evaluator],
     *,
-    full: steps.Data,
-    subset: Callable[[], tuple[steps.Data, int]],
-    num_examples: int,
+    full: Callable[[], Chunks],
+    subset: Callable[[], Chunks],
   ):
     """Makes only the evaluators that `needs` asks for.
 
     Args:
       needs: the signals that the rule reads.
-      evaluator: (data, how many of its examples) -> an evaluator of them.
-      full: the training split, on the devices.
-      subset: makes the fixed part and its size.
-      num_examples: size of the training split.
+      evaluator: pieces of a split -> an evaluator of them.
+      full: makes the pieces of the training split.
+      subset: makes those of the fixed part.
     """
     self._needs = needs
-    sources = {'full': lambda: (full, num_examples), 'subset': subset}
+    sources = {'full': full, 'subset': subset}
     self._evaluators = {
-      source: evaluator(*make())
+      source: evaluator(make())
       for source, make in sources.items()
       if any(name.startswith(f'{source}_') for name in needs)
     }

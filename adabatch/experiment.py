@@ -3,12 +3,12 @@
 import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -17,8 +17,9 @@ from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError
 from adabatch.controllers import BatchSizeController
+from adabatch.inputs import Inputs, open_inputs
 from adabatch.models import MODELS
-from adabatch.tasks import Task, classification
+from adabatch.tasks import Task, classification, language_modelling
 
 DECAYS = {
   'constant': lambda length, d, convert: optim.constant(),
@@ -44,12 +45,21 @@ WARMUPS = {
 }
 
 
+TASKS = {
+  'classification': classification,
+  'language_modelling': language_modelling,
+}
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
 class Experiment(NamedTuple):
   """The parts of a run, all checked, nothing written or placed on a device.
 
   Attributes:
     model, task, tx, controller, ladder: see their modules.
-    train, evaluation: the two splits, in host memory.
+    inputs: the two splits and how to make batches of them.
+    network_input: shape and dtype of a batch of one of the network's inputs.
+    compiler_options: what the programs are compiled with.
     mesh: all devices.
     total_examples: how many examples to train on.
     estimate_noise: whether a rule reads the gradient noise.
@@ -60,8 +70,9 @@ class Experiment(NamedTuple):
   tx: Any
   controller: BatchSizeController
   ladder: Ladder
-  train: data.Split
-  evaluation: data.Split
+  inputs: Inputs
+  network_input: jax.ShapeDtypeStruct
+  compiler_options: dict[str, Any]
   mesh: Mesh
   total_examples: int
   estimate_noise: bool
@@ -244,46 +255,43 @@ def make_ladder(config: Config, devices: int) -> Ladder:
       max_per_device=b.max_per_device,
       growth=b.growth,
       rounding=b.rounding,
+      group_size=_group_size(config),
     )
 
 
-def make_model(config: Config, num_classes: int) -> nn.Module:
+def _group_size(config: Config) -> int | None:
+  """Examples of the network's BatchNorm groups, if it has any."""
+  parameters = config.model[config.model.name]
+  groups = 'batch_norm_group' in parameters and parameters.batch_norm_group
+  return groups or None
+
+
+def make_model(config: Config, inputs: Inputs) -> nn.Module:
   """The network with its own table of parameters."""
-  name = config.model.name
-  return choose(MODELS, name, 'model.name')(
-    num_classes=num_classes, **dict(config.model[name])
+  name, dtype = config.model.name, config.model.dtype
+  make = choose(MODELS, name, 'model.name')
+  parameters = dict(config.model[name])
+  if inputs.tokens_per_example is not None:
+    parameters['end_of_document'] = inputs.end_of_document
+  return make(
+    num_classes=inputs.train.num_classes,
+    dtype=choose(DTYPES, dtype, 'model.dtype'),
+    **parameters,
   )
 
 
-def make_load(
-  statistics: tuple[np.ndarray, np.ndarray],
-  *,
-  seed: int = 0,
-  padding: int = 0,
-  flip: bool = False,
-) -> Callable[..., dict[str, jax.Array]]:
-  """Gathers, augments and standardises a batch on the device.
-
-  Args:
-    statistics: mean and standard deviation of each channel of the training
-      split's images.
-    seed: of the augmentation.
-    padding: pixels of the random crop's padding; 0 for none.
-    flip: whether to flip at random.
-  """
-  mean, std = statistics
-
-  def load(arrays, indices, positions):
-    images = arrays['image'][indices]
-    if positions is not None and (padding or flip):
-      keys = data.position_keys(jax.random.key(seed), *positions)
-      images = data.random_crop_flip(images, keys, padding=padding, flip=flip)
-    return {
-      'image': data.to_float(images, mean, std),
-      'label': arrays['label'][indices],
-    }
-
-  return load
+def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:
+  """What the network is fed, as a batch of one."""
+  arrays = {
+    name: jax.ShapeDtypeStruct((1, *shape.shape), shape.dtype)
+    for name, shape in inputs.train.shapes.items()
+  }
+  index = jax.ShapeDtypeStruct((1,), jnp.int32)
+  return jax.eval_shape(
+    lambda arrays, index: task.inputs(inputs.load(arrays, index, None)),
+    arrays,
+    index,
+  )
 
 
 # The values that each number may take. Rules that check their own arguments,
@@ -292,13 +300,22 @@ POSITIVE = 'above 0', lambda x: 0 < x < math.inf
 COUNT = 'at least 1', lambda x: 1 <= x < math.inf
 NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
 FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
+SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
 FINITE = 'finite', math.isfinite
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': NATURAL,
   'epochs': POSITIVE,
   'max_updates': COUNT,
   'updates_per_call': COUNT,
+  'data.max_resident_bytes': NATURAL,
+  'data.workers': NATURAL,
+  'data.max_skipped': NATURAL,
   'data.crop_padding': NATURAL,
+  'data.image_size': COUNT,
+  'data.eval_resize': COUNT,
+  'data.min_area': SHARE,
+  'data.vocab_size': COUNT,
+  'data.sequence_length': COUNT,
   'optimizer.momentum': FRACTION,
   'optimizer.beta1': FRACTION,
   'optimizer.beta2': FRACTION,
@@ -337,29 +354,6 @@ def _check_numbers(config: Config) -> None:
       raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')
 
 
-def _check_shapes(
-  model: nn.Module, train: data.Split, evaluation: data.Split, padding: int
-) -> None:
-  """Refuses data that the network or the other split does not fit."""
-  image, other = train.arrays['image'], evaluation.arrays['image']
-  same = image.shape[1:] == other.shape[1:] and image.dtype == other.dtype
-  if not same or train.num_classes != evaluation.num_classes:
-    raise ConfigError(
-      f'the splits differ: training has {image.dtype} images of shape '
-      f'{image.shape[1:]} in {train.num_classes} classes, evaluation '
-      f'{other.dtype} {other.shape[1:]} in {evaluation.num_classes}'
-    )
-  if padding >= min(image.shape[1:3]):
-    raise ConfigError(
-      f'data.crop_padding={padding} must be below the size of the images, '
-      f'{image.shape[1]}x{image.shape[2]}'
-    )
-  jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False),
-    np.zeros((1, *image.shape[1:]), np.float32),
-  )
-
-
 @contextlib.contextmanager
 def _refusing(key: str) -> Iterator[None]:
   """Names the key whose value some part could not work with."""
@@ -372,22 +366,32 @@ def _refusing(key: str) -> Iterator[None]:
     raise ConfigError(f'{key}: {reason}') from error
 
 
-def build(
-  config: Config,
-  devices: Sequence[Any] | None = None,
-  splits: tuple[data.Split, data.Split] | None = None,
-) -> Experiment:
-  """Checks the whole config and makes the parts of the run.
+def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
+  """What XLA needs to be told."""
+  if mesh.devices.flat[0].platform != 'cpu':
+    return {}
+  options: dict[str, Any] = {}
+  if config.smoke:
+    # Compiles ten times faster, which is most of such a run.
+    options['xla_backend_optimization_level'] = 0
+  if config.model.dtype == 'bfloat16':
+    # These fusions return NaN for some products of bfloat16 (JAX 0.10, 0.12).
+    options['xla_cpu_experimental_ynn_fusion_type'] = ''
+  return options
 
-  Args:
-    config: see `adabatch.config.default`.
-    devices: devices to use; None for all of all processes.
-    splits: training and evaluation split of a caller's own arrays
-      (`data.from_arrays`); None to load what `config.data` names.
+
+def make_task(config: Config) -> Task:
+  """Losses and metrics."""
+  make = choose(TASKS, config.task.name, 'task.name')
+  with _refusing('task'):
+    return make(config.task.label_smoothing)
+
+
+def check(config: Config, devices: int) -> None:
+  """Refuses what can be refused without the data.
 
   Raises:
-    ConfigError: for anything that cannot be run, in one line.
-    data.DatasetError: for a data set that is not there.
+    ConfigError: in one line.
   """
   config_lib.check_keys(config)
   _check_numbers(config)
@@ -396,24 +400,49 @@ def build(
     config.parallel.backend,
     'parallel.backend',
   )
-  mesh = parallel.make_mesh(devices)
-  ladder = make_ladder(config, mesh.size)
-  with _refusing('task'):
-    task = classification(config.task.label_smoothing)
   choose(MODELS, config.model.name, 'model.name')
+  choose(DTYPES, config.model.dtype, 'model.dtype')
+  task = make_task(config)
   choose(task.higher_is_better, config.target.metric, 'target.metric')
-  # Before the data is read: a wrong name must not cost minutes.
+  make_ladder(config, devices)
   make_controller(config, 1)
   make_optimizer(config, 1)
-  d = config.data
-  train, evaluation = splits or (
-    data.load(d.name, d.train_split, d.data_dir),
-    data.load(d.name, d.eval_split, d.data_dir),
-  )
-  num_examples = len(train.arrays['label'])
+
+
+def build(
+  config: Config,
+  devices: Sequence[Any] | None = None,
+  splits: tuple[data.Split, data.Split] | None = None,
+  *,
+  cache_dir: str | os.PathLike[str] | None = None,
+  writer: bool = True,
+) -> Experiment:
+  """Checks the whole config and makes the parts of the run.
+
+  Args:
+    config: see `adabatch.config.default`.
+    devices: devices to use; None for all of all processes.
+    splits: training and evaluation split of a caller's own arrays
+      (`data.from_arrays`); None to load what `config.data` names.
+    cache_dir: where the tokens of a text set are kept.
+    writer: whether this process makes them; the others wait for them.
+
+  Raises:
+    ConfigError: for anything that cannot be run, in one line.
+    data.DatasetError: for a data set that is not there.
+  """
+  mesh = parallel.make_mesh(devices)
+  # Before the data is read: a wrong name must not cost minutes.
+  check(config, mesh.size)
+  task, ladder = make_task(config), make_ladder(config, mesh.size)
+  inputs = open_inputs(config, splits, cache_dir=cache_dir, writer=writer)
+  num_examples = inputs.train.num_examples
   with _refusing(f'model.{config.model.name}'):
-    model = make_model(config, train.num_classes)
-    _check_shapes(model, train, evaluation, d.crop_padding)
+    model = make_model(config, inputs)
+    example = network_input(task, inputs)
+    jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), example
+    )
   controller = make_controller(config, num_examples)
   tx = make_optimizer(config, num_examples)
   total_examples = round(config.epochs * num_examples)
@@ -428,8 +457,9 @@ def build(
     tx=tx,
     controller=controller,
     ladder=ladder,
-    train=train,
-    evaluation=evaluation,
+    inputs=inputs,
+    network_input=example,
+    compiler_options=compiler_options(config, mesh),
     mesh=mesh,
     total_examples=total_examples,
     estimate_noise=(

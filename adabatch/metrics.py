@@ -28,7 +28,10 @@ def finite(value: Any) -> Any:
 
 
 def train_record(
-  done: Update, logged: tuple[int, float], num_examples: int
+  done: Update,
+  logged: tuple[int, float],
+  num_examples: int,
+  tokens_per_example: int | None = None,
 ) -> dict[str, Any]:
   """The record of one update.
 
@@ -36,6 +39,7 @@ def train_record(
     done: the update.
     logged: examples and seconds at the record before.
     num_examples: size of an epoch.
+    tokens_per_example: of text.
   """
   examples, seconds = logged
   record = {
@@ -51,6 +55,11 @@ def train_record(
     'examples_per_second': (done.examples - examples)
     / max(done.seconds - seconds, 1e-9),
   }
+  if tokens_per_example is not None:
+    record['tokens'] = done.examples * tokens_per_example
+    record['tokens_per_second'] = (
+      record['examples_per_second'] * tokens_per_example
+    )
   if done.noise is not None:
     # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
     trace, norm = done.noise

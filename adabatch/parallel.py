@@ -72,6 +72,7 @@ def spmd(
   layout: tuple[Any, ...],
   backend: str = 'shard_map',
   donate: tuple[int, ...] = (),
+  options: dict[str, Any] | None = None,
 ) -> Any:
   """A function of global arrays that runs `body` on every device.
 
@@ -83,6 +84,7 @@ def spmd(
       have a leading axis of devices of which a body sees its own entry.
     backend: `shard_map` or `pmap`.
     donate: arguments whose memory the results may reuse.
+    options: for the compiler; `pmap` takes none.
 
   Returns:
     A jitted function with `.lower(*args).compile()`.
@@ -96,7 +98,7 @@ def spmd(
       ),
       out_specs=PartitionSpec(),
     )
-    return jax.jit(mapped, donate_argnums=donate)
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=options)
   if backend == 'pmap':
     return jax.pmap(
       body,
@@ -123,6 +125,11 @@ def _place(tree: Any, sharding: NamedSharding) -> Any:
   )
 
 
+def by_device(mesh: Mesh) -> NamedSharding:
+  """Arrays [devices, ...], one row on each device."""
+  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Host arrays placed whole on every device."""
   return _place(tree, NamedSharding(mesh, PartitionSpec()))
@@ -130,7 +137,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def shard(rows: Any, mesh: Mesh) -> Any:
   """Host arrays [devices, ...] placed one row on each device."""
-  return _place(rows, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+  return _place(rows, by_device(mesh))
+
+
+def shard_own(rows: Any, mesh: Mesh) -> Any:
+  """Host arrays [own devices, ...] placed one row on each device.
+
+  Each process gives the rows of its own devices, in the order of the mesh.
+  """
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(by_device(mesh), x), rows
+  )
 
 
 def as_global(tree: Any, mesh: Mesh) -> Any:

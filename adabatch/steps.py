@@ -18,6 +18,7 @@ from flax import linen as nn
 from adabatch import gradient_noise
 from adabatch.buckets import Bucket
 from adabatch.data import position_halves
+from adabatch.models import Rows
 from adabatch.tasks import Batch, Task
 from adabatch.train_state import TrainState
 
@@ -25,7 +26,8 @@ DATA_AXIS = 'data'
 
 Data = dict[str, jax.Array]
 # (data, indices [B], positions as two uint32 words [B] or None) -> batch.
-# Positions key the augmentation; None asks for the plain examples.
+# Positions key the augmentation; None asks for the plain examples. A batch may
+# hold `weight` [B]: what each example counts, 0 for one that could not be read.
 Load = Callable[[Data, jax.Array, tuple[jax.Array, jax.Array] | None], Batch]
 
 
@@ -36,8 +38,9 @@ class StepBatch(NamedTuple):
   is in it; the numbers in them are those of `pack`.
 
   Attributes:
-    rows: int32 [updates, 1 + slots per device], sharded over devices: whether
-      this process was asked to stop, then which example is in each slot.
+    rows: int32 [updates, 2 + slots per device], sharded over devices: whether
+      this process was asked to stop, the place in the batch of the device's
+      first slot, then which example is in each slot.
     header: int32 [updates, 6], the same on every device: how many of the
       updates to run, then the bits of the other numbers.
   """
@@ -49,6 +52,7 @@ class StepBatch(NamedTuple):
 def pack(
   indices: np.ndarray,
   *,
+  first: np.ndarray,
   count: int,
   position: int,
   batch_size: int,
@@ -59,6 +63,7 @@ def pack(
 
   Args:
     indices: which examples, int [devices, updates, slots per device].
+    first: place in the batch of each device's first slot, int [devices].
     count: how many of the updates to run, from the first.
     position: place of the first slot in the data order, which is also the
       number of examples trained on so far.
@@ -67,9 +72,10 @@ def pack(
     stop: whether this process was asked to stop.
   """
   devices, updates, slots = indices.shape
-  rows = np.empty((devices, updates, 1 + slots), np.int32)
+  rows = np.empty((devices, updates, 2 + slots), np.int32)
   rows[..., 0] = stop
-  rows[..., 1:] = indices
+  rows[..., 1] = first[:, None]
+  rows[..., 2:] = indices
   positions = position + batch_size * np.arange(updates, dtype=np.int64)
   header = np.empty((updates, 6), np.int32)
   header[:, 0] = count
@@ -83,11 +89,12 @@ def pack(
 
 
 class _Batch(NamedTuple):
-  """The device's side: indices int32 [slots per device], stop int32 [],
-  position uint32 [2] (high and low word), the others float32 []."""
+  """The device's side: indices int32 [slots per device], stop and first int32
+  [], position uint32 [2] (high and low word), the others float32 []."""
 
   indices: Any
   stop: Any
+  first: Any
   position: Any
   batch_size: Any
   damping: Any
@@ -98,8 +105,9 @@ def _unpack(rows: jax.Array, header: jax.Array) -> _Batch:
   """One update's numbers from its row and header."""
   bits = jax.lax.bitcast_convert_type
   return _Batch(
-    rows[1:],
+    rows[2:],
     rows[0],
+    rows[1],
     bits(header[1:3], jnp.uint32),
     *bits(header[3:], jnp.float32),
   )
@@ -108,7 +116,7 @@ def _unpack(rows: jax.Array, header: jax.Array) -> _Batch:
 class StepSignals(NamedTuple):
   """What one update reports: floats, the same on every device.
 
-  A program returns them in this order as one float32 array [updates, 6], which
+  A program returns them in this order as one float32 array [updates, 7], which
   is fetched at once.
 
   Attributes:
@@ -118,6 +126,8 @@ class StepSignals(NamedTuple):
     trace_covariance: estimate of tr Sigma; NaN where there is none.
     squared_norm: estimate of |G|^2; NaN where there is none.
     stop: number of devices whose process was asked to stop.
+    weight: sum of the examples' weights: the batch size, less what could not be
+      read.
   """
 
   loss: Any
@@ -126,6 +136,7 @@ class StepSignals(NamedTuple):
   trace_covariance: Any
   squared_norm: Any
   stop: Any
+  weight: Any
 
 
 def _varying(tree):
@@ -141,9 +152,9 @@ def _zeros(shapes):
   return _varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
-def _positions(first: jax.Array, slots: jax.Array):
-  """The 64-bit positions first + slots, as (high, low) uint32 words."""
-  low = first[1] + slots.astype(jnp.uint32)
+def _positions(first: jax.Array, places: jax.Array):
+  """The 64-bit positions first + places, as (high, low) uint32 words."""
+  low = first[1] + places.astype(jnp.uint32)
   carry = (low < first[1]).astype(jnp.uint32)
   return first[0] + carry, low
 
@@ -152,6 +163,7 @@ class _Sums(NamedTuple):
   """What microbatches add up to, on one device and then over all."""
 
   loss: Any
+  weight: Any
   gradient: Any
   model_state: Any
   norms: Any
@@ -167,52 +179,62 @@ def train_step(
   rng: jax.Array,
   estimate_noise: bool = False,
   unroll: int = 1,
+  place_stride: int = 1,
 ) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, jax.Array]]:
   """The body of one or several updates in one bucket.
 
-  A body maps (state, data, batch) to (state, reports): reports [updates, 6]
+  A body maps (state, data, batch) to (state, reports): reports [updates, 7]
   hold StepSignals, and zeros after the last update that ran. Several updates
   run in a loop whose length is a number in the batch, so that one program does
   any number of them, with the same result to the bit.
 
   Args:
-    model: called as `model.apply(variables, image, train=, weights=)`.
-    task: losses of examples.
+    model: called as `model.apply(variables, inputs, train=, rows=)`.
+    task: inputs and losses of examples.
     tx: optimizer; its update takes `batch_size`, `damping`, `examples` and
       `gradient_noise`, and its state holds `learning_rate`.
-    load: makes a batch from resident data on the device.
+    load: makes a batch from data on the device.
     bucket: microbatches, accumulation steps and devices.
     rng: key from which dropout keys are derived.
     estimate_noise: whether to estimate the gradient noise.
     unroll: microbatches in one iteration of the accumulating loop.
+    place_stride: distance in the batch of two neighbouring slots of a device:
+      1, or the number of processes where each reads every H-th example.
   """
 
-  def microbatch(params, model_state, data, batch, indices, slots) -> _Sums:
-    weights = (slots < batch.batch_size).astype(jnp.float32)
+  def microbatch(params, model_state, data, batch, indices, places) -> _Sums:
+    examples = load(data, indices, _positions(batch.position, places))
+    real = (places < batch.batch_size).astype(jnp.float32)
+    weights = real * examples.get('weight', 1.0)
     weight = jnp.sum(weights)
-    high, low = _positions(batch.position, slots)
-    examples = load(data, indices, (high, low))
-    dropout = jax.random.fold_in(jax.random.fold_in(rng, high[0]), low[0])
+    rows = Rows(
+      weights=(weights > 0).astype(jnp.float32),
+      places=places,
+      devices=bucket.devices,
+      axis=DATA_AXIS,
+    )
+    dropout = jax.random.fold_in(
+      jax.random.fold_in(rng, batch.position[0]), batch.position[1]
+    )
 
     def loss_sum(params):
       outputs, new_model_state = model.apply(
         {'params': params, **model_state},
-        examples['image'],
+        task.inputs(examples),
         train=True,
-        weights=weights,
+        rows=rows,
         mutable=list(model_state),
         rngs={'dropout': dropout},
       )
       losses = task.loss(outputs, examples)
-      # `where` and not a product: 0 times an infinite loss is NaN.
-      total = jnp.sum(jnp.where(weights > 0, losses, 0.0))
-      return total, new_model_state
+      return _weighted_sum(losses, weights), new_model_state
 
     (loss, new_model_state), gradient = jax.value_and_grad(
       loss_sum, has_aux=True
     )(params)
     return _Sums(
       loss=loss,
+      weight=weight,
       gradient=gradient,
       # Every microbatch starts from the same statistics, so their weighted
       # mean is one update of the running statistics, however it is split.
@@ -225,11 +247,17 @@ def train_step(
     )
 
   def accumulate(params, model_state, data, batch) -> _Sums:
-    first = jax.lax.axis_index(DATA_AXIS) * bucket.slots_per_device
-    slots = first + jnp.arange(bucket.slots_per_device, dtype=jnp.int32)
-    if bucket.accumulation_steps == 1:
-      return microbatch(params, model_state, data, batch, batch.indices, slots)
-    shape = (bucket.accumulation_steps, bucket.microbatch_size)
+    size, steps, devices = bucket
+    # Step by step and in each step device by device, so that neighbours in the
+    # batch are processed together.
+    places = batch.first + (
+      size * devices * jnp.arange(steps, dtype=jnp.int32)[:, None]
+      + place_stride * jnp.arange(size, dtype=jnp.int32)
+    )
+    shares = (batch.indices.reshape(steps, size), places)
+    if steps == 1:
+      indices, places = jax.tree.map(lambda x: x[0], shares)
+      return microbatch(params, model_state, data, batch, indices, places)
 
     def add(sums, share):
       # One microbatch after the other, also where the loop is unrolled: that
@@ -238,7 +266,6 @@ def train_step(
       new = microbatch(params, model_state, data, batch, *share)
       return jax.tree.map(jnp.add, sums, new), None
 
-    shares = (batch.indices.reshape(shape), slots.reshape(shape))
     zeros = _zeros(
       jax.eval_shape(
         lambda: microbatch(
@@ -253,10 +280,10 @@ def train_step(
       return gradient_noise.unknown()
     if bucket.devices * bucket.accumulation_steps > 1:
       return gradient_noise.from_microbatches(
-        sums.norms, norm_squared, batch.batch_size
+        sums.norms, norm_squared, sums.weight
       )
     return gradient_noise.from_difference(
-      gradient, state.previous_gradient, batch.batch_size
+      gradient, state.previous_gradient, sums.weight
     )
 
   def update(state: TrainState, data: Data, batch: _Batch):
@@ -264,12 +291,11 @@ def train_step(
       (
         state.params,
         state.model_state,
-        data,
         batch.position,
         batch.batch_size,
       )
     )
-    params, model_state, data, position, batch_size = local
+    params, model_state, position, batch_size = local
     sums = accumulate(
       params,
       model_state,
@@ -278,8 +304,11 @@ def train_step(
     )
     sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
 
+    # Of a batch without a readable example everything is 0.
+    weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
+
     def mean(total):
-      return total / batch.batch_size
+      return total / weight
 
     gradient = jax.tree.map(mean, sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
@@ -296,7 +325,11 @@ def train_step(
     learning_rate = optax.tree_utils.tree_get(opt_state, 'learning_rate')
     new_state = TrainState(
       params=optax.apply_updates(state.params, updates),
-      model_state=jax.tree.map(mean, sums.model_state),
+      model_state=jax.tree.map(
+        lambda old, total: jnp.where(sums.weight > 0, mean(total), old),
+        state.model_state,
+        sums.model_state,
+      ),
       opt_state=opt_state,
       previous_gradient=(None if state.previous_gradient is None else gradient),
     )
@@ -307,6 +340,7 @@ def train_step(
       trace_covariance=estimate.trace_covariance,
       squared_norm=estimate.squared_norm,
       stop=stop.astype(jnp.float32),
+      weight=sums.weight,
     )
     return new_state, jnp.stack(signals)
 
@@ -331,18 +365,28 @@ def train_step(
   return body
 
 
+def _weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Of what counts: 0 times an infinite value is NaN."""
+  return jnp.sum(jnp.where(weights > 0, values * weights, 0.0))
+
+
 def _chunk(load: Load, data: Data, first, slots: int, limit: int):
-  """The examples [first, first + slots) and which of them there are."""
+  """The examples [first, first + slots) and what each of them counts."""
   indices = first + jnp.arange(slots, dtype=jnp.int32)
-  weights = (indices < limit).astype(jnp.float32)
-  return load(data, jnp.minimum(indices, limit - 1), None), weights
+  real = (indices < limit).astype(jnp.float32)
+  batch = load(data, jnp.minimum(indices, limit - 1), None)
+  return batch, real * batch.get('weight', 1.0)
 
 
-def _outputs(model: nn.Module, params, model_state, batch: Batch) -> jax.Array:
+def _outputs(
+  model: nn.Module, task: Task, params, model_state, batch: Batch
+) -> jax.Array:
   """The network in evaluation mode."""
   variables = {'params': params, **model_state}
   # Without `mutable` the result is the output alone, never a pair.
-  return cast(jax.Array, model.apply(variables, batch['image'], train=False))
+  return cast(
+    jax.Array, model.apply(variables, task.inputs(batch), train=False)
+  )
 
 
 def evaluation_step(
@@ -353,25 +397,24 @@ def evaluation_step(
   Args:
     model: called in evaluation mode.
     task: metrics of examples.
-    load: makes a batch from resident data on the device.
+    load: makes a batch from data on the device.
     slots: examples that one device evaluates in a call.
     limit: examples to evaluate, from the first.
 
   Returns:
-    A body (params, model_state, data, sums, first) -> sums: `sums` is a dict of
-    float32 scalars, a sum for each metric; `first` the first example of this
-    device's share, int32 [].
+    A body (params, model_state, data, sums, first) -> sums: `sums` is a pair, a
+    dict with a weighted sum for each metric and the sum of the weights, float32
+    scalars; `first` the first example of this device's share, int32 [].
   """
 
   def body(params, model_state, data, sums, first):
     batch, weights = _chunk(load, data, first, slots, limit)
-    outputs = _outputs(model, params, model_state, batch)
+    outputs = _outputs(model, task, params, model_state, batch)
     values = task.metrics(outputs, batch)
     chunk = {
-      name: jnp.sum(jnp.where(weights > 0, value, 0.0))
-      for name, value in values.items()
+      name: _weighted_sum(value, weights) for name, value in values.items()
     }
-    chunk = jax.lax.psum(chunk, DATA_AXIS)
+    chunk = jax.lax.psum((chunk, jnp.sum(weights)), DATA_AXIS)
     return jax.tree.map(jnp.add, sums, chunk)
 
   return body
@@ -382,19 +425,19 @@ def gradient_step(
 ):
   """The body that adds one chunk's gradient of the evaluation-mode loss.
 
-  Arguments as for `evaluation_step`; `sums` has the structure of the
-  parameters.
+  Arguments as for `evaluation_step`; `sums` is a pair, the summed gradient with
+  the structure of the parameters and the sum of the weights.
   """
 
   def body(params, model_state, data, sums, first):
     batch, weights = _chunk(load, data, first, slots, limit)
 
     def loss_sum(params):
-      outputs = _outputs(model, params, _varying(model_state), batch)
-      losses = task.metrics(outputs, batch)['loss']
-      return jnp.sum(jnp.where(weights > 0, losses, 0.0))
+      outputs = _outputs(model, task, params, _varying(model_state), batch)
+      return _weighted_sum(task.metrics(outputs, batch)['loss'], weights)
 
     gradient = jax.grad(loss_sum)(_varying(params))
-    return jax.tree.map(jnp.add, sums, jax.lax.psum(gradient, DATA_AXIS))
+    chunk = jax.lax.psum((gradient, jnp.sum(weights)), DATA_AXIS)
+    return jax.tree.map(jnp.add, sums, chunk)
 
   return body

@@ -24,10 +24,18 @@ from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.decisions import Decisions
-from adabatch.evaluate import Evaluator, Measurements
-from adabatch.experiment import Experiment, build, make_load
+from adabatch.evaluate import (
+  Chunks,
+  Evaluator,
+  Measurements,
+  resident_chunks,
+  streamed_chunks,
+)
+from adabatch.experiment import Experiment, build, check
+from adabatch.feeds import ResidentFeed, StreamingFeed
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.metrics import MetricsWriter, train_record
+from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
 from adabatch.updates import Updates
@@ -54,6 +62,7 @@ class Progress:
     evaluated: update of the last evaluation.
     final, best: metrics of the last evaluation and the best ones, by split.
     reached: where the target was reached, once it was.
+    skipped_records: trained on with weight 0, because they could not be read.
   """
 
   next_evaluation: int
@@ -64,6 +73,7 @@ class Progress:
   final: dict = dataclasses.field(default_factory=dict)
   best: dict = dataclasses.field(default_factory=dict)
   reached: dict | None = None
+  skipped_records: int = 0
 
 
 def next_multiple(examples: int, span: float) -> int:
@@ -95,6 +105,7 @@ class Run:
     self.config, self.experiment, self.workdir = config, experiment, workdir
     self.stop = stop
     self.stopping = False
+    self.unreadable: set[int] = set()
     self.writes = jax.process_index() == 0
     self.console = Console(experiment.total_examples, enabled=self.writes)
     self.checkpoints: Checkpoints | None = None
@@ -108,20 +119,22 @@ class Run:
     # A CPU runs its virtual devices on few threads: collectives of several
     # updates at once could wait for each other for ever.
     self.most_in_flight = 1 if jax.default_backend() == 'cpu' else 8
-    e, mesh = experiment, experiment.mesh
-    statistics = data.channel_statistics(e.train)
-    plain = make_load(statistics)
+    e, mesh, inputs = experiment, experiment.mesh, experiment.inputs
+    order = data.Order(inputs.train.num_examples, config.seed)
+    workers = inputs.workers
+    if inputs.streaming:
+      feed = StreamingFeed(
+        inputs.train, order, mesh, workers=workers, skipped=self.skipped
+      )
+    else:
+      feed = ResidentFeed(inputs.train, order, mesh)
     self.updates = Updates(
       e.model,
       e.task,
       e.tx,
-      make_load(
-        statistics,
-        seed=config.seed,
-        padding=config.data.crop_padding,
-        flip=config.data.flip,
-      ),
-      e.train,
+      inputs.load_train,
+      feed,
+      inputs=e.network_input,
       seed=config.seed,
       mesh=mesh,
       backend=config.parallel.backend,
@@ -130,29 +143,43 @@ class Run:
       # the devices, so that a checkpoint fits any number of them.
       keep_gradient=e.estimate_noise,
       updates_per_call=config.updates_per_call,
+      options=e.compiler_options,
     )
-    self.num_examples = len(e.train.arrays['label'])
-    self.fingerprint = data.fingerprint(e.train)
+    self.num_examples = inputs.train.num_examples
+    self.fingerprint = inputs.train.fingerprint
 
-    def evaluator(arrays: steps.Data, limit: int) -> Evaluator:
+    def evaluator(chunks: Chunks) -> Evaluator:
       return Evaluator(
         e.model,
         e.task,
-        plain,
-        arrays,
-        limit=limit,
+        inputs.load,
+        chunks,
         mesh=mesh,
         backend=config.parallel.backend,
-        max_per_device=config.eval.max_per_device,
+        options=e.compiler_options,
       )
 
-    def subset() -> tuple[steps.Data, int]:
+    most = config.eval.max_per_device
+
+    def resident(arrays: steps.Data, examples: int) -> Chunks:
+      return resident_chunks(arrays, examples, mesh, most)
+
+    def whole(split: Any, arrays: steps.Data | None) -> Chunks:
+      if inputs.streaming:
+        return streamed_chunks(
+          split, mesh, most, workers=workers, skipped=self.skipped
+        )
+      if arrays is None:
+        arrays = parallel.replicate(split.arrays, mesh)
+      return resident(arrays, split.num_examples)
+
+    def subset() -> Chunks:
       # Drawn, because some data sets are sorted by class.
       size = min(config.controller.subset_size, self.num_examples)
       rng = np.random.Generator(np.random.Philox(config.seed))
       chosen = np.sort(rng.permutation(self.num_examples)[:size])
-      arrays = {k: v[chosen] for k, v in e.train.arrays.items()}
-      return parallel.replicate(arrays, mesh), size
+      arrays = parallel.replicate(inputs.train.read(chosen, None).arrays, mesh)
+      return resident(arrays, size)
 
     self.decisions = Decisions(
       e.controller,
@@ -160,17 +187,13 @@ class Run:
       Measurements(
         e.controller.needs,
         evaluator,
-        full=self.updates.arrays,
+        full=lambda: whole(inputs.train, feed.data),
         subset=subset,
-        num_examples=self.num_examples,
       ),
       initial_batch_size=config.controller.initial_batch_size,
       num_examples=self.num_examples,
     )
-    self.evaluator = evaluator(
-      parallel.replicate(e.evaluation.arrays, mesh),
-      len(e.evaluation.arrays['label']),
-    )
+    self.evaluator = evaluator(whole(inputs.evaluation, None))
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))
 
@@ -188,14 +211,45 @@ class Run:
           done.update, done.examples, self.updates.state, report, done.noise
         )
       self.last = done
+      self.count_skipped(done)
       every = self.config.log.every_updates
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
 
+  def skipped(self, record: int, reason: str) -> None:
+    """Tells once of a record of this process's share that cannot be read."""
+    if record not in self.unreadable:
+      self.unreadable.add(record)
+      self.console.warn(f'skipped record {record}: {reason}')
+
+  def count_skipped(self, done: Update) -> None:
+    """Every process counts the same: the weights were summed over devices.
+
+    Raises:
+      data.DatasetError: if there are more than the config allows.
+    """
+    inputs = self.experiment.inputs
+    if not inputs.streaming or inputs.tokens_per_example:
+      return  # rows of text have weights of their own
+    missing = done.plan.batch_size - round(done.report.weight)
+    self.progress.skipped_records += missing
+    limit = self.config.data.max_skipped
+    if self.progress.skipped_records > limit:
+      raise data.DatasetError(
+        f'{self.progress.skipped_records} records could not be read by update '
+        f'{done.update}, data.max_skipped={limit} are allowed: repair the data '
+        'set or raise the limit, and the run goes on from its last checkpoint'
+      )
+
   def log(self, done: Update) -> None:
     if self.writer is None or done.examples <= self.logged[0]:
       return
-    record = train_record(done, self.logged, self.num_examples)
+    record = train_record(
+      done,
+      self.logged,
+      self.num_examples,
+      self.experiment.inputs.tokens_per_example,
+    )
     self.logged = (done.examples, done.seconds)
     self.writer.write('train', record)
     self.console.progress(record)
@@ -368,6 +422,7 @@ class Run:
     self.clock = Clock(self.progress.seconds)
     self.logged = (self.progress.examples, self.progress.seconds)
     self.in_flight = InFlight(self.clock)
+    self.updates.feed.start(self.progress.examples)
     self.console.start(self.progress.examples)
 
   def open_checkpoints(self) -> Checkpoints:
@@ -407,7 +462,9 @@ class Run:
       'compile_seconds': cache.compile_seconds,
       'first_compile_seconds': cache.first_seconds,
       'stall_seconds': cache.stall_seconds,
+      'input_wait_seconds': self.updates.feed.wait_seconds,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
+      'skipped_records': progress.skipped_records,
       'final': progress.final,
       'best': progress.best,
       'target': {
@@ -420,7 +477,7 @@ class Run:
 
   def close(self) -> None:
     """Waits for what is being written."""
-    self.updates.cache.close()
+    self.updates.close()
     if self.checkpoints is not None:
       self.checkpoints.close()
     if self.writer is not None:
@@ -457,9 +514,19 @@ def train(
   if config.compilation_cache:
     use_persistent_cache()
   stop = stop or threading.Event()
+  check(config, len(jax.devices() if devices is None else devices))
+  if config.smoke:
+    config = shrink(config)
   files = Workdir(workdir)
   files.check(config)
-  run = Run(config, build(config, devices, splits), files, stop)
+  experiment = build(
+    config,
+    devices,
+    splits,
+    cache_dir=files.path / 'text',
+    writer=parallel.is_first_process(),
+  )
+  run = Run(config, experiment, files, stop)
   try:
     with stop_on_signals(stop):
       run.start()

@@ -224,3 +224,49 @@ def test_ladders_that_cannot_be(change, message):
 def test_nominal_sizes_that_cannot_be(nominal):
   with pytest.raises(ValueError, match='finite and at least 1'):
     plan(nominal, ladder(32, 64, devices=1))
+
+
+@pytest.mark.parametrize('devices', [1, 2, 3, 5, 8, 32])
+@pytest.mark.parametrize('group', [1, 6, 8, 32])
+@pytest.mark.parametrize('limit', [None, 32, 100])
+def test_groups_are_never_cut(devices, group, limit):
+  """Walks over the slots, in the order in which they are filled."""
+  rungs = ladder(
+    1, 300, devices=devices, max_per_device=limit, group_size=group
+  )
+  for batch_size in (1, 2, 5, 31, 32, 33, 64, 100, 255, 300):
+    bucket = bucket_for(batch_size, rungs)
+    size, steps, _ = bucket
+    assert bucket.slots >= batch_size
+    assert limit is None or size <= limit
+    step_of_group = {}
+    devices_of_group = {}
+    for place in range(bucket.slots):
+      step, within = divmod(place, size * devices)
+      key = place // group
+      assert step_of_group.setdefault(key, step) == step
+      devices_of_group.setdefault(key, set()).add(within // size)
+    groups_of_device = {}
+    for key, where in devices_of_group.items():
+      for device in where:
+        groups_of_device.setdefault((step_of_group[key], device), set()).add(
+          key
+        )
+    # A device that shares a group with others holds nothing else.
+    for key, where in devices_of_group.items():
+      if len(where) > 1:
+        for device in where:
+          assert groups_of_device[step_of_group[key], device] == {key}
+    del steps
+
+
+def test_groups_cost_few_slots():
+  rungs = ladder(32, 1024, devices=8, max_per_device=64, group_size=32)
+  for batch_size in rungs.batch_sizes:
+    assert bucket_for(batch_size, rungs).slots == batch_size
+
+
+@pytest.mark.parametrize(('devices', 'limit'), [(1, 31), (3, 16), (8, 3)])
+def test_groups_that_do_not_fit_are_refused(devices, limit):
+  with pytest.raises(ValueError, match='group of 32 examples cannot be kept'):
+    ladder(32, 512, devices=devices, max_per_device=limit, group_size=32)

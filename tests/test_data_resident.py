@@ -1,8 +1,6 @@
 """Resident splits: embedded sets, TFDS sets on disk, a caller's arrays."""
 
 import hashlib
-import io
-import json
 import pathlib
 import subprocess
 import sys
@@ -11,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adabatch.data import resident
+from adabatch.data import resident, tfds_records
 from adabatch.data.resident import (
   DatasetError,
   channel_statistics,
   from_arrays,
   load,
 )
+from tests.tfds_sets import write_tfds
 
 SHARED = pathlib.Path(__file__).parents[1] / '../shared/tfds'
 
@@ -97,63 +96,6 @@ def test_slices_mean_what_they_mean_in_tfds(spec):
 # --- a TFDS set that the test writes itself ---
 
 
-def _write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
-  from array_record.python.array_record_module import ArrayRecordWriter
-  from PIL import Image
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  directory = root / name / '1.0.0'
-  directory.mkdir(parents=True)
-  path = directory / f'{name}-train.array_record-00000-of-00001'
-  writer = ArrayRecordWriter(str(path), 'group_size:1')
-  for image, label in zip(images, labels, strict=True):
-    encoded = io.BytesIO()
-    Image.fromarray(np.squeeze(image)).save(encoded, 'PNG')
-    example: Any = tf_example_pb2.Example()  # pyright: ignore
-    feature = example.features.feature
-    feature['image'].bytes_list.value.append(encoded.getvalue())
-    feature['label'].int64_list.value.append(int(label))
-    writer.write(example.SerializeToString())
-  writer.close()
-  features = 'tensorflow_datasets.core.features'
-  dimensions = [str(size or -1) for size in shape]
-  inner = {
-    'image': {
-      'image': {'dtype': 'uint8', 'shape': {'dimensions': dimensions}},
-      'pythonClassName': f'{features}.image_feature.Image',
-    },
-    'label': {
-      'classLabel': {'numClasses': '3'},
-      'pythonClassName': f'{features}.class_label_feature.ClassLabel',
-    },
-  }
-  (directory / 'features.json').write_text(
-    json.dumps(
-      {
-        'featuresDict': {'features': inner},
-        'pythonClassName': f'{features}.features_dict.FeaturesDict',
-      }
-    )
-  )
-  keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
-  info = {
-    'fileFormat': 'array_record',
-    'name': name,
-    'version': '1.0.0',
-    'splits': [
-      {
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-        'name': 'train',
-        'numBytes': '1000',
-        'shardLengths': [str(len(images))],
-      }
-    ],
-    'supervisedKeys': {'tuple': {'items': keys}},
-  }
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
-  return directory
-
-
 def _pictures(count, *shape):
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -163,7 +105,7 @@ def _pictures(count, *shape):
 def test_tfds_set_is_read_exactly(tmp_path, monkeypatch, channels):
   monkeypatch.setattr(resident, '_RECORDS', 4)  # several reads
   images, labels = _pictures(10, 5, 4, channels), np.arange(10) % 3
-  _write_tfds(tmp_path, images, labels, (5, 4, channels))
+  write_tfds(tmp_path, images, labels, (5, 4, channels))
   split = load('tiny', 'train', tmp_path)
   np.testing.assert_array_equal(split.arrays['image'], images)
   np.testing.assert_array_equal(split.arrays['label'], labels)
@@ -176,7 +118,7 @@ def test_tfds_set_is_read_exactly(tmp_path, monkeypatch, channels):
 def test_tfds_data_dir_may_be_relative_or_in_the_environment(
   tmp_path, monkeypatch
 ):
-  _write_tfds(tmp_path / 'data', _pictures(2, 5, 4, 3), [0, 1])
+  write_tfds(tmp_path / 'data', _pictures(2, 5, 4, 3), [0, 1])
   monkeypatch.chdir(tmp_path)
   assert len(load('tiny', 'train', 'data').arrays['label']) == 2
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
@@ -185,18 +127,18 @@ def test_tfds_data_dir_may_be_relative_or_in_the_environment(
 
 def test_grey_pictures_in_a_colour_set(tmp_path):
   images = [_pictures(1, 5, 4, 3)[0], _pictures(1, 5, 4)[0]]
-  _write_tfds(tmp_path, images, [0, 1])
+  write_tfds(tmp_path, images, [0, 1])
   found = load('tiny', 'train', tmp_path).arrays['image']
   np.testing.assert_array_equal(found[1], np.repeat(images[1][..., None], 3, 2))
 
 
 def test_the_newest_version_is_read(tmp_path):
-  directory = _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   for version in ('9.0.0', '10.0.0'):
     (directory.parent / version).mkdir()
     for file in ('features.json', 'dataset_info.json'):
       (directory.parent / version / file).touch()
-  found = resident._find_tfds('tiny', tmp_path)
+  found = tfds_records.find('tiny', tmp_path)
   assert found.name == '10.0.0'
 
 
@@ -211,20 +153,20 @@ def _message(call):
 
 def test_images_of_different_sizes(tmp_path):
   images = [_pictures(1, 5, 4, 3)[0], _pictures(1, 4, 5, 3)[0]]
-  _write_tfds(tmp_path, images, [0, 1])
+  write_tfds(tmp_path, images, [0, 1])
   message = _message(lambda: load('tiny', 'train', tmp_path))
   assert 'tiny' in message
   assert 'resident sets need one image size' in message
 
 
 def test_unlabelled_examples(tmp_path):
-  _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [-1, -1])
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [-1, -1])
   assert '[-1, -1]' in _message(lambda: load('tiny', 'train', tmp_path))
 
 
 @pytest.mark.parametrize('name', ['mnist', 'no_such_set', 'tiny:2.0.0'])
 def test_missing_set_names_place_and_command(tmp_path, name):
-  _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   before = sorted(tmp_path.rglob('*'))
   message = _message(lambda: load(name, 'train', tmp_path))
   for part in (name, str(tmp_path), 'adabatch[prepare]', 'array_record'):
@@ -243,7 +185,7 @@ def test_missing_set_names_place_and_command(tmp_path, name):
   ],
 )
 def test_unknown_split(tmp_path, split, part):
-  _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   message = _message(lambda: load('tiny', split, tmp_path))
   assert 'tiny' in message
   assert part in message
@@ -258,13 +200,13 @@ def test_unknown_split_of_digits(split):
 
 def test_odd_names_and_damaged_sets(tmp_path):
   assert '../x' in _message(lambda: load('../x', 'train', tmp_path))
-  directory = _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   (directory / 'features.json').write_text('{')
   assert str(directory) in _message(lambda: load('tiny', 'train', tmp_path))
 
 
 def test_a_missing_record_file(tmp_path):
-  directory = _write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   (records,) = directory.glob('*.array_record*')
   records.unlink()
   assert 'damaged' in _message(lambda: load('tiny', 'train', tmp_path))
@@ -274,7 +216,7 @@ def test_a_missing_record_file(tmp_path):
 
 def test_several_configs(tmp_path):
   for config in ('a', 'b'):
-    _write_tfds(tmp_path / 'multi', _pictures(2, 5, 4, 3), [0, 1], name=config)
+    write_tfds(tmp_path / 'multi', _pictures(2, 5, 4, 3), [0, 1], name=config)
   message = _message(lambda: load('multi', 'train', tmp_path))
   assert 'multi/a, multi/b' in message
 

@@ -79,8 +79,17 @@ def records(workdir):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('backend', ['shard_map', 'pmap'])
-def test_same_as_one_process(backend, tmp_path):
+@pytest.mark.parametrize(
+  ('backend', 'placement'),
+  [
+    ('shard_map', 'resident'),
+    ('pmap', 'resident'),
+    ('shard_map', 'streaming'),
+    ('pmap', 'streaming'),
+  ],
+)
+def test_same_as_one_process(backend, placement, tmp_path):
+  """In streaming each process reads every second example."""
   one = tmp_path / 'one'
   flag = f'--config.parallel.backend={backend}'
   result = subprocess.run(
@@ -93,7 +102,8 @@ def test_same_as_one_process(backend, tmp_path):
   )
   assert result.returncode == 0, result.stderr
   two = tmp_path / 'two'
-  (out_0, _), (out_1, err_1) = finish(start_two(two, flag))
+  how = f'--config.data.placement={placement}', '--config.data.workers=0'
+  (out_0, _), (out_1, err_1) = finish(start_two(two, flag, *how))
   assert 'completed' in out_0
   for text in (out_1, err_1):
     assert 'completed' not in text, 'only the first process reports'

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from adabatch import data
 from adabatch.train import train
 from tests.experiments import column, digits
 
@@ -125,3 +126,67 @@ def test_noise_controllers_run(tmp_path, devices):
   sizes = column(workdir, 'nominal_batch_size')
   assert len(set(sizes)) > 1
   assert max(sizes) < 1e6
+
+
+@pytest.mark.parametrize(
+  ('devices', 'overrides'),
+  [
+    (1, {}),
+    (3, {'parallel.backend': 'pmap'}),
+    (4, {'buckets.max_per_device': 3, 'buckets.rounding': 'exact'}),
+  ],
+)
+def test_streaming(one_device, tmp_path, devices, overrides):
+  """Read while training, by a thread or by a process of its own."""
+  overrides |= {
+    'data.placement': 'streaming',
+    'data.workers': 1 if devices == 1 else 0,
+  }
+  streamed = run(tmp_path, 'streamed', devices=devices, **overrides)
+  if 'buckets.rounding' in overrides:
+    del overrides['data.placement']
+    resident = run(tmp_path, 'resident', devices=devices, **overrides)
+    agree(resident, streamed)
+  else:
+    agree(one_device, streamed)
+
+
+def test_dropout_and_augmentation(tmp_path):
+  """Drawn by place and position, so the same on any devices, in any steps."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (64, 32, 32, 1), np.uint8)
+  split = data.from_arrays({'image': images, 'label': np.arange(64) % 4}, 4)
+  overrides = {
+    'max_updates': 6,
+    'epochs': 100.0,
+    'model.name': 'vgg',
+    'model.vgg.width': 2,
+    'model.vgg.dense_size': 8,
+    'model.vgg.batch_norm_group': 4,
+    'data.crop_padding': 2,
+    'data.flip': True,
+    'controller.name': 'step_table',
+    'controller.step_table.table': '0:16 32:24 80:32',
+    'controller.initial_batch_size': 16,
+    'controller.every': 1,
+    'buckets.rounding': 'exact',
+  }
+  losses = {}
+  for name, devices, more in (
+    ('one', 1, {}),
+    ('three', 3, {}),
+    ('steps', 2, {'buckets.max_per_device': 4}),
+    ('stream', 1, {'data.placement': 'streaming', 'data.workers': 0}),
+  ):
+    config = digits(**overrides | more)
+    config.log.every_updates = 1
+    train(
+      config,
+      tmp_path / name,
+      devices=jax.devices()[:devices],
+      splits=(split, split),
+    )
+    losses[name] = column(tmp_path / name, 'loss')
+    assert column(tmp_path / name, 'batch_size') == [16, 16, 24, 24, 32, 32]
+  for name in ('three', 'steps', 'stream'):
+    np.testing.assert_allclose(losses[name], losses['one'], rtol=1e-4)

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch import buckets, controllers, data, experiment, optim, tasks
+from adabatch import (
+  buckets,
+  controllers,
+  data,
+  experiment,
+  inputs,
+  optim,
+  tasks,
+)
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
 from tests.experiments import digits
@@ -359,7 +367,7 @@ def test_load_augments_by_seed_and_position_and_only_in_training():
   positions = (jnp.zeros(40, jnp.uint32), indices.astype(jnp.uint32))
 
   def images(positions=positions, **how):
-    load = experiment.make_load(statistics, **how)
+    load = inputs.make_load(statistics, **how)
     batch = load(arrays, indices, positions)
     assert batch['label'].tolist() == list(range(40))
     return np.asarray(batch['image'])

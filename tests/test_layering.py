@@ -32,9 +32,12 @@ FLOORS = {
   'steps': 2,
   'parallel': 2,
   'step_cache': 2,
+  'feeds': 2,
   'updates': 2,
   # The loop, and what it keeps.
   'config': 3,
+  'smoke': 3,
+  'inputs': 3,
   'experiment': 3,
   'evaluate': 3,
   'checkpoint': 3,
@@ -57,16 +60,20 @@ PACKAGES = {
   'jax': 0,
   'optax': 0,
   'flax': 1,
+  'absl': 1,  # grain's flags
   'grain': 1,
   'tensorflow_datasets': 1,
   'sklearn': 1,
+  'sentencepiece': 1,
   'PIL': 1,
+  'array_record': 1,
+  'cv2': 1,
+  'simplejpeg': 1,
   'google': 1,  # protocol buffers
   'ml_collections': 3,
   'orbax': 3,
   'tensorboardX': 3,
-  'tqdm': 3,
-  'absl': 4,
+  'tqdm': 1,
   'matplotlib': 4,
 }
 

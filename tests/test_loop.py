@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import data, experiment, steps
+from adabatch import data, experiment, inputs, steps
 from adabatch import train as train_lib
 from adabatch.clock import Clock
 from adabatch.evaluate import Evaluator
@@ -305,9 +305,10 @@ def test_inputs_are_standardised_by_the_training_split(tmp_path, monkeypatch):
 
   def make_load(statistics, **how):
     made.append((statistics, how))
-    return experiment.make_load(statistics, **how)
+    return original(statistics, **how)
 
-  monkeypatch.setattr(train_lib, 'make_load', make_load)
+  original = inputs.make_load
+  monkeypatch.setattr(inputs, 'make_load', make_load)
   make_run(tmp_path, seed=5, **{'data.crop_padding': 1, 'data.flip': True})
   for statistics, _ in made:
     np.testing.assert_array_equal(
@@ -321,9 +322,10 @@ def test_what_is_evaluated_on(tmp_path, monkeypatch):
   """The evaluation split to report, the training split to decide."""
   made = []
 
-  def make(model, task, load, arrays, *, limit, max_per_device, **_):
+  def make(model, task, load, chunks, **_):
+    arrays, _ = next(chunks.open())
     images = np.asarray(arrays['image'])
-    assert (len(images), max_per_device) == (limit, 7)
+    assert (len(images), chunks.slots) == (chunks.examples, 7)
     made.append((images, np.asarray(arrays['label'])))
 
   monkeypatch.setattr(train_lib, 'Evaluator', make)

@@ -1,4 +1,4 @@
-"""The networks, and BatchNorm whose statistics ignore the batch size."""
+"""BatchNorm whose statistics ignore batch size, devices and microbatches."""
 
 import functools
 import itertools
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch.models import MODELS, GhostBatchNorm, PooledCNN, StridedCNN
-
-IMAGE = (28, 28, 1)
+from adabatch import buckets, data, optim, parallel, tasks
+from adabatch.feeds import ResidentFeed
+from adabatch.models import MODELS, GhostBatchNorm, Rows
+from adabatch.steps import DATA_AXIS
+from adabatch.updates import Updates
 
 
 def close(a, b, rel=1e-6):
@@ -41,6 +43,13 @@ def perturbed(x):
   )
 
 
+def rows_with(weights):
+  """Rows on one device, or None for full ones."""
+  if weights is None:
+    return None
+  return Rows(weights=weights, places=jnp.arange(len(weights)))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def run_training(model, variables, x, weights, target):
   real = jnp.ones(len(x)) if weights is None else weights
@@ -50,7 +59,7 @@ def run_training(model, variables, x, weights, target):
       {**variables, 'params': params},
       x,
       train=True,
-      weights=weights,
+      rows=rows_with(weights),
       mutable=['batch_stats'],
     )
     losses = jnp.mean(jnp.square(y - target), range(1, y.ndim))
@@ -86,7 +95,7 @@ class FlaxBatchNorm(nn.Module):
   momentum: float
 
   @nn.compact
-  def __call__(self, x, *, train, weights=None):
+  def __call__(self, x, *, train, rows=None):
     return nn.BatchNorm(
       use_running_average=not train,
       momentum=self.momentum,
@@ -191,113 +200,147 @@ def test_initialising_leaves_the_statistics_alone():
   np.testing.assert_array_equal(variables['batch_stats']['var'], np.ones(5))
 
 
-# Networks.
+# Groups that several devices share.
 
 
-def parameters(model, shape):
-  variables = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
+def on_devices(devices, size, group, x, weights, variables):
+  """Outputs, new statistics and gradients of `devices` devices of `size`."""
+  model = GhostBatchNorm(group)
+  mesh = parallel.make_mesh(jax.devices()[:devices])
+  target = draw(x.shape, seed=2)
+
+  def body(variables, shares):
+    x, weights, target = shares
+    variables = jax.tree.map(
+      lambda v: jax.lax.pcast(v, DATA_AXIS, to='varying'), variables
+    )
+    first = jax.lax.axis_index(DATA_AXIS) * size
+    rows = Rows(weights, first + jnp.arange(size), devices, DATA_AXIS)
+
+    def loss(params, x):
+      y, new = model.apply(
+        {**variables, 'params': params},
+        x,
+        train=True,
+        rows=rows,
+        mutable=['batch_stats'],
+      )
+      losses = jnp.mean(jnp.square(y - target), range(1, y.ndim))
+      return jnp.sum(jnp.where(weights > 0, losses, 0.0)), (y, new)
+
+    gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(
+      variables['params'], x
+    )
+    share = jnp.sum(weights)
+    statistics = jax.tree.map(lambda v: v * share, new['batch_stats'])
+    sums = jax.lax.psum((statistics, share, gradients[0]), DATA_AXIS)
+    rows = jax.lax.all_gather((y, gradients[1]), DATA_AXIS, axis=0, tiled=True)
+    return sums, jax.lax.pmax(rows, DATA_AXIS)
+
+  shares = jax.tree.map(
+    lambda v: v.reshape(devices, size, *v.shape[1:]), (x, weights, target)
   )
-  return sum(v.size for v in jax.tree.leaves(variables['params']))
+  program = parallel.spmd(body, mesh, layout=(False, True))
+  (statistics, share, by_params), (y, by_x) = program(variables, shares)
+  statistics = jax.tree.map(lambda v: v / share, statistics)
+  return y, statistics, by_params, by_x
 
 
-def test_pooled_cnn_has_the_parameters_of_the_paper():
-  assert parameters(PooledCNN(10), IMAGE) == 111_050
+@pytest.mark.parametrize(
+  ('devices', 'size', 'group', 'real'),
+  [
+    (8, 4, 8, 32),  # pairs of devices
+    (8, 2, 8, 13),  # fours, of which the last holds nothing
+    (3, 4, 8, 12),  # a pair, and one device that is half a group
+    (8, 3, 32, 20),  # all of them together are less than a group
+    (5, 2, 6, 9),  # threes, which are no power of two
+    (4, 8, 4, 29),  # two groups on each device
+  ],
+)
+@pytest.mark.parametrize('shape', [(5,), (3, 2, 5)])
+def test_devices_share_a_group(devices, size, group, real, shape):
+  n = devices * size
+  x = draw((n, *shape))
+  weights = (np.arange(n) < real).astype(np.float32)
+  variables = perturbed(x)
+  got = on_devices(devices, size, group, x, weights, variables)
+  expected = on_devices(1, n, group, x, weights, variables)
+  close(got[1:3], expected[1:3], 1e-5)
+  close(
+    [v[:real] for v in (got[0], got[3])],
+    [v[:real] for v in (expected[0], expected[3])],
+    1e-5,
+  )
 
 
-@pytest.mark.parametrize('hidden', [(), (128,), (64, 32, 16)])
-@pytest.mark.parametrize('shape', [(64,), (8, 8, 3)])
-def test_mlp_parameters(hidden, shape):
-  sizes = [int(np.prod(shape)), *hidden, 7]
-  expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
-  assert parameters(MODELS['mlp'](7, hidden_sizes=hidden), shape) == expected
+def test_a_group_that_is_cut_is_refused():
+  x = draw((12, 5))
+  with pytest.raises(ValueError, match='groups of 8 examples do not fit 6'):
+    on_devices(2, 6, 8, x, np.ones(12, np.float32), perturbed(x))
 
 
-@pytest.mark.parametrize('group', [0, 8])
-@pytest.mark.parametrize('shape', [IMAGE, (32, 32, 3), (9, 5, 1)])
-def test_strided_cnn_parameters(group, shape):
-  height, width, depth = shape
-  expected = 0
-  for channels in (4, 6):
-    expected += (9 * depth + 1) * channels + (2 * channels if group else 0)
-    height, width, depth = -(-height // 2), -(-width // 2), channels
-  expected += (height * width * depth + 1) * 20 + (20 + 1) * 10
-  model = StridedCNN(10, (4, 6), hidden_size=20, batch_norm_group=group)
-  assert parameters(model, shape) == expected
-
-
-# Each with logit 5 of 10 for the image of `test_golden_logit` and key 0. They
-# change when the architecture or the initialisation does.
-NETWORKS = {
-  'mlp': (MODELS['mlp'](10), 0.38981456),
-  'strided_cnn': (StridedCNN(10), 0.04971111),
-  'strided_cnn_bn': (StridedCNN(10, batch_norm_group=8), 0.04971061),
-  'pooled_cnn': (PooledCNN(10), 0.20895264),
-}
+@pytest.mark.parametrize(
+  ('devices', 'max_per_device', 'backend'),
+  [
+    (2, None, 'shard_map'),
+    (8, None, 'shard_map'),
+    (3, None, 'pmap'),
+    (1, 8, 'shard_map'),
+    (1, 20, 'shard_map'),
+    (4, 2, 'shard_map'),
+    (3, 8, 'shard_map'),
+    (2, 8, 'pmap'),
+  ],
+)
+def test_training_leaves_the_same_statistics(devices, max_per_device, backend):
+  """For any device count and any accumulation; batches of 5, 24 and 50."""
+  close(
+    trained(devices, max_per_device, backend),
+    trained(1, None, 'shard_map'),
+    1e-5,
+  )
 
 
 @functools.cache
-def initial(name):
-  init = functools.partial(NETWORKS[name][0].init, train=False)
-  return jax.jit(init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+def trained(devices, max_per_device, backend):
+  """Running statistics after four updates in three sizes."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (70, 6, 6, 1), np.uint8)
+  split = data.from_arrays({'image': images, 'label': np.arange(70) % 3}, 3)
+  mesh = parallel.make_mesh(jax.devices()[:devices])
 
+  def load(arrays, indices, positions):
+    image = arrays['image'][indices] / 255.0
+    return {'image': image, 'label': arrays['label'][indices]}
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def run(model, variables, x, training, weights=None):
-  return model.apply(
-    variables, x, train=training, weights=weights, mutable=['batch_stats']
+  updates = Updates(
+    MODELS['strided_cnn'](3, (4, 6), hidden_size=5, batch_norm_group=8),
+    tasks.classification(),
+    optim.make_optimizer('sgd', lambda examples, batch_size: 0.1),
+    load,
+    ResidentFeed(split, data.Order(70, 0), mesh),
+    inputs=np.zeros((1, 6, 6, 1), np.float32),
+    seed=0,
+    mesh=mesh,
+    backend=backend,
+    estimate_noise=False,
+    keep_gradient=False,
+    updates_per_call=1,
   )
-
-
-@pytest.mark.parametrize('name', NETWORKS)
-def test_golden_logit(name):
-  model, expected = NETWORKS[name]
-  image = jnp.linspace(-1.0, 1.0, 28 * 28).reshape(1, *IMAGE)
-  got, _ = run(model, initial(name), image, False)
-  assert float(got[0, 5]) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize('name', NETWORKS)
-def test_logits_of_each_example(name):
-  model, variables = NETWORKS[name][0], initial(name)
-  x = draw((3, *IMAGE))
-  y, _ = run(model, variables, x, False)
-  assert y.shape == (3, 10)
-  assert y.dtype == jnp.float32
-  one, _ = run(model, variables, x[1:2], False)
-  close(y[1:2], one, 1e-5)
-
-
-def test_only_training_touches_the_statistics():
-  with_statistics = [n for n in NETWORKS if 'batch_stats' in initial(n)]
-  assert with_statistics == ['strided_cnn_bn']
-  model, variables = NETWORKS['strided_cnn_bn'][0], initial('strided_cnn_bn')
-  x = draw((3, *IMAGE))
-  evaluated = run(model, variables, x, False)[1]['batch_stats']
-  trained = run(model, variables, x, True)[1]['batch_stats']
-  for old, same, new in zip(
-    *map(jax.tree.leaves, (variables['batch_stats'], evaluated, trained)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(old, same)
-    assert np.all(old != new)
-
-
-def test_strided_cnn_passes_the_weights_on():
-  x = draw((8, *IMAGE))
-  model, variables = NETWORKS['strided_cnn_bn'][0], initial('strided_cnn_bn')
-  alone, statistics = run(model, variables, x[:5], True)
-  x[5:] *= 50
-  padded, same = run(model, variables, x, True, jnp.arange(8) < 5)
-  close(padded[:5], alone, 1e-5)
-  close(same, statistics)
-
-
-@pytest.mark.parametrize('shape', [(27, 28, 1), (28, 27, 1), (8, 8, 3)])
-def test_pooled_cnn_refuses_small_images(shape):
-  with pytest.raises(ValueError, match='at least 28x28.*strided_cnn or mlp'):
-    parameters(PooledCNN(10), shape)
-
-
-def test_every_model_is_in_the_table():
-  assert set(MODELS) == {'mlp', 'pooled_cnn', 'strided_cnn'}
+  ladder = buckets.ladder(
+    5,
+    50,
+    devices=devices,
+    max_per_device=max_per_device,
+    rounding='exact',
+    group_size=8,
+  )
+  position = 0
+  for size in (5, 24, 50, 50):
+    plan = buckets.plan(size, ladder)
+    assert plan.batch_size == size
+    program = updates.cache.get(plan.bucket)
+    updates.run(program, position, plan, 1, stop=False)
+    position += size
+  updates.close()
+  return jax.device_get(updates.state.model_state)

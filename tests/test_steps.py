@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 
 from adabatch import buckets, data, optim, parallel, tasks, train_state
-from adabatch.evaluate import Evaluator, Measurements
+from adabatch.evaluate import Evaluator, Measurements, resident_chunks
+from adabatch.feeds import ResidentFeed
 from adabatch.updates import Updates
 
 CLASSES, EXAMPLES, SMOOTHING = 3, 40, 0.2
@@ -18,11 +19,11 @@ class Regression(nn.Module):
   """Softmax regression; in evaluation mode less a running mean of inputs."""
 
   @nn.compact
-  def __call__(self, x, *, train, weights=None):
+  def __call__(self, x, *, train, rows=None):
     x = x.reshape(x.shape[0], -1)
     mean = self.variable('stats', 'mean', jnp.zeros, x.shape[1:])
     if train:
-      batch_mean = weights @ x / jnp.maximum(jnp.sum(weights), 1)
+      batch_mean = rows.weights @ x / jnp.maximum(jnp.sum(rows.weights), 1)
       mean.value = 0.9 * mean.value + 0.1 * batch_mean
       return nn.Dense(CLASSES)(x)
     return nn.Dense(CLASSES)(x - mean.value)
@@ -55,14 +56,16 @@ def split():
 
 
 def make_updates(split, devices, *, per_call=1, backend='shard_map', seed=3):
+  mesh = parallel.make_mesh(jax.devices()[:devices])
   return Updates(
     Regression(),
     tasks.classification(SMOOTHING),
     optim.make_optimizer('momentum', rule, momentum=MOMENTUM),
     load,
-    split,
+    ResidentFeed(split, data.Order(EXAMPLES, seed), mesh),
+    inputs=split.arrays['image'][:1],
     seed=seed,
-    mesh=parallel.make_mesh(jax.devices()[:devices]),
+    mesh=mesh,
     backend=backend,
     estimate_noise=True,
     keep_gradient=True,
@@ -172,13 +175,14 @@ def test_updates_equal_numpy(
     for done in range(0, count, per_call):
       now, stop = min(per_call, count - done), done > 0
       got = np.asarray(updates.run(program, position, plan, now, stop=stop))
-      assert got.shape == (per_call, 6)
+      assert got.shape == (per_call, 7)
       for row in got[:now]:
         expected = twin.update(position, plan)
         position += plan.batch_size
         np.testing.assert_allclose(row[:3], expected[:3], rtol=1e-5)
         np.testing.assert_allclose(row[3:5], expected[3:], rtol=2e-3, atol=1e-6)
         assert row[5] == stop * devices
+        assert row[6] == plan.batch_size
       assert not got[now:].any()
     np.testing.assert_allclose(weights_of(updates.state), twin.w, atol=1e-5)
     mean = updates.state.model_state['stats']['mean']
@@ -186,13 +190,12 @@ def test_updates_equal_numpy(
   updates.cache.close()
 
 
-def test_the_seed_gives_the_parameters_and_the_order(split):
-  a, b, c = (make_updates(split, 1, seed=seed) for seed in (3, 3, 4))
-  orders = [data.take(u.order, 0, EXAMPLES).tolist() for u in (a, b, c)]
-  kernels = [weights_of(u.state).tolist() for u in (a, b, c)]
-  for x, y, z in (orders, kernels):
-    assert x == y
-    assert x != z
+def test_the_seed_gives_the_parameters(split):
+  kernels = [
+    weights_of(make_updates(split, 1, seed=seed).state).tolist()
+    for seed in (3, 3, 4)
+  ]
+  assert kernels[0] == kernels[1] != kernels[2]
 
 
 def test_no_array_is_copied_to_the_devices_unasked(split):
@@ -236,11 +239,11 @@ def test_evaluation_equals_numpy(
     Regression(),
     tasks.classification(SMOOTHING),
     load,
-    parallel.replicate(split.arrays, mesh),
-    limit=limit,
+    resident_chunks(
+      parallel.replicate(split.arrays, mesh), limit, mesh, max_per_device
+    ),
     mesh=mesh,
     backend=backend,
-    max_per_device=max_per_device,
   )
   x = with_bias(split.arrays['image'][:limit].reshape(limit, -1) - mean)
   label = split.arrays['label'][:limit]
@@ -263,8 +266,8 @@ def test_evaluation_equals_numpy(
 class Fake:
   """An evaluator whose answers tell what it was asked."""
 
-  def __init__(self, arrays, limit):
-    self.arrays, self.examples = arrays, limit
+  def __init__(self, arrays, examples):
+    self.arrays, self.examples = arrays, examples
 
   def metrics(self, state):
     return {'loss': f'{self.arrays} loss of {state}', 'accuracy': 1.0}
@@ -277,16 +280,15 @@ def test_measurements_cost_what_they_evaluate():
   def measure(*needs):
     made = []
 
-    def evaluator(arrays, limit):
-      made.append(arrays)
-      return Fake(arrays, limit)
+    def evaluator(chunks):
+      made.append(chunks[0])
+      return Fake(*chunks)
 
     measurements = Measurements(
       frozenset(needs),
       evaluator,
-      full='all',
+      full=lambda: ('all', 100),
       subset=lambda: ('some', 10),
-      num_examples=100,
     )
     return made, *measurements.take('x')
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch.tasks import classification
+from adabatch.tasks import classification, language_modelling
 
 CLASSES = 5
 
@@ -114,3 +114,133 @@ def test_which_metric_should_grow():
 def test_label_smoothing_that_cannot_be(smoothing):
   with pytest.raises(ValueError, match=r'label_smoothing must lie in \[0, 1\)'):
     classification(smoothing)
+
+
+def test_classification_feeds_images_and_reports_means():
+  task = classification()
+  batch = {'image': np.ones((2, 3)), 'label': np.zeros(2, np.int32)}
+  assert task.inputs(batch) is batch['image']
+  means = {'loss': 0.5, 'accuracy': 0.25}
+  assert task.summarize(means) == means
+
+
+# Language modelling.
+
+
+def rows(count=6, length=7, seed=1):
+  """Logits, and rows of which only some predicted tokens are real."""
+  rng = np.random.Generator(np.random.Philox(seed))
+  logits = 3 * rng.standard_normal((count, length, CLASSES))
+  tokens = rng.integers(0, CLASSES, (count, length + 1))
+  real = np.minimum(np.resize([length, 1, 3, length, 6], count), length)
+  # What follows the real tokens must not matter, whatever it is.
+  logits[np.arange(length) >= real[:, None]] = np.inf
+  batch = {
+    'tokens': tokens.astype(np.uint16),
+    'weight': (real / length).astype(np.float32),
+  }
+  return logits.astype(np.float32), batch, real
+
+
+def token_means(logits, batch, real, smoothing=0.0):
+  """Of the real tokens alone, one after the other."""
+  losses, right = [], []
+  for scores, row, count in zip(logits, batch['tokens'], real, strict=True):
+    for t in range(count):
+      target = row[t + 1 : t + 2].astype(int)
+      losses.append(cross_entropy(scores[t : t + 1], target, smoothing)[0])
+      right.append(np.argmax(scores[t]) == target[0])
+  return np.mean(losses), np.mean(right)
+
+
+def weighted(values, batch):
+  """What the caller makes of them."""
+  weight = batch['weight'].astype(np.float64)
+  return np.sum(np.asarray(values) * weight) / np.sum(weight)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+@pytest.mark.parametrize('length', [1, 7, 128])
+def test_weighted_mean_over_rows_is_the_mean_over_tokens(smoothing, length):
+  logits, batch, real = rows(length=length)
+  task = language_modelling(smoothing)
+  loss = task.loss(logits, batch)
+  metrics = task.metrics(logits, batch)
+  assert loss.dtype == jnp.float32
+  assert loss.shape == (6,)
+  expected, _ = token_means(logits, batch, real, smoothing)
+  assert weighted(loss, batch) == pytest.approx(expected, rel=1e-5)
+  # Never smoothed.
+  plain, right = token_means(logits, batch, real)
+  assert weighted(metrics['loss'], batch) == pytest.approx(plain, rel=1e-5)
+  assert weighted(metrics['accuracy'], batch) == pytest.approx(right, rel=1e-5)
+  assert {v.shape for v in metrics.values()} == {(6,)}
+
+
+@pytest.mark.parametrize('length', [3, 7, 96, 100, 1021])
+def test_every_count_of_real_tokens_survives_the_weight(length):
+  """Rounded to float32, real / T times T is not always a whole number."""
+  real = np.arange(1, length + 1)
+  weight = (real / length).astype(np.float32)
+  task = language_modelling()
+  tokens = np.zeros((length, length + 1), np.uint16)
+  # Predicted with probability 1/2, but the last real one far less likely, and
+  # not at all behind.
+  place = np.arange(length)
+  logits = np.zeros((length, length, 2), np.float32)
+  logits[..., 0] = np.where(place < real[:, None], 0, -1e6)
+  logits[place, real - 1, 0] = -1000
+  got = task.loss(logits, {'tokens': tokens, 'weight': weight})
+  expected = ((real - 1) * np.log(2) + 1000) / real
+  np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_gradient_of_what_follows_the_real_tokens_is_zero():
+  logits, batch, real = rows()
+  logits = np.nan_to_num(logits, posinf=5.0)
+  task = language_modelling()
+  got = jax.grad(lambda x: task.loss(x, batch).sum())(logits)
+  mask = np.arange(7) < real[:, None]
+  assert not np.any(got[~mask])
+  targets = np.eye(CLASSES)[batch['tokens'][:, 1:]]
+  expected = (np.exp(log_softmax(logits)) - targets) / real[:, None, None]
+  np.testing.assert_allclose(got[mask], expected[mask], rtol=1e-4, atol=1e-6)
+
+
+def test_language_models_are_fed_all_but_the_last_token():
+  task = language_modelling()
+  inputs = task.inputs({'tokens': jnp.array([[7, 8, 9]], jnp.uint16)})
+  assert inputs.dtype == jnp.int32
+  assert inputs.tolist() == [[7, 8]]
+
+
+def test_perplexity_is_that_of_the_mean_loss():
+  task = language_modelling()
+  got = task.summarize({'loss': 2.0, 'accuracy': 0.5})
+  assert got == {
+    'loss': 2.0,
+    'accuracy': 0.5,
+    'perplexity': pytest.approx(np.exp(2.0)),
+  }
+  assert got.keys() == task.higher_is_better.keys()
+  assert task.higher_is_better['perplexity'] is False
+  assert task.higher_is_better['accuracy'] is True
+  assert type(got['perplexity']) is float
+  assert task.summarize({'loss': 1e4})['perplexity'] == np.inf
+  assert np.isnan(task.summarize({'loss': np.nan})['perplexity'])
+
+
+def test_bfloat16_logits_of_tokens_are_summed_in_float32():
+  logits, batch, real = rows()
+  logits = np.nan_to_num(logits, posinf=5.0)
+  rounded = jnp.asarray(logits, jnp.bfloat16)
+  loss = language_modelling().loss(rounded, batch)
+  assert loss.dtype == jnp.float32
+  expected, _ = token_means(np.asarray(rounded, np.float64), batch, real)
+  assert weighted(loss, batch) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('smoothing', [-0.1, 1.0, float('nan')])
+def test_label_smoothing_that_cannot_be_of_tokens(smoothing):
+  with pytest.raises(ValueError, match=r'label_smoothing must lie in \[0, 1\)'):
+    language_modelling(smoothing)

@@ -8,25 +8,41 @@ from adabatch.data.augment import (
 )
 from adabatch.data.order import Order, take
 from adabatch.data.resident import (
-  DatasetError,
+  EMBEDDED,
   Split,
   channel_statistics,
-  fingerprint,
   from_arrays,
   load,
 )
+from adabatch.data.streaming import Chunk, open_images, read_chunks
+from adabatch.data.text import open_text
+from adabatch.data.tfds_records import (
+  DatasetError,
+  NotPrepared,
+  find_images,
+  find_split,
+)
+from adabatch.data.tokenizers import ByteTokenizer
 
 __all__ = [
+  'EMBEDDED',
+  'ByteTokenizer',
+  'Chunk',
   'DatasetError',
+  'NotPrepared',
   'Order',
   'Split',
   'channel_statistics',
-  'fingerprint',
+  'find_images',
+  'find_split',
   'from_arrays',
   'load',
+  'open_images',
+  'open_text',
   'position_halves',
   'position_keys',
   'random_crop_flip',
+  'read_chunks',
   'take',
   'to_float',
 ]

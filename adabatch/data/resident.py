@@ -7,9 +7,7 @@ disk as `array_record` and read without TensorFlow.
 
 from __future__ import annotations
 
-import io
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,37 +15,71 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data import order
+from adabatch.data import jpeg, order, tfds_records
+from adabatch.data.jpeg import CorruptRecord
+from adabatch.data.streaming import Chunk
+from adabatch.data.tfds_records import DatasetError
 
 # Bytes or records handled at once, so that memory stays near the result's.
 _CHUNK = 2**20
 _RECORDS = 1024
 
-_NAME = re.compile(
-  r'(?P<set>[a-z_]\w*)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?',
-  re.IGNORECASE,
-)
 _SLICE = re.compile(
   r'(?P<split>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?'
 )
-_PIL_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-
-
-class DatasetError(ValueError):
-  """A data set that cannot be loaded; the message is one line."""
 
 
 class Split(NamedTuple):
   """One split of a data set, in memory.
 
   Attributes:
-    arrays: 'image', uint8 or float32 [N, H, W, C]; 'label', int32 [N]; perhaps
+    arrays: 'image', uint8 or float32 [N, H, W, C], and 'label', int32 [N], or
+      'tokens', unsigned integers [N, T + 1], and 'weight', float32 [N]; perhaps
       others, all with leading axis N.
-    num_classes: labels are in [0, num_classes).
+    num_classes: labels, or tokens, are in [0, num_classes).
   """
 
   arrays: dict[str, np.ndarray]
   num_classes: int
+
+  @property
+  def num_examples(self) -> int:
+    return len(next(iter(self.arrays.values())))
+
+  @property
+  def shapes(self) -> dict[str, Any]:
+    """One example's arrays, of which only shape and dtype matter."""
+    return {name: array[0] for name, array in self.arrays.items()}
+
+  @property
+  def fingerprint(self) -> str:
+    """What the data is, in short: another string for other data.
+
+    >>> image = np.zeros((2, 1, 1, 1), np.uint8)
+    >>> Split({'image': image, 'label': np.zeros(2, np.int32)}, 3).fingerprint
+    '3 classes, image uint8 2x1x1x1 41d912ff, label int32 2 6522df69'
+    """
+    parts = [
+      f'{name} {array.dtype} {"x".join(map(str, array.shape))} '
+      f'{zlib.crc32(np.ascontiguousarray(array).data):08x}'
+      for name, array in sorted(self.arrays.items())
+    ]
+    return ', '.join([f'{self.num_classes} classes', *parts])
+
+  def read(
+    self, indices: np.ndarray, positions: np.ndarray | None = None
+  ) -> Chunk:
+    """Examples by their numbers, as a stream reads them.
+
+    Args:
+      indices: integers [n] in [0, num_examples).
+      positions: places in the data order; what lies in memory is augmented on
+        the device.
+    """
+    del positions
+    ones = np.ones(len(indices), np.float32)
+    chosen = {name: array[indices] for name, array in self.arrays.items()}
+    return Chunk({'weight': ones} | chosen, ())
 
 
 def load(
@@ -128,24 +160,6 @@ def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
   return Split(
     {k: np.ascontiguousarray(v) for k, v in given.items()}, num_classes
   )
-
-
-def fingerprint(split: Split) -> str:
-  """What the data is, in short: another string for other data.
-
-  >>> arrays = {
-  ...   'image': np.zeros((2, 1, 1, 1), np.uint8),
-  ...   'label': np.zeros(2, np.int32),
-  ... }
-  >>> fingerprint(from_arrays(arrays, num_classes=3))
-  '3 classes, image uint8 2x1x1x1 41d912ff, label int32 2 6522df69'
-  """
-  parts = [
-    f'{name} {array.dtype} {"x".join(map(str, array.shape))} '
-    f'{zlib.crc32(np.ascontiguousarray(array).data):08x}'
-    for name, array in sorted(split.arrays.items())
-  ]
-  return ', '.join([f'{split.num_classes} classes', *parts])
 
 
 def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +247,7 @@ def _parse_split(
         "write 'train', 'train[:80%]', 'train[1000:]' or a sum of such"
       )
     if match['split'] not in splits:
-      raise _unknown_split(name, split, list(splits))
+      raise tfds_records.unknown_split(name, split, list(splits))
     rows = splits[match['split']]
     bounds = []
     for text, default in ((match['start'], 0), (match['stop'], len(rows))):
@@ -256,206 +270,54 @@ def _parse_split(
   return rows
 
 
-def _unknown_split(name: str, split: str, known: list[str]) -> DatasetError:
-  return DatasetError(
-    f"data set '{name}' has no split '{split}': it has {', '.join(known)}"
-  )
-
-
 # --- TensorFlow Datasets ---
 
 
 def _load_tfds(
   name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> Split:
-  directory = _find_tfds(name, data_dir)
-  # Here because importing it takes most of a second.
-  import tensorflow_datasets as tfds
+  found = tfds_records.find_images(name, split, data_dir, EMBEDDED)
   from google.protobuf import message
 
   try:
-    # Not `tfds.data_source(name)`: that imports the set's own code and starts
-    # to download it when it is not prepared.
-    builder: Any = tfds.builder_from_directory(directory)
-  # Whatever a damaged directory makes TFDS raise.
-  except Exception as error:  # noqa: BLE001
-    raise DatasetError(
-      f"data set '{name}' in {directory} cannot be read: {_line(error)}"
-    ) from None
-  info = builder.info
-  image_key, label_key = _feature_keys(name, info, tfds)
-  try:
-    source = builder.as_data_source(
-      split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
-  except NotImplementedError:
-    raise DatasetError(
-      f"data set '{name}' in {directory} is not stored as array_record: "
-      f'{_how_to_prepare(name, data_dir)}'
-    ) from None
-  # TFDS raises ValueError, KeyError, AssertionError, ... for a wrong split.
-  except Exception as error:  # noqa: BLE001
-    if re.split(r'[\[+]', split)[0] not in info.splits:
-      raise _unknown_split(name, split, list(info.splits)) from None
-    raise DatasetError(
-      f"data set '{name}': split '{split}': {_line(error)}"
-    ) from None
-  if len(source) == 0:
-    raise DatasetError(f"data set '{name}': split '{split}' holds no examples")
-  channels = info.features[image_key].shape[-1]
-  try:
-    images, labels = _decode(source, image_key, label_key, channels)
-    return from_arrays(
-      {'image': images, 'label': labels}, info.features[label_key].num_classes
-    )
+    images, labels = _decode(found)
+    return from_arrays({'image': images, 'label': labels}, found.num_classes)
   except DatasetError as error:
     raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
-  except (OSError, RuntimeError, IndexError, message.DecodeError) as error:
+  except (
+    CorruptRecord,
+    OSError,
+    RuntimeError,
+    IndexError,
+    message.DecodeError,
+  ) as error:
     # A file or a field is missing, or bytes are no image: array_record raises
-    # RuntimeError, Pillow OSError.
-    raise DatasetError(
-      f"data set '{name}' in {directory} is damaged: {_line(error)}; remove it "
-      f'and {_how_to_prepare(name, data_dir)}'
-    ) from None
+    # RuntimeError.
+    raise tfds_records.damaged(found, error, data_dir) from None
 
 
-def _find_tfds(
-  name: str, data_dir: str | os.PathLike[str] | None
-) -> pathlib.Path:
-  """The directory DATA_DIR/NAME[/CONFIG]/VERSION, newest version first."""
-  match = _NAME.fullmatch(name)
-  if not match:
-    raise DatasetError(
-      f"data set '{name}' is no name: give NAME[/CONFIG][:VERSION] or one of "
-      f'{", ".join(EMBEDDED)}'
-    )
-  root = _data_dir(data_dir)
-  base = root / match['set']
-  if match['config']:
-    base = base / match['config']
-  versions = _versions(base, match['version'])
-  if versions:
-    return versions[-1]
-  if base.is_dir() and not match['config']:
-    configs = sorted(
-      child.name
-      for child in base.iterdir()
-      if child.is_dir() and _versions(child, match['version'])
-    )
-    if len(configs) == 1:
-      return _versions(base / configs[0], match['version'])[-1]
-    if configs:
-      raise DatasetError(
-        f"data set '{name}' in {root} has several configs: name one of "
-        f'{", ".join(match["set"] + "/" + config for config in configs)}'
-      )
-  raise DatasetError(
-    f"data set '{name}' is not prepared in {root}: "
-    f'{_how_to_prepare(name, data_dir)}; '
-    f'built in, without a download: {", ".join(EMBEDDED)}'
-  )
-
-
-def _data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-  if data_dir is None:  # the same default as TFDS
-    data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  return pathlib.Path(data_dir).expanduser()
-
-
-def _versions(base: pathlib.Path, version: str | None) -> list[pathlib.Path]:
-  """Prepared versions below `base`, oldest first."""
-  if not base.is_dir():
-    return []
-  found = [
-    child
-    for child in base.iterdir()
-    if re.fullmatch(r'\d+\.\d+\.\d+', child.name)
-    and version in (None, child.name)
-    and (child / 'dataset_info.json').is_file()
-    and (child / 'features.json').is_file()
-  ]
-  return sorted(found, key=lambda path: [int(n) for n in path.name.split('.')])
-
-
-def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-  # Not `tfds build`: its command line also imports apache_beam.
-  directory = str(_data_dir(data_dir))
-  return (
-    "prepare it with: pip install 'adabatch[prepare]' && python -c "
-    f'"import tensorflow_datasets as tfds; tfds.builder({name!r}, '
-    f"data_dir={directory!r}, file_format='array_record')"
-    '.download_and_prepare()"'
-  )
-
-
-def _feature_keys(name: str, info: Any, tfds: Any) -> tuple[str, str]:
-  """The names of the image and the label among the set's features."""
-  given: Any = info.features
-  features = (
-    dict(given) if isinstance(given, tfds.features.FeaturesDict) else {}
-  )
-  keys = info.supervised_keys
-  if not (isinstance(keys, tuple) and len(keys) == 2):
-    keys = ('image', 'label')
-  found: list[Any] = [
-    features.get(key) if isinstance(key, str) else None for key in keys
-  ]
-  image, label = found
-  if (
-    not isinstance(image, tfds.features.Image)
-    or not isinstance(label, tfds.features.ClassLabel)
-    or image.np_dtype != np.uint8
-    or image.shape[-1] not in _PIL_MODES
-  ):
-    names = ', '.join(
-      f'{key}: {type(features[key]).__name__}' for key in features
-    )
-    raise DatasetError(
-      f"data set '{name}' is no image-classification set with uint8 images of "
-      f'1, 3 or 4 channels and a class label: it has {names}'
-    )
-  return keys
-
-
-def _decode(
-  source: Any, image_key: str, label_key: str, channels: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """All records of a data source of raw bytes, as two arrays."""
-  # Parsing the records ourselves and decoding with Pillow takes 30 µs an image
-  # of 28 x 28, TFDS's own decoding 230 µs: 60,000 images need no cache on disk.
-  from PIL import Image
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  example_pb2: Any = tf_example_pb2  # generated code, without types
-  mode = _PIL_MODES[channels]
+def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
+  """All records of a split, as two arrays."""
+  # Decoding takes 30 µs an image of 28 x 28: 60,000 images need no cache on
+  # disk.
+  source = tfds_records.open_records(split)
+  channels = split.image_shape[-1]
   images = np.empty((0, 0, 0, channels), np.uint8)
   labels = np.empty(len(source), np.int32)
   for start in range(0, len(source), _RECORDS):
     rows = range(start, min(start + _RECORDS, len(source)))
     for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-      feature = example_pb2.Example.FromString(record).features.feature
-      encoded = feature[image_key].bytes_list.value[0]
-      with Image.open(io.BytesIO(encoded)) as opened:
-        # A set of colour images may hold a few that are stored as grey.
-        pixels = np.asarray(
-          opened if opened.mode == mode else opened.convert(mode)
-        )
+      encoded, labels[row] = tfds_records.parse(record, split)
+      pixels = jpeg.decode(encoded, channels)
       if row == 0:
-        height, width = pixels.shape[:2]
-        images = np.empty((len(source), height, width, channels), np.uint8)
-      elif pixels.shape[:2] != images.shape[1:3]:
+        images = np.empty((len(source), *pixels.shape), np.uint8)
+      elif pixels.shape != images.shape[1:]:
+        first, other = (
+          'x'.join(map(str, a.shape[:2])) for a in (images[0], pixels)
+        )
         raise DatasetError(
-          'images differ in size '
-          f'({images.shape[1]}x{images.shape[2]} and '
-          f'{pixels.shape[0]}x{pixels.shape[1]}): '
+          f'images differ in size ({first} and {other}): '
           'resident sets need one image size; stream this set instead'
         )
-      images[row] = pixels.reshape(images.shape[1:])
-      labels[row] = feature[label_key].int64_list.value[0]
+      images[row] = pixels
   return images, labels
-
-
-def _line(error: Exception) -> str:
-  """The first line of a library's message."""
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__

@@ -1,13 +1,52 @@
-"""Networks: every one is called as `model(x, train=..., weights=None)`.
+"""Networks: every one is called as `model(x, train=..., rows=None)`.
 
-`weights` [B] tells which rows are real examples (1) and which are empty slots
-(0); only layers that mix examples, such as BatchNorm, look at it.
+`rows` (a `Rows`) tells which rows of the batch are real examples and where they
+stand in it; only layers that mix or perturb examples, such as BatchNorm and
+dropout, look at it.
 """
 
+from adabatch.models.densenet import DenseNet
+from adabatch.models.lenet import LeNet
+from adabatch.models.lstm import LSTM
 from adabatch.models.mlp import MLP
 from adabatch.models.normalization import GhostBatchNorm
+from adabatch.models.resnet import CifarResNet, ResNet
+from adabatch.models.rows import Rows
+from adabatch.models.simple_cnn import SimpleCNN
 from adabatch.models.small_cnn import PooledCNN, StridedCNN
+from adabatch.models.transformer import Transformer
+from adabatch.models.vgg import VGG
+from adabatch.models.wide_resnet import WideResNet
 
-MODELS = {'mlp': MLP, 'pooled_cnn': PooledCNN, 'strided_cnn': StridedCNN}
+MODELS = {
+  'mlp': MLP,
+  'strided_cnn': StridedCNN,
+  'pooled_cnn': PooledCNN,
+  'simple_cnn': SimpleCNN,
+  'lenet': LeNet,
+  'cifar_resnet': CifarResNet,
+  'resnet': ResNet,
+  'wide_resnet': WideResNet,
+  'densenet': DenseNet,
+  'vgg': VGG,
+  'transformer': Transformer,
+  'lstm': LSTM,
+}
 
-__all__ = ['MODELS', 'MLP', 'GhostBatchNorm', 'PooledCNN', 'StridedCNN']
+__all__ = [
+  'MODELS',
+  'LSTM',
+  'MLP',
+  'VGG',
+  'CifarResNet',
+  'DenseNet',
+  'GhostBatchNorm',
+  'LeNet',
+  'PooledCNN',
+  'ResNet',
+  'Rows',
+  'SimpleCNN',
+  'StridedCNN',
+  'Transformer',
+  'WideResNet',
+]

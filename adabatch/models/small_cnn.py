@@ -1,11 +1,14 @@
 """The two small convolutional networks of the batch-size experiments."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from adabatch.models.normalization import GhostBatchNorm
+from adabatch.models.rows import Rows
 
 
 class StridedCNN(nn.Module):
@@ -19,28 +22,31 @@ class StridedCNN(nn.Module):
     hidden_size: units of the dense layer.
     batch_norm_group: examples in a BatchNorm group after each convolution; 0
       for no BatchNorm.
+    dtype: of the computation; parameters and logits are float32.
   """
 
   num_classes: int
   channels: Sequence[int] = (16, 32)
   hidden_size: int = 128
   batch_norm_group: int = 0
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, weights: jax.Array | None = None
+    self, x: jax.Array, *, train: bool, rows: Rows | None = None
   ) -> jax.Array:
     """Maps images x [B, H, W, C] to logits [B, num_classes]."""
     for features in self.channels:
-      x = nn.Conv(features, (3, 3), strides=2)(x)
+      x = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(x)
       if self.batch_norm_group:
-        x = GhostBatchNorm(self.batch_norm_group)(
-          x, train=train, weights=weights
+        x = GhostBatchNorm(self.batch_norm_group, dtype=self.dtype)(
+          x, train=train, rows=rows
         )
       x = nn.relu(x)
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(self.hidden_size)(x))
-    return nn.Dense(self.num_classes)(x)
+    x = nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype)(x))
+    x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+    return x.astype(jnp.float32)
 
 
 class PooledCNN(nn.Module):
@@ -54,6 +60,7 @@ class PooledCNN(nn.Module):
     num_classes: outputs.
     channels: channels of the three convolutions.
     hidden_size: units of the dense layer.
+    dtype: of the computation; parameters and logits are float32.
 
   Reference: Sievert and Charles, Improving the convergence of SGD through
   adaptive batch sizes, 2019 (arXiv:1910.08222), section on experiments.
@@ -62,10 +69,11 @@ class PooledCNN(nn.Module):
   num_classes: int
   channels: Sequence[int] = (30, 60, 100)
   hidden_size: int = 100
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, weights: jax.Array | None = None
+    self, x: jax.Array, *, train: bool, rows: Rows | None = None
   ) -> jax.Array:
     """Maps images x [B, H, W, C] to logits [B, num_classes]."""
     if min(x.shape[1:3]) < 28:
@@ -74,8 +82,11 @@ class PooledCNN(nn.Module):
         f'{x.shape[2]}: choose strided_cnn or mlp'
       )
     for features, window in zip(self.channels, (5, 5, 3), strict=True):
-      x = nn.Conv(features, (window, window), padding='VALID')(x)
+      x = nn.Conv(
+        features, (window, window), padding='VALID', dtype=self.dtype
+      )(x)
       x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(self.hidden_size)(x))
-    return nn.Dense(self.num_classes)(x)
+    x = nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype)(x))
+    x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+    return x.astype(jnp.float32)

@@ -1,0 +1,283 @@
+"""The data of a run: which splits, where they lie, how a batch is made."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from adabatch import data, smoke, steps
+from adabatch.config import Config, ConfigError
+
+PLACEMENTS = ('auto', 'resident', 'streaming')
+
+# Examples from which a stream's mean and standard deviation are measured.
+STATISTICS_EXAMPLES = 1024
+
+
+class Inputs(NamedTuple):
+  """What is trained and evaluated on.
+
+  Attributes:
+    train, evaluation: the splits: `num_examples`, `num_classes`, `shapes`,
+      `fingerprint`, and `read(indices, positions)`; resident ones also have
+      `arrays`.
+    streaming: whether they are read while they are trained on.
+    workers: processes that read; 0 for a thread.
+    load_train: makes a training batch on the device, augmented.
+    load: makes a batch for evaluation.
+    tokens_per_example: predicted ones, of text; None for images.
+    end_of_document: a token, of text.
+  """
+
+  train: Any
+  evaluation: Any
+  streaming: bool
+  workers: int
+  load_train: steps.Load
+  load: steps.Load
+  tokens_per_example: int | None = None
+  end_of_document: int | None = None
+
+
+def open_inputs(
+  config: Config,
+  splits: tuple[data.Split, data.Split] | None = None,
+  *,
+  cache_dir: str | os.PathLike[str] | None = None,
+  writer: bool = True,
+) -> Inputs:
+  """Opens what `config.data` names.
+
+  Args:
+    config: the whole config.
+    splits: training and evaluation split of the caller's own; None to open
+      what the config names.
+    cache_dir: where the tokens of a text set are kept.
+    writer: whether this process makes them; the others wait for them.
+
+  Raises:
+    ConfigError: for settings that do not fit the data.
+    data.DatasetError: for a data set that is not there.
+  """
+  d = config.data
+  if d.placement not in PLACEMENTS:
+    raise ConfigError(
+      f'unknown data.placement {d.placement!r}: choose one of '
+      f'{", ".join(PLACEMENTS)}'
+    )
+  text = config.task.name == 'language_modelling'
+  if config.smoke and splits is None:
+    config, splits = smoke.open_splits(config)
+    d = config.data
+  if splits is None:
+    splits = (
+      _open_text(config, cache_dir, writer) if text else _open_images(config)
+    )
+  train, evaluation = splits
+  end_of_document = getattr(train, 'end_of_document', None)
+  if text and d.placement != 'streaming' and _fits(config, splits):
+    train, evaluation = (
+      s if isinstance(s, data.Split) else s.resident() for s in splits
+    )
+  streaming = not isinstance(train, data.Split) or d.placement == 'streaming'
+  if text:
+    _check_text(train, evaluation)
+    return Inputs(
+      train,
+      evaluation,
+      streaming,
+      workers=0,  # tokens only have to be copied
+      load_train=gather,
+      load=gather,
+      tokens_per_example=train.shapes['tokens'].shape[0] - 1,
+      end_of_document=end_of_document,
+    )
+  _check_images(train, evaluation, d.crop_padding)
+  statistics = _statistics(config, train)
+  # A stream of cropped squares is augmented where it is decoded.
+  cropped = getattr(train, 'image_size', None) is not None
+  return Inputs(
+    train,
+    evaluation,
+    streaming,
+    workers=_workers(d.workers) if streaming else 0,
+    load_train=make_load(
+      statistics,
+      seed=config.seed,
+      padding=0 if cropped else d.crop_padding,
+      flip=d.flip and not cropped,
+    ),
+    load=make_load(statistics),
+  )
+
+
+def _open_images(config: Config) -> tuple[Any, Any]:
+  d = config.data
+  names = d.train_split, d.eval_split
+  shape = None
+  if d.name not in data.EMBEDDED:
+    found = [data.find_images(d.name, split, d.data_dir) for split in names]
+    shape = found[0].image_shape
+    size = math.prod(side or 0 for side in shape)
+    examples = sum(split.num_examples for split in found)
+    fits = 0 < size * examples <= d.max_resident_bytes
+    if d.placement == 'streaming' or (d.placement == 'auto' and not fits):
+      one_size = None not in shape
+      train, evaluation = (
+        data.open_images(
+          d.name,
+          split,
+          d.data_dir,
+          seed=config.seed,
+          image_size=None if one_size else d.image_size,
+          eval_resize=d.eval_resize,
+          min_area=d.min_area,
+        )
+        for split in names
+      )
+      return train, evaluation
+  train, evaluation = (data.load(d.name, s, d.data_dir) for s in names)
+  return train, evaluation
+
+
+def _open_text(
+  config: Config, cache_dir: str | os.PathLike[str] | None, writer: bool
+) -> tuple[Any, Any]:
+  d = config.data
+  if cache_dir is None:
+    raise ConfigError('text needs a directory for its tokens: give cache_dir')
+  rows = [
+    data.open_text(
+      d.name,
+      split,
+      d.data_dir,
+      tokenizer=d.tokenizer,
+      vocab_size=d.vocab_size,
+      sequence_length=d.sequence_length,
+      cache_dir=cache_dir,
+      train_split=d.train_split,
+      writer=writer,
+    )
+    for split in (d.train_split, d.eval_split)
+  ]
+  return rows[0], rows[1]
+
+
+def _fits(config: Config, splits: tuple[Any, Any]) -> bool:
+  """Whether both splits are to lie on every device."""
+  size = sum(
+    split.num_examples * math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
+    for split in splits
+    for shape in split.shapes.values()
+  )
+  d = config.data
+  return d.placement == 'resident' or size <= d.max_resident_bytes
+
+
+def _workers(workers: int | None) -> int:
+  return len(os.sched_getaffinity(0)) if workers is None else workers
+
+
+def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel."""
+  d = config.data
+  channels = train.shapes['image'].shape[-1]
+  given = [None if x is None else np.array(x, np.float32)
+           for x in (d.mean, d.std)]  # fmt: skip
+  for key, values in zip(('mean', 'std'), given, strict=True):
+    if values is not None and values.shape != (channels,):
+      raise ConfigError(
+        f'data.{key}={tuple(values.tolist())} must have {channels} numbers, '
+        'one for each channel'
+      )
+  mean, std = given
+  if mean is None or std is None:
+    measured = train
+    if not isinstance(train, data.Split):
+      rng = np.random.Generator(np.random.Philox(config.seed))
+      size = min(STATISTICS_EXAMPLES, train.num_examples)
+      chosen = rng.choice(train.num_examples, size, replace=False)
+      arrays = train.read(np.sort(chosen), None).arrays
+      real = arrays['weight'] > 0
+      measured = data.Split(
+        {name: array[real] for name, array in arrays.items()},
+        train.num_classes,
+      )
+      if not real.any():
+        raise data.DatasetError(
+          f"data set '{d.name}': none of {size} records can be read"
+        )
+    both = data.channel_statistics(measured)
+    mean = both[0] if mean is None else mean
+    std = both[1] if std is None else std
+  return mean, std
+
+
+def gather(arrays, indices, positions):
+  """The examples as they are."""
+  del positions
+  return {name: array[indices] for name, array in arrays.items()}
+
+
+def make_load(
+  statistics: tuple[np.ndarray, np.ndarray],
+  *,
+  seed: int = 0,
+  padding: int = 0,
+  flip: bool = False,
+) -> Callable[..., dict[str, jax.Array]]:
+  """Gathers, augments and standardises images on the device.
+
+  Args:
+    statistics: mean and standard deviation of each channel of the training
+      split's images.
+    seed: of the augmentation.
+    padding: pixels of the random crop's padding; 0 for none.
+    flip: whether to flip at random.
+  """
+  mean, std = statistics
+
+  def load(arrays, indices, positions):
+    batch = gather(arrays, indices, positions)
+    images = batch['image']
+    if positions is not None and (padding or flip):
+      keys = data.position_keys(jax.random.key(seed), *positions)
+      images = data.random_crop_flip(images, keys, padding=padding, flip=flip)
+    return {**batch, 'image': data.to_float(images, mean, std)}
+
+  return load
+
+
+def _check_text(train: Any, evaluation: Any) -> None:
+  for split in (train, evaluation):
+    if 'tokens' not in split.shapes:
+      raise ConfigError(
+        "task.name='language_modelling' needs rows of 'tokens', the data has "
+        f'{", ".join(split.shapes)}'
+      )
+
+
+def _check_images(train: Any, evaluation: Any, padding: int) -> None:
+  """Refuses splits that do not fit one another."""
+  for split in (train, evaluation):
+    if 'image' not in split.shapes:
+      raise ConfigError(
+        "task.name='classification' needs an 'image', the data has "
+        f'{", ".join(split.shapes)}: set task.name'
+      )
+  image, other = train.shapes['image'], evaluation.shapes['image']
+  same = image.shape == other.shape and image.dtype == other.dtype
+  if not same or train.num_classes != evaluation.num_classes:
+    raise ConfigError(
+      f'the splits differ: training has {image.dtype} images of shape '
+      f'{image.shape} in {train.num_classes} classes, evaluation '
+      f'{other.dtype} {other.shape} in {evaluation.num_classes}'
+    )
+  if padding >= min(image.shape[:2]):
+    raise ConfigError(
+      f'data.crop_padding={padding} must be below the size of the images, '
+      f'{image.shape[0]}x{image.shape[1]}'
+    )

@@ -1,0 +1,194 @@
+"""Examples that are read while they are trained on."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch import data
+from adabatch.feeds import Window
+from adabatch.train import train
+from tests.experiments import column, digits, records
+
+STREAMING = {'data.placement': 'streaming', 'data.workers': 0}
+
+
+class Damaged:
+  """The digits, some of whose records cannot be read."""
+
+  def __init__(self, split, bad, delay=None):
+    self._split, self.bad = split, frozenset(bad)
+    self.num_examples, self.num_classes = split.num_examples, split.num_classes
+    self.shapes, self.fingerprint = split.shapes, split.fingerprint
+
+  def read(self, indices, positions=None):
+    chunk = self._split.read(indices, positions)
+    skipped = []
+    for row, index in enumerate(indices.tolist()):
+      if index in self.bad:
+        # What a stream gives in place of a record must not matter.
+        chunk.arrays['image'][row] = 255
+        chunk.arrays['weight'][row] = 0
+        skipped.append((index, 'made unreadable'))
+    return data.Chunk(chunk.arrays, tuple(skipped))
+
+
+@pytest.fixture(scope='module')
+def splits():
+  return data.load('digits', 'train'), data.load('digits', 'validation')
+
+
+def run(workdir, splits, devices=1, stop=None, **overrides):
+  config = digits(**STREAMING | overrides)
+  devices = jax.devices()[:devices]
+  return train(config, workdir, devices=devices, splits=splits, stop=stop)
+
+
+def epoch(split, seed=0):
+  """The records in the order of the first epoch."""
+  return data.take(data.Order(split.num_examples, seed), 0, split.num_examples)
+
+
+class Pieces:
+  """Chunks of 1, 2, 3, ... numbers."""
+
+  def __init__(self):
+    self.taken, self.size = 0, 0
+
+  def __next__(self):
+    self.size += 1
+    numbers = np.arange(self.taken, self.taken + self.size)
+    self.taken += self.size
+    weights = np.ones(self.size, np.float32)
+    return data.Chunk({'x': numbers, 'weight': weights}, ())
+
+
+def test_a_window_gives_any_part_that_is_not_forgotten():
+  pieces = Pieces()
+  window = Window(pieces, lambda record, reason: None)
+
+  def copy(start, n):
+    out = {'x': np.zeros(n, np.int64), 'weight': np.zeros(n, np.float32)}
+    window.copy(start, out)
+    assert out['x'].tolist() == list(range(start, start + n))
+
+  copy(0, 1)
+  copy(0, 12)
+  copy(5, 3)
+  window.forget(7)
+  copy(7, 20)
+  copy(7, 1)
+  window.forget(26)
+  copy(30, 2)
+  # It reads no further than it has to, and keeps no more.
+  assert pieces.taken == 36
+  assert sum(map(len, (kept['x'] for kept in window._kept))) == 36 - 21
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(splits, tmp_path):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  overrides = {'max_updates': 60, 'epochs': 100.0}
+  overrides['checkpoint.every_updates'] = 25
+  run(whole, splits, **overrides)
+
+  class StopAt(threading.Event):
+    asked = 0
+
+    def is_set(self):
+      self.asked += 1
+      return self.asked > 33
+
+  summary = run(cut, splits, stop=StopAt(), **overrides)
+  assert summary['status'] == 'preempted'
+  assert 30 < summary['updates'] < 60
+  assert run(cut, splits, **overrides)['status'] == 'completed'
+  for key in ('update', 'loss', 'batch_size', 'learning_rate'):
+    assert column(whole, key) == column(cut, key)
+  assert len(set(column(whole, 'batch_size'))) > 1
+
+
+@pytest.mark.parametrize('devices', [1, 3])
+def test_records_that_cannot_be_read_do_not_count(
+  splits, devices, tmp_path, capfd
+):
+  """The loss of a batch is the mean over the others."""
+  whole, evaluation = splits
+  first = epoch(whole)[:16]
+  bad = first[[2, 9]].tolist()
+  overrides = {
+    'max_updates': 3,
+    'controller.name': 'constant',
+    'data.max_skipped': 2,
+  }
+  damaged = Damaged(whole, bad)
+  summary = run(tmp_path / 'bad', (damaged, evaluation), devices, **overrides)
+  assert summary['skipped_records'] == 2
+  told = capfd.readouterr().err
+  for record in bad:
+    assert told.count(f'skipped record {record}: made unreadable') == 1
+  # At the initial parameters, which are those of any other run.
+  rest = np.setdiff1d(np.arange(16), [2, 9])
+  apart = {
+    'data.placement': 'resident',
+    'max_updates': 1,
+    'controller.name': 'constant',
+    'controller.initial_batch_size': 1,
+    'controller.max_batch_size': 1,
+    'data.mean': (0.25,),
+    'data.std': (0.5,),
+  }
+  fixed = {'data.mean': (0.25,), 'data.std': (0.5,)}
+  run(tmp_path / 'fixed', (damaged, evaluation), devices, **overrides | fixed)
+  losses = []
+  for place in rest:
+    only = data.Split(
+      {k: v[first[[place]]] for k, v in whole.arrays.items()}, 10
+    )
+    workdir = tmp_path / f'only{place}'
+    run(workdir, (only, evaluation), **apart)
+    losses.append(column(workdir, 'loss')[0])
+  assert column(tmp_path / 'fixed', 'loss')[0] == pytest.approx(
+    np.mean(losses), rel=1e-5
+  )
+
+
+def test_too_many_of_them_stop_the_run(splits, tmp_path):
+  whole, evaluation = splits
+  damaged = Damaged(whole, epoch(whole)[10:300:10].tolist())
+  overrides = {'epochs': 1.0, 'checkpoint.every_updates': 1}
+  overrides['controller.name'] = 'constant'
+  with pytest.raises(data.DatasetError, match='data.max_skipped=5 are allowed'):
+    run(tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 5})
+  # A higher limit, and it goes on; nothing is counted twice.
+  summary = run(
+    tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 500}
+  )
+  assert summary['status'] == 'completed'
+  # Two updates may be on their way when the limit is seen to be passed.
+  assert summary['skipped_records'] == 29
+
+
+def test_evaluation_skips_them_too(splits, tmp_path):
+  whole, evaluation = splits
+  bad = [3, 200, 358]
+  good = np.setdiff1d(np.arange(evaluation.num_examples), bad)
+  without = data.Split({k: v[good] for k, v in evaluation.arrays.items()}, 10)
+  overrides = {'max_updates': 5, 'eval.max_per_device': 50}
+  run(tmp_path / 'bad', (whole, Damaged(evaluation, bad)), 3, **overrides)
+  run(tmp_path / 'without', (whole, without), 3, **overrides)
+  a, b = (records(tmp_path / name, 'eval')[-1] for name in ('bad', 'without'))
+  assert a['loss'] == pytest.approx(b['loss'], rel=1e-5)
+  assert a['accuracy'] == pytest.approx(b['accuracy'], rel=1e-6)
+
+
+def test_a_reader_that_fails_ends_the_run(splits, tmp_path):
+  class Broken(Damaged):
+    def read(self, indices, positions=None):
+      if positions is not None and positions[-1] > 300:
+        raise OSError('the disk is gone')
+      return super().read(indices, positions)
+
+  whole, evaluation = splits
+  with pytest.raises(OSError, match='the disk is gone'):
+    run(tmp_path, (Broken(whole, []), evaluation))
