@@ -164,14 +164,15 @@ class Run:
     def resident(arrays: steps.Data, examples: int) -> Chunks:
       return resident_chunks(arrays, examples, mesh, most)
 
-    def whole(split: Any, arrays: steps.Data | None) -> Chunks:
+    def streamed(split: Any) -> Chunks:
+      return streamed_chunks(
+        split, mesh, most, workers=workers, skipped=self.skipped
+      )
+
+    def full() -> Chunks:
       if inputs.streaming:
-        return streamed_chunks(
-          split, mesh, most, workers=workers, skipped=self.skipped
-        )
-      if arrays is None:
-        arrays = parallel.replicate(split.arrays, mesh)
-      return resident(arrays, split.num_examples)
+        return streamed(inputs.train)
+      return resident(feed.data, self.num_examples)
 
     def subset() -> Chunks:
       # Drawn, because some data sets are sorted by class.
@@ -187,13 +188,20 @@ class Run:
       Measurements(
         e.controller.needs,
         evaluator,
-        full=lambda: whole(inputs.train, feed.data),
+        full=full,
         subset=subset,
       ),
       initial_batch_size=config.controller.initial_batch_size,
       num_examples=self.num_examples,
     )
-    self.evaluator = evaluator(whole(inputs.evaluation, None))
+    evaluation = inputs.evaluation
+    self.evaluator = evaluator(
+      streamed(evaluation)
+      if inputs.streaming
+      else resident(
+        parallel.replicate(evaluation.arrays, mesh), evaluation.num_examples
+      )
+    )
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))
 

@@ -71,6 +71,7 @@ class Found(NamedTuple):
     name, split: as they were asked for.
     directory: DATA_DIR/NAME[/CONFIG]/VERSION.
     info: TFDS's description of the set.
+    features: what a record has, by name.
     shards: where the records are, in order.
     num_examples: how many records there are, >= 1.
   """
@@ -79,6 +80,7 @@ class Found(NamedTuple):
   split: str
   directory: str
   info: Any
+  features: dict[str, Any]
   shards: tuple[Shard, ...]
   num_examples: int
 
@@ -111,7 +113,10 @@ def find_split(
     # Not `tfds.data_source(name)`: that imports the set's own code and starts
     # to download it when it is not prepared.
     info: Any = tfds.builder_from_directory(directory).info
-    _ = info.features
+    given: Any = info.features
+    features = (
+      dict(given) if isinstance(given, tfds.features.FeaturesDict) else {}
+    )
   # Whatever a damaged directory makes TFDS raise.
   except Exception as error:  # noqa: BLE001
     raise DatasetError(
@@ -137,7 +142,7 @@ def find_split(
   count = sum(shard.take for shard in shards)
   if not count:
     raise DatasetError(f"data set '{name}': split '{split}' holds no examples")
-  return Found(name, split, os.fspath(directory), info, shards, count)
+  return Found(name, split, os.fspath(directory), info, features, shards, count)
 
 
 def find_images(
@@ -152,8 +157,8 @@ def find_images(
   set.
   """
   found = find_split(name, split, data_dir, built_in)
-  image_key, label_key = _feature_keys(name, found.info)
-  features = found.info.features
+  image_key, label_key = _feature_keys(found)
+  features = found.features
   return ImageSplit(
     name=name,
     version=str(found.info.version),
@@ -306,24 +311,20 @@ def _versions(base: pathlib.Path, version: str | None) -> list[pathlib.Path]:
   return sorted(found, key=lambda path: [int(n) for n in path.name.split('.')])
 
 
-def _feature_keys(name: str, info: Any) -> tuple[str, str]:
+def _feature_keys(found: Found) -> tuple[str, str]:
   """The names of the image and the label among the set's features."""
   import tensorflow_datasets as tfds
 
-  given: Any = info.features
-  features = (
-    dict(given) if isinstance(given, tfds.features.FeaturesDict) else {}
-  )
-  keys = info.supervised_keys
+  features, keys = found.features, found.info.supervised_keys
   if not (isinstance(keys, tuple) and len(keys) == 2):
     keys = ('image', 'label')
-  found: list[Any] = [
+  chosen: list[Any] = [
     features.get(key) if isinstance(key, str) else None for key in keys
   ]
-  image: Any = found[0]
-  label = found[1]
+  image, label = chosen
+  images: Any = tfds.features.Image
   if (
-    not isinstance(image, tfds.features.Image)
+    not isinstance(image, images)
     or not isinstance(label, tfds.features.ClassLabel)
     or image.np_dtype != np.uint8
     or image.shape[-1] not in (1, 3, 4)
@@ -332,7 +333,7 @@ def _feature_keys(name: str, info: Any) -> tuple[str, str]:
       f'{key}: {type(features[key]).__name__}' for key in features
     )
     raise DatasetError(
-      f"data set '{name}' is no image-classification set with uint8 images of "
-      f'1, 3 or 4 channels and a class label: it has {names}'
+      f"data set '{found.name}' is no image-classification set with uint8 "
+      f'images of 1, 3 or 4 channels and a class label: it has {names}'
     )
   return keys

@@ -98,9 +98,10 @@ class CifarResNet(nn.Module):
   A 3x3 convolution, stages of `width`, 2 `width` and 4 `width` channels whose
   shortcuts have no parameters, the average over space and a dense layer. With
   10 classes and 3 channels depth 20, 32, 44 and 56 have 269,722, 464,154,
-  658,586 and 853,018 parameters. Depth 8 with `batch_norm_group` 0 is the
-  ResNet-8 of Shallue et al. 2018 (arXiv:1811.03600), who use no BatchNorm:
-  75,050 parameters, biases of the convolutions included.
+  658,586 and 853,018 parameters. Depth 8 with `batch_norm_group` 0 stands for
+  the ResNet-8 without BatchNorm of Shallue et al. 2018 (arXiv:1811.03600):
+  75,050 parameters, biases of the convolutions included. Theirs may differ in
+  the place of the ReLUs.
 
   Kernels: see `conv_and_norm`; the dense layer's has variance 1 / fan-in.
 
