@@ -10,7 +10,8 @@ up to about 256 (read off a figure, with Nesterov momentum). Their vocabulary
 and sequence length differ from those below, so the goal is no exact comparison:
 here sentencepiece learns 32,000 pieces, and sentences are packed into rows of
 256 tokens that do not see one another. The batch counts rows and grows by
-AdaDamp; the learning rate was not tuned.
+AdaDamp; the learning rate was not tuned. `transformer_lm1b.py:shallow`,
+`:narrow` and `:wide` are other sizes of the network.
 
 The first start trains sentencepiece and turns the text into tokens, which are
 kept in the run's directory.
@@ -20,8 +21,20 @@ Hardware: a TPU slice or a server with several GPUs; not run here in full.
 
 from adabatch import config
 
+# changes of `model.transformer`
+SIZES = {
+  'base': {},
+  'shallow': {'num_layers': 2},
+  'narrow': {'model_dim': 256, 'num_heads': 4, 'hidden_dim': 1024},
+  'wide': {'model_dim': 1024, 'num_heads': 16, 'hidden_dim': 4096},
+}
 
-def get_config():
+
+def get_config(size='base'):
+  if size not in SIZES:
+    raise config.ConfigError(
+      f'unknown size {size!r}: choose one of {", ".join(SIZES)}'
+    )
   c = config.default()
   c.epochs = 10.0
   c.task.name = 'language_modelling'
@@ -32,6 +45,7 @@ def get_config():
   c.data.vocab_size = 32_000
   c.data.sequence_length = 256
   c.model.name = 'transformer'
+  c.model.transformer.update(SIZES[size])
   c.optimizer.name = 'adamw'
   c.optimizer.beta2 = 0.98
   c.optimizer.weight_decay = 0.01

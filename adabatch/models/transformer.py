@@ -40,7 +40,8 @@ class Transformer(nn.Module):
   A token sees itself and the earlier tokens of its own document in its row,
   and positions count from where that begins, so the other documents of a
   packed row change nothing. LayerNorm comes before each sublayer and once after
-  the last. The named sizes of the experiments, as changes of the defaults:
+  the last. Sizes of this project under the names of Shallue et al., whose own
+  numbers may differ, as changes of the defaults:
 
       base     6 layers, dimension 512, 8 heads, hidden 2,048
       shallow  num_layers=2

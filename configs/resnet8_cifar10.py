@@ -1,0 +1,37 @@
+"""ResNet-8 without BatchNorm on CIFAR-10, to a validation error below 0.30.
+
+    python launch.py --config=configs/resnet8_cifar10.py \\
+        --config.data.data_dir=DIRECTORY_OF_TFDS_SETS
+
+TODO
+"""
+
+from adabatch import config
+
+
+def get_config():
+  c = config.default()
+  c.epochs = 12.0
+  c.data.name = 'cifar10'
+  c.data.train_split = 'train[:45000]'
+  c.data.eval_split = 'train[45000:]'
+  c.data.flip = True
+  c.model.name = 'cifar_resnet'
+  c.model.cifar_resnet.depth = 8
+  c.model.cifar_resnet.batch_norm_group = 0
+  c.optimizer.name = 'nesterov'
+  c.optimizer.momentum = 0.9
+  c.learning_rate.base = 0.02
+  c.learning_rate.reference_batch_size = 64
+  c.learning_rate.warmup.kind = 'none'
+  c.learning_rate.decay.name = 'linear'
+  c.learning_rate.decay.final = 0.05
+  c.controller.name = 'adadamp'
+  c.controller.adadamp.loss_source = 'ema'
+  c.controller.initial_batch_size = 64
+  c.controller.max_batch_size = 512
+  c.controller.every = 20
+  c.buckets.max_per_device = 256
+  c.target.metric = 'accuracy'
+  c.target.value = 0.70
+  return c

@@ -1,0 +1,159 @@
+"""Every config is run for real, small: three updates in two batch sizes."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch import config as config_lib
+from adabatch import data, experiment, report, smoke
+from adabatch.config import ConfigError
+from adabatch.train import train
+from tests.experiments import digits, records
+
+ROOT = pathlib.Path(__file__).parent.parent
+TFDS = ROOT.parent / 'shared' / 'tfds'
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+VARIANTS = {
+  'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
+  'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
+  'cnn_mnist': ('base', 'narrow', 'wide'),
+  'cnn_fashion_mnist': ('base', 'narrow', 'wide'),
+}
+
+
+def get_config(name, *arguments):
+  path = ROOT / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*arguments)
+
+
+def check_run(config, workdir):
+  """Trains, checkpoints and evaluates, and writes all its files."""
+  config.smoke = True
+  config.compilation_cache = False
+  devices = jax.devices()[:2]
+  summary = train(config, workdir, devices=devices)
+  assert summary['status'] == 'completed'
+  assert summary['updates'] == 3
+  assert summary['buckets_visited'] >= 2
+  # The same command again finds the checkpoint, and nothing left to do.
+  assert train(config, workdir, devices=devices) == summary
+  (evaluated,) = records(workdir, 'eval')
+  trained = records(workdir)
+  for record in (evaluated, *trained):
+    assert np.isfinite(record['loss'])
+  assert report.write_report(workdir).exists()
+  for name in ('config.json', 'metrics.jsonl', 'summary.json', 'report.html',
+               'checkpoints', 'tensorboard'):  # fmt: skip
+    assert (workdir / name).exists(), name
+  return trained, evaluated
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config(name, tmp_path):
+  """On the sets that are there, else on made-up data."""
+  config = get_config(name)
+  config.data.data_dir = str(TFDS)
+  trained, evaluated = check_run(config, tmp_path)
+  if config.task.name == 'language_modelling':
+    assert evaluated['perplexity'] == pytest.approx(np.exp(evaluated['loss']))
+    for record in trained:
+      assert record['tokens'] == 16 * record['examples']
+      assert record['tokens_per_second'] > 0
+
+
+@pytest.mark.parametrize('name', ['cnn_mnist', 'transformer_shakespeare'])
+def test_config_without_its_data(name, tmp_path, capfd):
+  config = get_config(name)
+  config.data.data_dir = str(tmp_path / 'nothing')
+  check_run(config, tmp_path / 'run')
+  assert 'is not prepared, so data of its shape is made up' in (
+    capfd.readouterr().out
+  )
+
+
+def test_each_paper_has_its_config():
+  papers = (
+    'resnet50_imagenet resnet50_imagenet_adadamp vgg11_imagenet '
+    'resnet8_cifar10 resnet20_cifar10 resnet34_cifar10 wrn16_4_cifar10 '
+    'wrn28_10_cifar100 densenet40_cifar100 cnn_mnist fc_mnist '
+    'cnn_fashion_mnist transformer_lm1b lstm_lm1b transformer_shakespeare'
+  )
+  assert set(papers.split()) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_whole_config_is_valid(name):
+  """At full size too: everything that can be refused without the data."""
+  for arguments in [(), *((v,) for v in VARIANTS.get(name, ()))]:
+    experiment.check(get_config(name, *arguments), devices=8)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variants_differ_and_no_other_exists(name):
+  made = [
+    json.dumps(config_lib.flatten(get_config(name, v)), sort_keys=True)
+    for v in VARIANTS[name]
+  ]
+  assert len(set(made)) == len(made)
+  with pytest.raises(ConfigError, match='choose one of'):
+    get_config(name, 'another')
+
+
+# What shrinking does.
+
+
+def test_shrinking_keeps_what_is_small_and_what_it_does_not_know():
+  config = digits(max_updates=2)
+  config.model.mlp.hidden_sizes = (8, 300)
+  config.learning_rate.base = 0.123
+  small = smoke.shrink(config)
+  assert small.max_updates == 2
+  assert small.model.mlp.hidden_sizes == (8, 16)
+  assert small.learning_rate.base == 0.123
+  assert config.model.mlp.hidden_sizes == (8, 300)
+
+
+def test_shrinking_twice_changes_nothing_more():
+  for name in CONFIGS:
+    once = smoke.shrink(get_config(name))
+    assert config_lib.flatten(smoke.shrink(once)) == config_lib.flatten(once)
+
+
+@pytest.mark.parametrize(
+  ('split', 'examples', 'expected'),
+  [
+    ('train', 65, 'train[0:64]'),
+    ('train', 64, 'train'),
+    ('train[:45000]', 45_000, 'train[0:64]'),
+    ('train[45000:]', 5000, 'train[45000:45064]'),
+    ('train[:90%]', 45_000, 'train[:90%]'),
+    ('train+test', 60_000, 'train+test'),
+  ],
+)
+def test_shorter_splits(split, examples, expected):
+  assert smoke.shorten(split, examples) == expected
+
+
+def test_a_rule_that_is_refused_is_refused_in_smoke_runs_too(tmp_path):
+  config = digits(**{'controller.adadamp.decay': 2.0}, smoke=True)
+  with pytest.raises(ConfigError, match='controller.adadamp'):
+    train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_damaged_set_is_not_replaced(tmp_path):
+  broken = tmp_path / 'cifar10' / '3.0.2'
+  broken.mkdir(parents=True)
+  (broken / 'dataset_info.json').write_text('no JSON')
+  (broken / 'features.json').write_text('{}')
+  config = digits(smoke=True)
+  config.data.name, config.data.data_dir = 'cifar10', str(tmp_path)
+  with pytest.raises(data.DatasetError, match='cannot be read'):
+    train(config, tmp_path / 'run')
