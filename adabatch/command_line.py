@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> list[str]:
     flags.FLAGS.config.keys()  # a file that is not there is reported here
   except flags.Error as error:
     # Of an error in a config's own code, what it says and not where it was.
-    message = ' '.join(str(error).split()).rpartition('ConfigError: ')[2]
+    message = ' '.join(str(error).split()).rpartition('Error: ')[2]
     sys.exit(f'error: {message}')
   except OSError as error:
     reason = str(error).splitlines()[-1].strip()

@@ -51,7 +51,7 @@ def default() -> Config:
   c.data.placement = 'auto'
   c.data.max_resident_bytes = 2_000_000_000  # of both splits, for 'auto'
   c.data.workers = placeholder(int)  # reading processes; 0: a thread; None: all
-  c.data.max_skipped = 100  # unreadable records; more of them stop the run
+  c.data.max_skipped = 100  # unreadable records an epoch; more stop the run
   c.data.mean = placeholder(tuple)  # of each channel, in [0, 1]; None: measured
   c.data.std = placeholder(tuple)  # likewise; None: measured
   c.data.crop_padding = 0  # pixels of padding of the random crop; 0: no crop

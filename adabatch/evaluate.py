@@ -12,10 +12,8 @@ from adabatch import data, feeds, gradient_noise, parallel, steps
 from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
-PIECES_IN_FLIGHT = 4
 
-
-class Chunks(NamedTuple):
+class Pieces(NamedTuple):
   """A split in pieces of one shape, as `steps.evaluation_step` takes them.
 
   Attributes:
@@ -34,9 +32,9 @@ class Chunks(NamedTuple):
   examples: int
 
 
-def resident_chunks(
+def resident_pieces(
   arrays: steps.Data, limit: int, mesh: Mesh, max_per_device: int
-) -> Chunks:
+) -> Pieces:
   """The first `limit` examples of arrays that lie on every device.
 
   Every example counts exactly once: the slots beyond the last are empty.
@@ -47,19 +45,19 @@ def resident_chunks(
   placed = [
     parallel.shard(row, mesh) for row in firsts.reshape(chunks, mesh.size)
   ]
-  return Chunks(
+  return Pieces(
     lambda: ((arrays, first) for first in placed), False, slots, limit, limit
   )
 
 
-def streamed_chunks(
+def streamed_pieces(
   split: Any,
   mesh: Mesh,
   max_per_device: int,
   *,
   workers: int,
   skipped: Callable[[int, str], None],
-) -> Chunks:
+) -> Pieces:
   """A whole split, read anew at each pass in the order in which it is stored.
 
   Args:
@@ -103,7 +101,7 @@ def streamed_chunks(
     finally:
       reader.close()
 
-  return Chunks(pieces, True, slots, slots, split.num_examples)
+  return Pieces(pieces, True, slots, slots, split.num_examples)
 
 
 class Evaluator:
@@ -111,6 +109,7 @@ class Evaluator:
 
   Attributes:
     examples: how many there are.
+    skipped: how many of them could not be read, the last time.
   """
 
   def __init__(
@@ -118,22 +117,22 @@ class Evaluator:
     model: nn.Module,
     task: Task,
     load: steps.Load,
-    chunks: Chunks,
+    pieces: Pieces,
     *,
     mesh: Mesh,
     backend: str,
     options: dict[str, Any] | None = None,
   ):
     """`load` makes a batch from data on the device."""
-    self._chunks, self._mesh, self._task = chunks, mesh, task
-    self.examples = chunks.examples
-    body = model, task, load, chunks.slots, chunks.limit
+    self._pieces, self._mesh, self._task = pieces, mesh, task
+    self.examples, self.skipped = pieces.examples, 0
+    body = model, task, load, pieces.slots, pieces.limit
 
     def program(body):
       return parallel.spmd(
         body,
         mesh,
-        layout=(False, False, chunks.sharded, False, True),
+        layout=(False, False, pieces.sharded, False, True),
         backend=backend,
         donate=(3,),
         options=options,
@@ -144,17 +143,26 @@ class Evaluator:
 
   def _sum(self, program: Callable[..., Any], state: TrainState, zeros: Any):
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
-    for number, (arrays, first) in enumerate(self._chunks.open(), start=1):
-      sums = program(state.params, state.model_state, arrays, sums, first)
-      # All pieces of a large split must not wait for the devices at once.
-      if self._chunks.sharded and number % PIECES_IN_FLIGHT == 0:
+    for arrays, first in self._pieces.open():
+      if self._pieces.sharded:
+        # Pieces of a large split must not pile up in the devices' memory: one
+        # is at work, and the next was read and sent meanwhile.
         jax.block_until_ready(sums)
+      sums = program(state.params, state.model_state, arrays, sums, first)
     return sums
+
+  def _count(self, weight: Any) -> None:
+    self.skipped = self.examples - round(float(weight))
+    if not weight > 0:
+      raise data.DatasetError(
+        f'none of the {self.examples} examples to be evaluated can be read'
+      )
 
   def metrics(self, state: TrainState) -> dict[str, float]:
     """What the task reports of the split."""
     zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
     sums, weight = jax.device_get(self._sum(self._metrics, state, zeros))
+    self._count(weight)
     # Device results come back sorted by name.
     names = self._task.metric_names
     means = {name: float(sums[name]) / float(weight) for name in names}
@@ -165,6 +173,7 @@ class Evaluator:
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.params)
     total, weight = self._sum(self._gradient, state, zeros)
     norm, weight = jax.device_get((gradient_noise.squared_norm(total), weight))
+    self._count(weight)
     return float(norm) / float(weight) ** 2
 
 
@@ -177,10 +186,10 @@ class Measurements:
   def __init__(
     self,
     needs: frozenset[str],
-    evaluator: Callable[[Chunks], Evaluator],
+    evaluator: Callable[[Pieces], Evaluator],
     *,
-    full: Callable[[], Chunks],
-    subset: Callable[[], Chunks],
+    full: Callable[[], Pieces],
+    subset: Callable[[], Pieces],
   ):
     """Makes only the evaluators that `needs` asks for.
 

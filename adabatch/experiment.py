@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError
 from adabatch.controllers import BatchSizeController
-from adabatch.inputs import Inputs, open_inputs
+from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.tasks import Task, classification, language_modelling
 
@@ -49,6 +48,7 @@ TASKS = {
   'classification': classification,
   'language_modelling': language_modelling,
 }
+LANGUAGE_MODELS = ('transformer', 'lstm')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -266,18 +266,36 @@ def _group_size(config: Config) -> int | None:
   return groups or None
 
 
-def make_model(config: Config, inputs: Inputs) -> nn.Module:
+def make_model(
+  config: Config, num_classes: int, end_of_document: int | None = None
+) -> nn.Module:
   """The network with its own table of parameters."""
   name, dtype = config.model.name, config.model.dtype
   make = choose(MODELS, name, 'model.name')
   parameters = dict(config.model[name])
-  if inputs.tokens_per_example is not None:
-    parameters['end_of_document'] = inputs.end_of_document
+  if (name in LANGUAGE_MODELS) != (config.task.name == 'language_modelling'):
+    raise ConfigError(
+      f'model.name={name!r} and task.name={config.task.name!r} do not go '
+      f'together: {" and ".join(LANGUAGE_MODELS)} are for language_modelling, '
+      'the others for classification'
+    )
+  if name in LANGUAGE_MODELS:
+    parameters['end_of_document'] = end_of_document
   return make(
-    num_classes=inputs.train.num_classes,
+    num_classes=num_classes,
     dtype=choose(DTYPES, dtype, 'model.dtype'),
     **parameters,
   )
+
+
+def check_model(
+  config: Config, model: nn.Module, example: jax.ShapeDtypeStruct
+) -> None:
+  """Refuses a network that cannot be made, or not for such inputs."""
+  with _refusing(f'model.{config.model.name}'):
+    jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), example
+    )
 
 
 def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:
@@ -316,6 +334,17 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.min_area': SHARE,
   'data.vocab_size': COUNT,
   'data.sequence_length': COUNT,
+  'model.strided_cnn.batch_norm_group': NATURAL,
+  'model.cifar_resnet.batch_norm_group': NATURAL,
+  'model.resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.dropout_rate': FRACTION,
+  'model.densenet.batch_norm_group': NATURAL,
+  'model.densenet.dropout_rate': FRACTION,
+  'model.vgg.batch_norm_group': NATURAL,
+  'model.vgg.dropout_rate': FRACTION,
+  'model.transformer.dropout_rate': FRACTION,
+  'model.lstm.dropout_rate': FRACTION,
   'optimizer.momentum': FRACTION,
   'optimizer.beta1': FRACTION,
   'optimizer.beta2': FRACTION,
@@ -375,6 +404,11 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     # Compiles ten times faster, which is most of such a run.
     options['xla_backend_optimization_level'] = 0
   if config.model.dtype == 'bfloat16':
+    if config.parallel.backend == 'pmap':
+      raise ConfigError(
+        'model.dtype=bfloat16 on a CPU needs a compiler option that '
+        "parallel.backend='pmap' does not take: use shard_map or float32"
+      )
     # These fusions return NaN for some products of bfloat16 (JAX 0.10, 0.12).
     options['xla_cpu_experimental_ynn_fusion_type'] = ''
   return options
@@ -407,15 +441,17 @@ def check(config: Config, devices: int) -> None:
   make_ladder(config, devices)
   make_controller(config, 1)
   make_optimizer(config, 1)
+  if config.task.name == 'language_modelling':
+    # Known without the text, which may take long to turn into tokens.
+    row = jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.int32)
+    check_model(config, make_model(config, config.data.vocab_size), row)
 
 
 def build(
   config: Config,
   devices: Sequence[Any] | None = None,
   splits: tuple[data.Split, data.Split] | None = None,
-  *,
-  cache_dir: str | os.PathLike[str] | None = None,
-  writer: bool = True,
+  cache: TextCache | None = None,
 ) -> Experiment:
   """Checks the whole config and makes the parts of the run.
 
@@ -424,8 +460,7 @@ def build(
     devices: devices to use; None for all of all processes.
     splits: training and evaluation split of a caller's own arrays
       (`data.from_arrays`); None to load what `config.data` names.
-    cache_dir: where the tokens of a text set are kept.
-    writer: whether this process makes them; the others wait for them.
+    cache: for the tokens of a text set.
 
   Raises:
     ConfigError: for anything that cannot be run, in one line.
@@ -435,14 +470,11 @@ def build(
   # Before the data is read: a wrong name must not cost minutes.
   check(config, mesh.size)
   task, ladder = make_task(config), make_ladder(config, mesh.size)
-  inputs = open_inputs(config, splits, cache_dir=cache_dir, writer=writer)
+  inputs = open_inputs(config, splits, cache)
   num_examples = inputs.train.num_examples
-  with _refusing(f'model.{config.model.name}'):
-    model = make_model(config, inputs)
-    example = network_input(task, inputs)
-    jax.eval_shape(
-      lambda x: model.init(jax.random.key(0), x, train=False), example
-    )
+  example = network_input(task, inputs)
+  model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
+  check_model(config, model, example)
   controller = make_controller(config, num_examples)
   tx = make_optimizer(config, num_examples)
   total_examples = round(config.epochs * num_examples)

@@ -8,7 +8,7 @@ the data, so training is the same with either.
 import bisect
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -107,7 +107,13 @@ class Window:
     """Copies the examples from `start` on into arrays [n, ...]."""
     n = len(next(iter(out.values())))
     while self._end < start + n:
-      chunk = next(self._chunks)
+      try:
+        chunk = next(self._chunks)
+      # What a full disk, a full memory and a killed process make of it.
+      except (OSError, RuntimeError, MemoryError) as error:
+        raise data.DatasetError(
+          f'reading the data failed: {" ".join(str(error).split())}'
+        ) from error
       for record, reason in chunk.skipped:
         self._skipped(record, reason)
       self._kept.append(chunk.arrays)
@@ -153,9 +159,10 @@ class StreamingFeed:
   """A split that is read while it is trained on.
 
   Process h of H reads every H-th example and gives them to its own devices, in
-  the order of positions. While an update runs, the next batch is assembled and
-  sent to the devices in a thread, as if it were of the same size; if it is not,
-  it is assembled anew from what was read.
+  the order of positions; so a BatchNorm group is of one process's examples, and
+  which they are depends on H. While an update runs, the next batch is assembled
+  and sent to the devices in a thread, as if it were of the same size; if it is
+  not, it is assembled anew from what was read.
 
   Attributes as for `ResidentFeed`; `data` is None, each batch has its own.
   """
@@ -254,11 +261,11 @@ class StreamingFeed:
   def _assemble(self, position: int, bucket: Bucket, batch_size: int) -> Future:
     """Starts to assemble the batch at a position."""
     window, stride = self._window, self.place_stride
-    first = self._origin + (jax.process_index() - self._origin) % stride
 
     def read(position: int) -> int:
-      """How many of this process's examples lie before a position."""
-      return max(-(-(position - first) // stride), 0)
+      """How many examples this process reads before a position."""
+      here = jax.process_index()
+      return len(data.process_positions(self._origin, position, here, stride))
 
     def work() -> steps.Data:
       start, stop = read(position), read(position + batch_size)
@@ -278,6 +285,9 @@ class StreamingFeed:
 
   def _close_stream(self) -> None:
     """Stops reading."""
+    if self._ahead is not None:
+      # Nobody may wait for a chunk while the reader is closed.
+      wait([self._ahead[1]])
     chunks, self._chunks = self._chunks, None
     self._window = self._ahead = None  # what they hold lies in shared memory
     if chunks is not None:

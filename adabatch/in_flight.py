@@ -20,7 +20,7 @@ class Dispatched(NamedTuple):
     update, examples: done before them.
     count: how many they are.
     nominal, plan: of each of them.
-    reports: float32 [at least count, 6], a row of StepSignals for each.
+    reports: float32 [at least count, 7], a row of StepSignals for each.
   """
 
   update: int

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ class Inputs(NamedTuple):
     load: makes a batch for evaluation.
     tokens_per_example: predicted ones, of text; None for images.
     end_of_document: a token, of text.
+    skipped_documents: of text, those that could not be read: split, number and
+      reason of each.
   """
 
   train: Any
@@ -40,14 +43,25 @@ class Inputs(NamedTuple):
   load: steps.Load
   tokens_per_example: int | None = None
   end_of_document: int | None = None
+  skipped_documents: tuple[str, ...] = ()
+
+
+class TextCache(NamedTuple):
+  """Where the tokens of a text set are kept.
+
+  Attributes:
+    directory: writer -> the directory, made if it is the writer who asks.
+    writer: whether this process makes the tokens; the others wait for them.
+  """
+
+  directory: Callable[[bool], pathlib.Path]
+  writer: bool
 
 
 def open_inputs(
   config: Config,
-  splits: tuple[data.Split, data.Split] | None = None,
-  *,
-  cache_dir: str | os.PathLike[str] | None = None,
-  writer: bool = True,
+  splits: tuple[Any, Any] | None = None,
+  cache: TextCache | None = None,
 ) -> Inputs:
   """Opens what `config.data` names.
 
@@ -55,8 +69,7 @@ def open_inputs(
     config: the whole config.
     splits: training and evaluation split of the caller's own; None to open
       what the config names.
-    cache_dir: where the tokens of a text set are kept.
-    writer: whether this process makes them; the others wait for them.
+    cache: for the tokens of a text set.
 
   Raises:
     ConfigError: for settings that do not fit the data.
@@ -73,16 +86,16 @@ def open_inputs(
     config, splits = smoke.open_splits(config)
     d = config.data
   if splits is None:
-    splits = (
-      _open_text(config, cache_dir, writer) if text else _open_images(config)
-    )
+    splits = _open_text(config, cache) if text else _open_images(config)
   train, evaluation = splits
-  end_of_document = getattr(train, 'end_of_document', None)
-  if text and d.placement != 'streaming' and _fits(config, splits):
-    train, evaluation = (
-      s if isinstance(s, data.Split) else s.resident() for s in splits
-    )
-  streaming = not isinstance(train, data.Split) or d.placement == 'streaming'
+  end_of_document, skipped = None, ()
+  if isinstance(train, data.TokenRows):
+    end_of_document = train.end_of_document
+    skipped = _skipped_documents(config, splits)
+    if _lies_on_devices(config, splits):
+      train, evaluation = (rows.resident() for rows in splits)
+  resident = all(isinstance(s, data.Split) for s in (train, evaluation))
+  streaming = not resident or d.placement == 'streaming'
   if text:
     _check_text(train, evaluation)
     return Inputs(
@@ -94,11 +107,18 @@ def open_inputs(
       load=gather,
       tokens_per_example=train.shapes['tokens'].shape[0] - 1,
       end_of_document=end_of_document,
+      skipped_documents=skipped,
     )
   _check_images(train, evaluation, d.crop_padding)
   statistics = _statistics(config, train)
-  # A stream of cropped squares is augmented where it is decoded.
-  cropped = getattr(train, 'image_size', None) is not None
+  # A stream of squares cut at random is augmented where it is decoded.
+  cropped = isinstance(train, data.ImageRecords) and train.cropped
+  if cropped and d.crop_padding:
+    raise ConfigError(
+      f'data.crop_padding={d.crop_padding} is for images of one size, those of '
+      f"'{d.name}' are cropped by data.image_size and data.min_area: set it to "
+      '0'
+    )
   return Inputs(
     train,
     evaluation,
@@ -107,7 +127,7 @@ def open_inputs(
     load_train=make_load(
       statistics,
       seed=config.seed,
-      padding=0 if cropped else d.crop_padding,
+      padding=d.crop_padding,
       flip=d.flip and not cropped,
     ),
     load=make_load(statistics),
@@ -132,6 +152,7 @@ def _open_images(config: Config) -> tuple[Any, Any]:
           split,
           d.data_dir,
           seed=config.seed,
+          flip=d.flip,
           image_size=None if one_size else d.image_size,
           eval_resize=d.eval_resize,
           min_area=d.min_area,
@@ -143,12 +164,13 @@ def _open_images(config: Config) -> tuple[Any, Any]:
   return train, evaluation
 
 
-def _open_text(
-  config: Config, cache_dir: str | os.PathLike[str] | None, writer: bool
-) -> tuple[Any, Any]:
+def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
   d = config.data
-  if cache_dir is None:
-    raise ConfigError('text needs a directory for its tokens: give cache_dir')
+  if cache is None:
+    raise ConfigError('a text set needs a directory for its tokens')
+  for split in (d.train_split, d.eval_split):
+    data.find_split(d.name, split, d.data_dir)  # before anything is written
+  directory = cache.directory(cache.writer)
   rows = [
     data.open_text(
       d.name,
@@ -157,24 +179,43 @@ def _open_text(
       tokenizer=d.tokenizer,
       vocab_size=d.vocab_size,
       sequence_length=d.sequence_length,
-      cache_dir=cache_dir,
+      cache_dir=directory,
       train_split=d.train_split,
-      writer=writer,
+      writer=cache.writer,
     )
     for split in (d.train_split, d.eval_split)
   ]
   return rows[0], rows[1]
 
 
-def _fits(config: Config, splits: tuple[Any, Any]) -> bool:
+def _skipped_documents(
+  config: Config, splits: tuple[Any, Any]
+) -> tuple[str, ...]:
+  d = config.data
+  skipped = tuple(
+    f'{number} of {name}: {reason}'
+    for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
+    for number, reason in split.skipped
+  )
+  if len(skipped) > d.max_skipped:
+    raise data.DatasetError(
+      f'{len(skipped)} documents could not be read (the first: {skipped[0]}), '
+      f'data.max_skipped={d.max_skipped} are allowed: repair the data set, or '
+      'raise the limit'
+    )
+  return skipped
+
+
+def _lies_on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
   """Whether both splits are to lie on every device."""
+  if config.data.placement != 'auto':
+    return config.data.placement == 'resident'
   size = sum(
     split.num_examples * math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
     for split in splits
     for shape in split.shapes.values()
   )
-  d = config.data
-  return d.placement == 'resident' or size <= d.max_resident_bytes
+  return size <= config.data.max_resident_bytes
 
 
 def _workers(workers: int | None) -> int:
@@ -192,6 +233,11 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
       raise ConfigError(
         f'data.{key}={tuple(values.tolist())} must have {channels} numbers, '
         'one for each channel'
+      )
+    if key == 'std' and values is not None and not (values > 0).all():
+      raise ConfigError(
+        f'data.std={tuple(values.tolist())} must be above 0: values are '
+        'divided by it'
       )
   mean, std = given
   if mean is None or std is None:

@@ -2,13 +2,13 @@
 
 import copy
 import re
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import numpy as np
 
 from adabatch import config as config_lib
-from adabatch import data
+from adabatch import data, parallel
 from adabatch.config import Config
 
 # Largest values; of a tuple, of each entry. Smaller ones stay.
@@ -122,13 +122,11 @@ def shorten(split: str, examples: int) -> str:
 
 def open_splits(
   config: Config,
-  say: Callable[[str], None] = print,
 ) -> tuple[Config, tuple[data.Split, data.Split] | None]:
   """The shortened splits of a set, or made-up ones.
 
   Args:
     config: the shrunk config.
-    say: is told if the data is made up.
 
   Returns:
     The config with shorter splits, and None; or made-up training and evaluation
@@ -146,7 +144,11 @@ def open_splits(
       for split in (d.train_split, d.eval_split)
     ]
   except data.NotPrepared:
-    say(f'smoke: {d.name} is not prepared, so data of its shape is made up')
+    if parallel.is_first_process():
+      print(
+        f'smoke: {d.name} is not prepared, so data of its shape is made up',
+        file=sys.stderr,
+      )
     text = config.task.name == 'language_modelling'
     make = _made_up_text if text else _made_up_images
     return config, (make(config, 0), make(config, 1))

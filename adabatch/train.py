@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,15 +25,16 @@ from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.decisions import Decisions
 from adabatch.evaluate import (
-  Chunks,
   Evaluator,
   Measurements,
-  resident_chunks,
-  streamed_chunks,
+  Pieces,
+  resident_pieces,
+  streamed_pieces,
 )
 from adabatch.experiment import Experiment, build, check
 from adabatch.feeds import ResidentFeed, StreamingFeed
 from adabatch.in_flight import Dispatched, InFlight, Update
+from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
@@ -105,7 +106,6 @@ class Run:
     self.config, self.experiment, self.workdir = config, experiment, workdir
     self.stop = stop
     self.stopping = False
-    self.unreadable: set[int] = set()
     self.writes = jax.process_index() == 0
     self.console = Console(experiment.total_examples, enabled=self.writes)
     self.checkpoints: Checkpoints | None = None
@@ -120,11 +120,18 @@ class Run:
     # updates at once could wait for each other for ever.
     self.most_in_flight = 1 if jax.default_backend() == 'cpu' else 8
     e, mesh, inputs = experiment, experiment.mesh, experiment.inputs
+    if inputs.streaming:
+      # Each of them holds a batch in the devices' memory.
+      self.most_in_flight = min(self.most_in_flight, 2)
     order = data.Order(inputs.train.num_examples, config.seed)
     workers = inputs.workers
     if inputs.streaming:
       feed = StreamingFeed(
-        inputs.train, order, mesh, workers=workers, skipped=self.skipped
+        inputs.train,
+        order,
+        mesh,
+        workers=workers,
+        skipped=self.skipped_in(config.data.train_split),
       )
     else:
       feed = ResidentFeed(inputs.train, order, mesh)
@@ -134,7 +141,7 @@ class Run:
       e.tx,
       inputs.load_train,
       feed,
-      inputs=e.network_input,
+      network_input=e.network_input,
       seed=config.seed,
       mesh=mesh,
       backend=config.parallel.backend,
@@ -148,12 +155,12 @@ class Run:
     self.num_examples = inputs.train.num_examples
     self.fingerprint = inputs.train.fingerprint
 
-    def evaluator(chunks: Chunks) -> Evaluator:
+    def evaluator(pieces: Pieces) -> Evaluator:
       return Evaluator(
         e.model,
         e.task,
         inputs.load,
-        chunks,
+        pieces,
         mesh=mesh,
         backend=config.parallel.backend,
         options=e.compiler_options,
@@ -161,20 +168,20 @@ class Run:
 
     most = config.eval.max_per_device
 
-    def resident(arrays: steps.Data, examples: int) -> Chunks:
-      return resident_chunks(arrays, examples, mesh, most)
+    def resident(arrays: steps.Data, examples: int) -> Pieces:
+      return resident_pieces(arrays, examples, mesh, most)
 
-    def streamed(split: Any) -> Chunks:
-      return streamed_chunks(
-        split, mesh, most, workers=workers, skipped=self.skipped
+    def streamed(split: Any, name: str) -> Pieces:
+      return streamed_pieces(
+        split, mesh, most, workers=workers, skipped=self.skipped_in(name)
       )
 
-    def full() -> Chunks:
+    def full() -> Pieces:
       if inputs.streaming:
-        return streamed(inputs.train)
+        return streamed(inputs.train, config.data.train_split)
       return resident(feed.data, self.num_examples)
 
-    def subset() -> Chunks:
+    def subset() -> Pieces:
       # Drawn, because some data sets are sorted by class.
       size = min(config.controller.subset_size, self.num_examples)
       rng = np.random.Generator(np.random.Philox(config.seed))
@@ -196,7 +203,7 @@ class Run:
     )
     evaluation = inputs.evaluation
     self.evaluator = evaluator(
-      streamed(evaluation)
+      streamed(evaluation, config.data.eval_split)
       if inputs.streaming
       else resident(
         parallel.replicate(evaluation.arrays, mesh), evaluation.num_examples
@@ -224,11 +231,35 @@ class Run:
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
 
-  def skipped(self, record: int, reason: str) -> None:
-    """Tells once of a record of this process's share that cannot be read."""
-    if record not in self.unreadable:
-      self.unreadable.add(record)
-      self.console.warn(f'skipped record {record}: {reason}')
+  def skipped_in(self, split: str) -> Callable[[int, str], None]:
+    """Tells once of each record of this process's share that is unreadable."""
+    told = set()
+
+    def skipped(record: int, reason: str) -> None:
+      if record not in told:
+        told.add(record)
+        self.console.warn(f'skipped record {record} of {split}: {reason}')
+
+    return skipped
+
+  def check_skipped(self, skipped: int, split: str, examples: int) -> None:
+    """Refuses more unreadable records than the config allows.
+
+    Args:
+      skipped: how often one was met.
+      split: in which split.
+      examples: among how many examples; each epoch has its own allowance.
+
+    Raises:
+      data.DatasetError: in one line.
+    """
+    limit = self.config.data.max_skipped
+    if skipped > limit * max(1, -(-examples // self.num_examples)):
+      raise data.DatasetError(
+        f'{skipped} records of {split} could not be read, '
+        f'data.max_skipped={limit} are allowed in an epoch: repair the data '
+        'set or raise the limit, and the run goes on from its last checkpoint'
+      )
 
   def count_skipped(self, done: Update) -> None:
     """Every process counts the same: the weights were summed over devices.
@@ -241,13 +272,9 @@ class Run:
       return  # rows of text have weights of their own
     missing = done.plan.batch_size - round(done.report.weight)
     self.progress.skipped_records += missing
-    limit = self.config.data.max_skipped
-    if self.progress.skipped_records > limit:
-      raise data.DatasetError(
-        f'{self.progress.skipped_records} records could not be read by update '
-        f'{done.update}, data.max_skipped={limit} are allowed: repair the data '
-        'set or raise the limit, and the run goes on from its last checkpoint'
-      )
+    self.check_skipped(
+      self.progress.skipped_records, self.config.data.train_split, done.examples
+    )
 
   def log(self, done: Update) -> None:
     if self.writer is None or done.examples <= self.logged[0]:
@@ -267,6 +294,8 @@ class Run:
   def evaluate(self) -> None:
     progress, split = self.progress, self.config.data.eval_split
     metrics = self.evaluator.metrics(self.updates.state)
+    if not self.experiment.inputs.tokens_per_example:
+      self.check_skipped(self.evaluator.skipped, split, 1)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
     progress.next_evaluation = next_multiple(progress.examples, span)
@@ -322,7 +351,7 @@ class Run:
     progress, config = self.progress, self.config
     examples = min(progress.next_evaluation, self.experiment.total_examples)
     limits = [
-      config.updates_per_call,
+      self.updates.updates_per_call,
       math.ceil((examples - progress.examples) / batch_size),
       config.checkpoint.every_updates
       - progress.update % config.checkpoint.every_updates,
@@ -431,6 +460,8 @@ class Run:
     self.logged = (self.progress.examples, self.progress.seconds)
     self.in_flight = InFlight(self.clock)
     self.updates.feed.start(self.progress.examples)
+    for document in self.experiment.inputs.skipped_documents:
+      self.console.say(f'skipped document {document}')
     self.console.start(self.progress.examples)
 
   def open_checkpoints(self) -> Checkpoints:
@@ -472,7 +503,8 @@ class Run:
       'stall_seconds': cache.stall_seconds,
       'input_wait_seconds': self.updates.feed.wait_seconds,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
-      'skipped_records': progress.skipped_records,
+      'skipped_records': progress.skipped_records
+      + len(self.experiment.inputs.skipped_documents),
       'final': progress.final,
       'best': progress.best,
       'target': {
@@ -527,14 +559,12 @@ def train(
     config = shrink(config)
   files = Workdir(workdir)
   files.check(config)
-  experiment = build(
-    config,
-    devices,
-    splits,
-    cache_dir=files.path / 'text',
-    writer=parallel.is_first_process(),
-  )
-  run = Run(config, experiment, files, stop)
+  cache = TextCache(files.text_directory, parallel.is_first_process())
+  try:
+    run = Run(config, build(config, devices, splits, cache), files, stop)
+  except BaseException:
+    files.unlock()  # which a text set has locked
+    raise
   try:
     with stop_on_signals(stop):
       run.start()

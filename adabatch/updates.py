@@ -38,7 +38,7 @@ class Updates:
     load: steps.Load,
     feed: ResidentFeed | StreamingFeed,
     *,
-    inputs: Any,
+    network_input: Any,
     seed: int,
     mesh: Mesh,
     backend: str,
@@ -50,7 +50,7 @@ class Updates:
     """Initialises the state; see `steps.train_step` for most arguments.
 
     Args:
-      inputs: shape and dtype of a batch of one of the network's inputs.
+      network_input: shape and dtype of a batch of one of its inputs.
       keep_gradient: whether to carry the previous gradient in the state, for
         the differenced noise estimate.
       options: for the compiler.
@@ -66,7 +66,7 @@ class Updates:
     self.cache = StepCache(self._lower)
 
     def create(rng):
-      example = np.zeros(inputs.shape, inputs.dtype)
+      example = np.zeros(network_input.shape, network_input.dtype)
       return train_state.create(
         model, example, tx, rng, keep_gradient=keep_gradient
       )

@@ -1,9 +1,11 @@
 """The directory of one run: whose it is, and the files that sum it up."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from adabatch import config as config_lib
@@ -100,10 +102,32 @@ class Workdir:
     Raises:
       ConfigError: if it cannot be written.
     """
-    try:
+    with self._writing():
       self.path.mkdir(parents=True, exist_ok=True)
       self.lock()
       write_json(self._config_path(), config.to_dict())
+
+  def text_directory(self, writer: bool) -> pathlib.Path:
+    """The directory for the tokens of a text.
+
+    Args:
+      writer: whether to create it, and keep other runs out.
+
+    Raises:
+      ConfigError: if it cannot be written, or another run is at work.
+    """
+    text = self.path / 'text'
+    if writer:
+      with self._writing():
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        text.mkdir(exist_ok=True)
+    return text
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
     except OSError as error:
       raise ConfigError(
         f'cannot write to workdir {self.path} ({error.strerror}): choose '

@@ -47,6 +47,7 @@ def get_config(variant='8k'):
   c.data.name = 'imagenet2012'
   c.data.train_split = 'train'
   c.data.eval_split = 'validation'
+  c.data.flip = True
   c.data.mean = (0.485, 0.456, 0.406)
   c.data.std = (0.229, 0.224, 0.225)
   c.model.name = 'resnet'
@@ -70,8 +71,7 @@ def get_config(variant='8k'):
   c.checkpoint.every_updates = 2000
   if optimizer == 'lars':
     c.task.label_smoothing = 0.1
-    c.learning_rate.base = 10.0
-    c.learning_rate.scaling = 'none'
+    c.learning_rate.base = 0.3125  # times 32 at B = 8192
     c.learning_rate.decay.name = 'polynomial'
     c.learning_rate.decay.power = 2.0
   return c

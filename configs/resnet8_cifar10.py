@@ -21,17 +21,18 @@ def get_config():
   c.model.cifar_resnet.batch_norm_group = 0
   c.optimizer.name = 'nesterov'
   c.optimizer.momentum = 0.9
-  c.learning_rate.base = 0.02
+  c.learning_rate.base = 0.05
   c.learning_rate.reference_batch_size = 64
-  c.learning_rate.warmup.kind = 'none'
+  c.learning_rate.scaling = 'sqrt'
   c.learning_rate.decay.name = 'linear'
   c.learning_rate.decay.final = 0.05
   c.controller.name = 'adadamp'
   c.controller.adadamp.loss_source = 'ema'
-  c.controller.initial_batch_size = 64
-  c.controller.max_batch_size = 512
+  c.controller.initial_batch_size = 32
+  c.controller.max_batch_size = 256
   c.controller.every = 20
   c.buckets.max_per_device = 256
+  c.buckets.rounding = 'nearest'
   c.target.metric = 'accuracy'
   c.target.value = 0.70
   return c

@@ -35,8 +35,6 @@ def get_config():
   c.learning_rate.base = 3e-3
   c.learning_rate.reference_batch_size = 16
   c.learning_rate.scaling = 'sqrt'
-  c.learning_rate.warmup.kind = 'gradual'
-  c.learning_rate.warmup.epochs = 0.2
   c.learning_rate.decay.name = 'cosine'
   c.learning_rate.decay.final = 0.05
   c.controller.name = 'adadamp'

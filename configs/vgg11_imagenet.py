@@ -22,6 +22,7 @@ def get_config():
   c.data.name = 'imagenet2012'
   c.data.train_split = 'train'
   c.data.eval_split = 'validation'
+  c.data.flip = True
   c.data.mean = (0.485, 0.456, 0.406)
   c.data.std = (0.229, 0.224, 0.225)
   c.model.name = 'vgg'

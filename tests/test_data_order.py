@@ -126,17 +126,16 @@ def test_processes_partition_the_positions(processes, span):
     process_positions(*span, process=h, processes=processes)
     for h in range(processes)
   ]
-  assert sorted(np.concatenate(parts).tolist()) == list(range(*span))
+  assert sorted(p for part in parts for p in part) == list(range(*span))
   for process, part in enumerate(parts):
-    assert all(p % processes == process for p in part.tolist())
-    assert part.dtype == np.int64
+    assert all(p % processes == process for p in part)
 
 
 def test_a_process_stream_does_not_depend_on_batch_sizes():
   for cuts in ([0, 100], [0, 1, 2, 50, 100], [0, 33, 66, 100]):
     ranges = zip(cuts[:-1], cuts[1:], strict=True)
     stream = [process_positions(a, b, 1, 3) for a, b in ranges]
-    assert np.concatenate(stream).tolist() == list(range(1, 100, 3))
+    assert [p for part in stream for p in part] == list(range(1, 100, 3))
 
 
 @pytest.mark.parametrize(

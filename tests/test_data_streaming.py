@@ -316,7 +316,7 @@ def test_positions_and_their_examples(processes, chunk, start):
     expected = order.process_positions(start, 41, process, processes)
     np.testing.assert_array_equal(arrays['position'], expected)
     np.testing.assert_array_equal(
-      arrays['index'], order.indices(followed, expected)
+      arrays['index'], order.indices(followed, np.array(expected, np.int64))
     )
     assert skipped == ()
     assert all(length == chunk for length in lengths[:-1])

@@ -126,7 +126,8 @@ def test_records_that_cannot_be_read_do_not_count(
   assert summary['skipped_records'] == 2
   told = capfd.readouterr().err
   for record in bad:
-    assert told.count(f'skipped record {record}: made unreadable') == 1
+    line = f'skipped record {record} of train: made unreadable\n'
+    assert told.count(line) == 1
   # At the initial parameters, which are those of any other run.
   rest = np.setdiff1d(np.arange(16), [2, 9])
   apart = {
@@ -156,17 +157,17 @@ def test_records_that_cannot_be_read_do_not_count(
 def test_too_many_of_them_stop_the_run(splits, tmp_path):
   whole, evaluation = splits
   damaged = Damaged(whole, epoch(whole)[10:300:10].tolist())
-  overrides = {'epochs': 1.0, 'checkpoint.every_updates': 1}
+  overrides = {'epochs': 2.0, 'checkpoint.every_updates': 1}
   overrides['controller.name'] = 'constant'
   with pytest.raises(data.DatasetError, match='data.max_skipped=5 are allowed'):
     run(tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 5})
-  # A higher limit, and it goes on; nothing is counted twice.
+  # A higher limit, and it goes on; nothing is counted twice. Each epoch has its
+  # own allowance: the second meets the same records again.
   summary = run(
-    tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 500}
+    tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 29}
   )
   assert summary['status'] == 'completed'
-  # Two updates may be on their way when the limit is seen to be passed.
-  assert summary['skipped_records'] == 29
+  assert summary['skipped_records'] == 2 * 29
 
 
 def test_evaluation_skips_them_too(splits, tmp_path):
@@ -182,6 +183,32 @@ def test_evaluation_skips_them_too(splits, tmp_path):
   assert a['accuracy'] == pytest.approx(b['accuracy'], rel=1e-6)
 
 
+def test_an_evaluation_of_nothing_is_refused(splits, tmp_path):
+  whole, evaluation = splits
+  nothing = Damaged(evaluation, range(evaluation.num_examples))
+  with pytest.raises(data.DatasetError, match='none of the 359 examples'):
+    run(tmp_path, (whole, nothing), max_updates=1)
+
+
+def test_too_many_in_an_evaluation_stop_the_run(splits, tmp_path):
+  whole, evaluation = splits
+  damaged = Damaged(evaluation, range(6))
+  with pytest.raises(data.DatasetError, match='6 records of validation'):
+    run(tmp_path, (whole, damaged), max_updates=1, **{'data.max_skipped': 5})
+
+
+def test_a_stream_is_read_update_by_update(splits, tmp_path):
+  """Whatever `updates_per_call` says."""
+  for per_call in (1, 20):
+    run(
+      tmp_path / str(per_call),
+      splits,
+      max_updates=30,
+      updates_per_call=per_call,
+    )
+  assert column(tmp_path / '1', 'loss') == column(tmp_path / '20', 'loss')
+
+
 def test_a_reader_that_fails_ends_the_run(splits, tmp_path):
   class Broken(Damaged):
     def read(self, indices, positions=None):
@@ -190,5 +217,5 @@ def test_a_reader_that_fails_ends_the_run(splits, tmp_path):
       return super().read(indices, positions)
 
   whole, evaluation = splits
-  with pytest.raises(OSError, match='the disk is gone'):
+  with pytest.raises(data.DatasetError, match='failed: .*the disk is gone'):
     run(tmp_path, (Broken(whole, []), evaluation))

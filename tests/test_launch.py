@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -395,3 +397,52 @@ def test_compiled_programs_are_kept(tmp_path):
     for name in ('first', 'second')
   ]
   assert losses[0] == losses[1]
+
+
+def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
+  """The whole group gets the signal; the run writes a checkpoint and goes on
+  later where it was."""
+  command = [
+    sys.executable,
+    'launch.py',
+    '--config=configs/digits_mlp.py',
+    '--config.data.placement=streaming',
+    '--config.data.workers=1',
+    '--config.epochs=1000.0',
+    '--config.controller.name=constant',
+    '--config.log.every_updates=1',
+    f'--workdir={tmp_path}',
+  ]
+  process = subprocess.Popen(
+    command,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / 'metrics.jsonl'
+    while not metrics.exists() or metrics.read_bytes().count(b'\n') < 300:
+      assert time.monotonic() < deadline
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+  finally:
+    process.kill()
+  assert process.returncode == 130, err
+  assert 'preempted' in out
+  assert 'Traceback' not in err
+  done = summary(tmp_path)['updates']
+  again = subprocess.run(
+    [*command, '--config.data.workers=0', f'--config.max_updates={done}'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  # The number of workers may change, the length of the run may not.
+  assert 'max_updates' in again.stderr
+  assert 'data.workers' not in again.stderr

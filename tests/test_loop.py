@@ -322,10 +322,10 @@ def test_what_is_evaluated_on(tmp_path, monkeypatch):
   """The evaluation split to report, the training split to decide."""
   made = []
 
-  def make(model, task, load, chunks, **_):
-    arrays, _ = next(chunks.open())
+  def make(model, task, load, pieces, **_):
+    arrays, _ = next(pieces.open())
     images = np.asarray(arrays['image'])
-    assert (len(images), chunks.slots) == (chunks.examples, 7)
+    assert (len(images), pieces.slots) == (pieces.examples, 7)
     made.append((images, np.asarray(arrays['label'])))
 
   monkeypatch.setattr(train_lib, 'Evaluator', make)

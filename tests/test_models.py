@@ -319,7 +319,7 @@ def trained(devices, max_per_device, backend):
     optim.make_optimizer('sgd', lambda examples, batch_size: 0.1),
     load,
     ResidentFeed(split, data.Order(70, 0), mesh),
-    inputs=np.zeros((1, 6, 6, 1), np.float32),
+    network_input=np.zeros((1, 6, 6, 1), np.float32),
     seed=0,
     mesh=mesh,
     backend=backend,

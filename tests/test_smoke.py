@@ -74,7 +74,7 @@ def test_config_without_its_data(name, tmp_path, capfd):
   config.data.data_dir = str(tmp_path / 'nothing')
   check_run(config, tmp_path / 'run')
   assert 'is not prepared, so data of its shape is made up' in (
-    capfd.readouterr().out
+    capfd.readouterr().err
   )
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from adabatch import buckets, data, optim, parallel, tasks, train_state
-from adabatch.evaluate import Evaluator, Measurements, resident_chunks
+from adabatch.evaluate import Evaluator, Measurements, resident_pieces
 from adabatch.feeds import ResidentFeed
 from adabatch.updates import Updates
 
@@ -63,7 +63,7 @@ def make_updates(split, devices, *, per_call=1, backend='shard_map', seed=3):
     optim.make_optimizer('momentum', rule, momentum=MOMENTUM),
     load,
     ResidentFeed(split, data.Order(EXAMPLES, seed), mesh),
-    inputs=split.arrays['image'][:1],
+    network_input=split.arrays['image'][:1],
     seed=seed,
     mesh=mesh,
     backend=backend,
@@ -239,7 +239,7 @@ def test_evaluation_equals_numpy(
     Regression(),
     tasks.classification(SMOOTHING),
     load,
-    resident_chunks(
+    resident_pieces(
       parallel.replicate(split.arrays, mesh), limit, mesh, max_per_device
     ),
     mesh=mesh,
@@ -280,9 +280,9 @@ def test_measurements_cost_what_they_evaluate():
   def measure(*needs):
     made = []
 
-    def evaluator(chunks):
-      made.append(chunks[0])
-      return Fake(*chunks)
+    def evaluator(pieces):
+      made.append(pieces[0])
+      return Fake(*pieces)
 
     measurements = Measurements(
       frozenset(needs),

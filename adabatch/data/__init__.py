@@ -6,7 +6,7 @@ from adabatch.data.augment import (
   random_crop_flip,
   to_float,
 )
-from adabatch.data.order import Order, take
+from adabatch.data.order import Order, process_positions, take
 from adabatch.data.resident import (
   EMBEDDED,
   Split,
@@ -14,8 +14,13 @@ from adabatch.data.resident import (
   from_arrays,
   load,
 )
-from adabatch.data.streaming import Chunk, open_images, read_chunks
-from adabatch.data.text import open_text
+from adabatch.data.streaming import (
+  Chunk,
+  ImageRecords,
+  open_images,
+  read_chunks,
+)
+from adabatch.data.text import TokenRows, open_text
 from adabatch.data.tfds_records import (
   DatasetError,
   NotPrepared,
@@ -29,9 +34,11 @@ __all__ = [
   'ByteTokenizer',
   'Chunk',
   'DatasetError',
+  'ImageRecords',
   'NotPrepared',
   'Order',
   'Split',
+  'TokenRows',
   'channel_statistics',
   'find_images',
   'find_split',
@@ -41,6 +48,7 @@ __all__ = [
   'open_text',
   'position_halves',
   'position_keys',
+  'process_positions',
   'random_crop_flip',
   'read_chunks',
   'take',

@@ -146,7 +146,7 @@ def take(order: Order, start: int, stop: int) -> np.ndarray:
 
 def process_positions(
   start: int, stop: int, process: int, processes: int
-) -> np.ndarray:
+) -> range:
   """The positions in `[start, stop)` that one process reads.
 
   Process h of H reads the positions p with p = h (mod H), so its stream does
@@ -159,14 +159,14 @@ def process_positions(
     processes: number of processes, >= 1.
 
   Returns:
-    int64, ascending; at most ceil((stop - start) / processes) positions.
+    At most ceil((stop - start) / processes) positions, ascending.
 
   Raises:
     ValueError: if an argument is out of range.
 
-  >>> process_positions(5, 12, process=0, processes=3).tolist()
+  >>> list(process_positions(5, 12, process=0, processes=3))
   [6, 9]
-  >>> process_positions(5, 12, process=2, processes=3).tolist()
+  >>> list(process_positions(5, 12, process=2, processes=3))
   [5, 8, 11]
   """
   _check_range(start, stop)
@@ -175,8 +175,7 @@ def process_positions(
       f'process={process} of processes={processes}: '
       'give 0 <= process < processes'
     )
-  first = start + (process - start) % processes
-  return np.arange(first, stop, processes, dtype=np.int64)
+  return range(start + (process - start) % processes, stop, processes)
 
 
 def _check_range(start: int, stop: int) -> None:

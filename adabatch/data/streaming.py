@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ import numpy as np
 
 from adabatch.data import jpeg, order, tfds_records
 from adabatch.data.jpeg import CorruptRecord
+from adabatch.data.order import process_positions
 from adabatch.data.tfds_records import DatasetError
 
 # Examples a worker hands over at once: what handing over costs is small beside
@@ -94,6 +96,7 @@ class ImageRecords:
     num_classes: labels are in [0, num_classes).
     fingerprint: what the data is, in short; another string for other data.
     shapes: of one example: 'image', uint8 [S, S, C], and 'label', int32 [].
+    cropped: whether images are cut to squares here.
   """
 
   def __init__(
@@ -104,6 +107,7 @@ class ImageRecords:
     *,
     seed: int,
     crop: bool,
+    flip: bool,
     eval_resize: int,
     min_area: float,
   ) -> None:
@@ -116,7 +120,8 @@ class ImageRecords:
     }
     self._split = split
     self._seed = seed
-    self._crop = crop
+    self.cropped = crop
+    self._flip = flip
     self._eval_resize = eval_resize
     self._min_area = min_area
 
@@ -180,7 +185,7 @@ class ImageRecords:
         f'label {label} is not in [0, {self.num_classes - 1}]'
       )
     size, _, channels = out.shape
-    if not self._crop:
+    if not self.cropped:
       pixels = jpeg.decode(encoded, channels)
       if pixels.shape != out.shape:
         raise CorruptRecord(_other_size(pixels.shape, out.shape))
@@ -192,7 +197,7 @@ class ImageRecords:
       box = jpeg.central_box(height, width, self._eval_resize, size)
     else:
       words = jpeg.position_words(self._seed, position)
-      flip = jpeg.flips(words)
+      flip = self._flip and jpeg.flips(words)
       box = jpeg.random_resized_box(
         height, width, words, min_area=self._min_area
       )
@@ -207,6 +212,7 @@ def open_images(
   *,
   seed: int = 0,
   image_size: int | None = None,
+  flip: bool = True,
   eval_resize: int = 256,
   min_area: float = 0.08,
 ) -> ImageRecords:
@@ -220,8 +226,9 @@ def open_images(
       ~/tensorflow_datasets.
     seed: of the crops and flips, 0 <= seed < 2**64.
     image_size: images become squares of this many pixels, cropped at random
-      and flipped for training, cut from the middle for evaluation. None for
-      images as they are stored, which must then have one size.
+      for training, cut from the middle for evaluation. None for images as
+      they are stored, which must then have one size.
+    flip: whether half of the random crops are mirrored.
     eval_resize: for evaluation, the shorter side is resized to this many
       pixels before the square is cut, so that image_size / eval_resize of it
       are seen.
@@ -260,6 +267,7 @@ def open_images(
     shape,
     seed=seed,
     crop=image_size is not None,
+    flip=flip,
     eval_resize=eval_resize,
     min_area=min_area,
   )
@@ -377,7 +385,7 @@ class Chunks:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
       self._iterators = [iter(every.to_iter_dataset(options))]
     self._turn = 0
-    with _unseen_main():
+    with unseen_main():
       others = set(multiprocessing.active_children())
       for iterator in self._iterators:
         iterator.get_state()  # or there is nothing to be started yet
@@ -400,7 +408,9 @@ class Chunks:
     # the end.
     arrays, skipped = next(self._iterators[self._turn])
     self._turn = (self._turn + 1) % len(self._iterators)
-    return Chunk({k: np.asarray(v) for k, v in arrays.items()}, skipped)
+    # Copied, so that the shared memory is free at once, however many examples
+    # the caller keeps.
+    return Chunk({k: np.array(v) for k, v in arrays.items()}, skipped)
 
   def __enter__(self) -> Chunks:
     return self
@@ -454,18 +464,10 @@ class _Blocks:
     if stop is None:
       # Without an end, so many that the last position still is an int64.
       stop = 2**62 if order else source.num_examples
-    if not 0 <= start <= stop:
-      raise ValueError(f'positions [{start}, {stop}): give 0 <= start <= stop')
-    if not 0 <= process < processes:
-      raise ValueError(
-        f'process={process} of processes={processes}: '
-        'give 0 <= process < processes'
-      )
     self.size = size
     self._source = source
     self._order = order
-    self._positions = range(start + (process - start) % processes, stop,
-                            processes)  # fmt: skip
+    self._positions = process_positions(start, stop, process, processes)
 
   def __len__(self) -> int:
     return -(-len(self._positions) // self.size)
@@ -519,6 +521,10 @@ def _check_shared_memory(chunk: Chunk) -> None:
 def _start_worker(index: int, count: int) -> None:
   """Runs in each worker process before it reads."""
   del index, count
+  # A Ctrl-C, or a scheduler's SIGTERM, reaches the whole group: the main
+  # process then needs the workers to come to a clean end.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   # grain's workers wait forever for a parent that was killed.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -534,7 +540,7 @@ _main_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _unseen_main() -> Iterator[None]:
+def unseen_main() -> Iterator[None]:
   """Processes that are started meanwhile do not import the main program.
 
   Python's spawned processes begin by running the main program's file again,

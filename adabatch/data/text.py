@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tqdm
 
-from adabatch.data import tfds_records, tokenizers
+from adabatch.data import streaming, tfds_records, tokenizers
 from adabatch.data.resident import Split
 from adabatch.data.streaming import Chunk, Shape
 from adabatch.data.tfds_records import DatasetError
@@ -402,11 +402,14 @@ def _in_parallel(ranges: list[_Range]) -> Iterator[int]:
     workers, multiprocessing.get_context('spawn')
   )
   try:
-    yield from pool.map(_tokenize_range, ranges)
+    with streaming.unseen_main():
+      counts = pool.map(_tokenize_range, ranges)  # starts the processes
+    yield from counts
   except BrokenProcessPool:
     raise DatasetError(
-      f"data set '{ranges[0].texts.name}': a process that tokenised it was "
-      'killed (is there enough memory?): start again to go on where it was'
+      f"data set '{ranges[0].texts.name}': a process that tokenised it ended "
+      'at once or was killed (is there enough memory?): start again to go on '
+      'where it was'
     ) from None
   finally:
     pool.shutdown(cancel_futures=True)

@@ -16,10 +16,12 @@ class GhostBatchNorm(nn.Module):
   its own mean and variance, so growing the batch size or accumulating gradients
   leaves the noise of BatchNorm as it was. Where a device holds less than a
   group, the devices that share one add up their sums, so the statistics are the
-  same on any number of devices. Examples of weight 0 (empty slots) are left out
-  of the statistics. A last group of a single example has no variance; in a
-  layer without spatial dimensions it is normalised to the bias. The running
-  statistics average those of the groups, each weighted by its examples.
+  same on any number of devices. (Processes that stream every H-th example form
+  groups of their own examples, so those depend on H.) Examples of weight 0
+  (empty slots) are left out of the statistics. A last group of a single example
+  has no variance; in a layer without spatial dimensions it is normalised to the
+  bias. The running statistics average those of the groups, each weighted by its
+  examples.
 
   Statistics are computed in float32.
 
@@ -110,22 +112,13 @@ def _sum_over_neighbours(
 ) -> jax.Array:
   """Sums over blocks of `together` devices, the last one perhaps shorter.
 
-  In a ring, because collectives over parts of an axis are not available
-  everywhere; a block is at most a group of examples.
+  Every device fills in its own block's row and reads it from the sum over all,
+  because sums over parts of an axis are not available everywhere. There are
+  fewer blocks than groups that fit on the devices at once.
   """
   assert rows.axis is not None, 'several devices share an axis'
-  blocks = [
-    range(first, min(first + together, rows.devices))
-    for first in range(0, rows.devices, together)
-  ]
-  result = value
-  for shift in range(1, together):
-    # A device that is sent nothing receives zeros.
-    ring = [
-      (block[i], block[(i + shift) % len(block)])
-      for block in blocks
-      if shift < len(block)
-      for i in range(len(block))
-    ]
-    result = result + jax.lax.ppermute(value, rows.axis, ring)
-  return result
+  block = jax.lax.axis_index(rows.axis) // together
+  blocks = -(-rows.devices // together)
+  own = jnp.arange(blocks) == block
+  spread = jnp.where(own.reshape(-1, *[1] * value.ndim), value[None], 0.0)
+  return jax.lax.psum(spread, rows.axis)[block]
