@@ -72,9 +72,9 @@ class Updates:
       )
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    self.state: TrainState = jax.jit(create, out_shardings=replicated)(
-      self._rng
-    )
+    self.state: TrainState = jax.jit(
+      create, out_shardings=replicated, compiler_options=options
+    )(self._rng)
 
   def _lower(self, bucket: Bucket):
     body = steps.train_step(

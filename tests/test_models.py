@@ -293,7 +293,7 @@ def test_a_group_that_is_cut_is_refused():
   ],
 )
 def test_training_leaves_the_same_statistics(devices, max_per_device, backend):
-  """For any device count and any accumulation; batches of 5, 24 and 50."""
+  """For any device count and any accumulation; batches of 5 and 50."""
   close(
     trained(devices, max_per_device, backend),
     trained(1, None, 'shard_map'),
@@ -303,7 +303,7 @@ def test_training_leaves_the_same_statistics(devices, max_per_device, backend):
 
 @functools.cache
 def trained(devices, max_per_device, backend):
-  """Running statistics after four updates in three sizes."""
+  """Running statistics after three updates in two sizes."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (70, 6, 6, 1), np.uint8)
   split = data.from_arrays({'image': images, 'label': np.arange(70) % 3}, 3)
@@ -326,6 +326,7 @@ def trained(devices, max_per_device, backend):
     estimate_noise=False,
     keep_gradient=False,
     updates_per_call=1,
+    options={'xla_backend_optimization_level': 0},  # compiles faster
   )
   ladder = buckets.ladder(
     5,
@@ -336,7 +337,7 @@ def trained(devices, max_per_device, backend):
     group_size=8,
   )
   position = 0
-  for size in (5, 24, 50, 50):
+  for size in (5, 50, 50):
     plan = buckets.plan(size, ladder)
     assert plan.batch_size == size
     program = updates.cache.get(plan.bucket)

@@ -42,9 +42,8 @@ def check_run(config, workdir):
   assert summary['status'] == 'completed'
   assert summary['updates'] == 3
   assert summary['buckets_visited'] >= 2
-  # The same command again finds the checkpoint, and nothing left to do.
-  assert train(config, workdir, devices=devices) == summary
-  (evaluated,) = records(workdir, 'eval')
+  assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['3']
+  *_, evaluated = records(workdir, 'eval')
   trained = records(workdir)
   for record in (evaluated, *trained):
     assert np.isfinite(record['loss'])
@@ -73,6 +72,10 @@ def test_config_without_its_data(name, tmp_path, capfd):
   config = get_config(name)
   config.data.data_dir = str(tmp_path / 'nothing')
   check_run(config, tmp_path / 'run')
+  # The same command again finds the checkpoint, and nothing left to do.
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  again = train(config, tmp_path / 'run', devices=jax.devices()[:2])
+  assert again == summary
   assert 'is not prepared, so data of its shape is made up' in (
     capfd.readouterr().err
   )
