@@ -160,3 +160,25 @@ def test_a_damaged_set_is_not_replaced(tmp_path):
   config.data.name, config.data.data_dir = 'cifar10', str(tmp_path)
   with pytest.raises(data.DatasetError, match='cannot be read'):
     train(config, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_warmup_warms_up(name):
+  """From a lower rate to a higher one, at the first batch size."""
+  for arguments in [(), *((v,) for v in VARIANTS.get(name, ()))]:
+    config = get_config(name, *arguments)
+    if config.learning_rate.warmup.kind != 'gradual':
+      continue
+    examples = 100_000
+    tx = experiment.make_learning_rate(config, examples)
+    size = config.controller.initial_batch_size
+
+    def rate(seen, tx=tx, size=size):
+      one = {'w': np.ones(1, np.float32)}
+      updates, _ = tx.update(
+        one, tx.init(one), one, examples=np.float32(seen), batch_size=size
+      )
+      return abs(float(updates['w'][0]))
+
+    end = config.learning_rate.warmup.epochs * examples
+    assert rate(0) < 0.7 * rate(end)
