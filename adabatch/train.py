@@ -16,30 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from adabatch import data, parallel, steps
+from adabatch import data, parallel
+from adabatch.assembly import make_evaluators, make_updates
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.decisions import Decisions
-from adabatch.evaluate import (
-  Evaluator,
-  Measurements,
-  Pieces,
-  resident_pieces,
-  streamed_pieces,
-)
 from adabatch.experiment import Experiment, build, check
-from adabatch.feeds import ResidentFeed, StreamingFeed
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
-from adabatch.updates import Updates
 from adabatch.workdir import Workdir
 
 
@@ -119,95 +110,22 @@ class Run:
     # A CPU runs its virtual devices on few threads: collectives of several
     # updates at once could wait for each other for ever.
     self.most_in_flight = 1 if jax.default_backend() == 'cpu' else 8
-    e, mesh, inputs = experiment, experiment.mesh, experiment.inputs
+    inputs = experiment.inputs
     if inputs.streaming:
       # Each of them holds a batch in the devices' memory.
       self.most_in_flight = min(self.most_in_flight, 2)
-    order = data.Order(inputs.train.num_examples, config.seed)
-    workers = inputs.workers
-    if inputs.streaming:
-      feed = StreamingFeed(
-        inputs.train,
-        order,
-        mesh,
-        workers=workers,
-        skipped=self.skipped_in(config.data.train_split),
-      )
-    else:
-      feed = ResidentFeed(inputs.train, order, mesh)
-    self.updates = Updates(
-      e.model,
-      e.task,
-      e.tx,
-      inputs.load_train,
-      feed,
-      network_input=e.network_input,
-      seed=config.seed,
-      mesh=mesh,
-      backend=config.parallel.backend,
-      estimate_noise=e.estimate_noise,
-      # The structure of the state depends on the config alone and never on
-      # the devices, so that a checkpoint fits any number of them.
-      keep_gradient=e.estimate_noise,
-      updates_per_call=config.updates_per_call,
-      options=e.compiler_options,
-    )
     self.num_examples = inputs.train.num_examples
     self.fingerprint = inputs.train.fingerprint
-
-    def evaluator(pieces: Pieces) -> Evaluator:
-      return Evaluator(
-        e.model,
-        e.task,
-        inputs.load,
-        pieces,
-        mesh=mesh,
-        backend=config.parallel.backend,
-        options=e.compiler_options,
-      )
-
-    most = config.eval.max_per_device
-
-    def resident(arrays: steps.Data, examples: int) -> Pieces:
-      return resident_pieces(arrays, examples, mesh, most)
-
-    def streamed(split: Any, name: str) -> Pieces:
-      return streamed_pieces(
-        split, mesh, most, workers=workers, skipped=self.skipped_in(name)
-      )
-
-    def full() -> Pieces:
-      if inputs.streaming:
-        return streamed(inputs.train, config.data.train_split)
-      return resident(feed.data, self.num_examples)
-
-    def subset() -> Pieces:
-      # Drawn, because some data sets are sorted by class.
-      size = min(config.controller.subset_size, self.num_examples)
-      rng = np.random.Generator(np.random.Philox(config.seed))
-      chosen = np.sort(rng.permutation(self.num_examples)[:size])
-      arrays = parallel.replicate(inputs.train.read(chosen, None).arrays, mesh)
-      return resident(arrays, size)
-
+    self.updates = make_updates(config, experiment, self.skipped_in)
+    self.evaluator, measurements = make_evaluators(
+      config, experiment, self.updates.feed.data, self.skipped_in
+    )
     self.decisions = Decisions(
-      e.controller,
-      e.ladder,
-      Measurements(
-        e.controller.needs,
-        evaluator,
-        full=full,
-        subset=subset,
-      ),
+      experiment.controller,
+      experiment.ladder,
+      measurements,
       initial_batch_size=config.controller.initial_batch_size,
       num_examples=self.num_examples,
-    )
-    evaluation = inputs.evaluation
-    self.evaluator = evaluator(
-      streamed(evaluation, config.data.eval_split)
-      if inputs.streaming
-      else resident(
-        parallel.replicate(evaluation.arrays, mesh), evaluation.num_examples
-      )
     )
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))

@@ -39,6 +39,7 @@ FLOORS = {
   'smoke': 3,
   'inputs': 3,
   'experiment': 3,
+  'assembly': 3,
   'evaluate': 3,
   'checkpoint': 3,
   'metrics': 3,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import data, experiment, inputs, steps
+from adabatch import assembly, data, experiment, inputs, steps
 from adabatch import train as train_lib
 from adabatch.clock import Clock
 from adabatch.evaluate import Evaluator
@@ -328,7 +328,7 @@ def test_what_is_evaluated_on(tmp_path, monkeypatch):
     assert (len(images), pieces.slots) == (pieces.examples, 7)
     made.append((images, np.asarray(arrays['label'])))
 
-  monkeypatch.setattr(train_lib, 'Evaluator', make)
+  monkeypatch.setattr(assembly, 'Evaluator', make)
 
   def evaluators(source, **overrides):
     made.clear()

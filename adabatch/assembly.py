@@ -1,0 +1,116 @@
+"""From the parts of an experiment to what runs on the devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from adabatch import data, parallel, steps
+from adabatch.config import Config
+from adabatch.evaluate import (
+  Evaluator,
+  Measurements,
+  Pieces,
+  resident_pieces,
+  streamed_pieces,
+)
+from adabatch.experiment import Experiment
+from adabatch.feeds import ResidentFeed, StreamingFeed
+from adabatch.updates import Updates
+
+# Name of a split -> what is told of its unreadable records: (record, reason).
+Skipped = Callable[[str], Callable[[int, str], None]]
+
+
+def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
+  """The train state and its programs, fed from memory or from a stream."""
+  inputs = e.inputs
+  order = data.Order(inputs.train.num_examples, config.seed)
+  if inputs.streaming:
+    feed = StreamingFeed(
+      inputs.train,
+      order,
+      e.mesh,
+      workers=inputs.workers,
+      skipped=skipped(config.data.train_split),
+    )
+  else:
+    feed = ResidentFeed(inputs.train, order, e.mesh)
+  return Updates(
+    e.model,
+    e.task,
+    e.tx,
+    inputs.load_train,
+    feed,
+    network_input=e.network_input,
+    seed=config.seed,
+    mesh=e.mesh,
+    backend=config.parallel.backend,
+    estimate_noise=e.estimate_noise,
+    # The structure of the state depends on the config alone and never on the
+    # devices, so that a checkpoint fits any number of them.
+    keep_gradient=e.estimate_noise,
+    updates_per_call=config.updates_per_call,
+    options=e.compiler_options,
+  )
+
+
+def make_evaluators(
+  config: Config, e: Experiment, train_arrays: Any, skipped: Skipped
+) -> tuple[Evaluator, Measurements]:
+  """What is measured of the evaluation split, and to choose batch sizes.
+
+  Args:
+    config: the whole config.
+    e: its parts.
+    train_arrays: the training split on the devices; None if it is a stream.
+    skipped: is told of records that cannot be read.
+  """
+  inputs, most = e.inputs, config.eval.max_per_device
+
+  def evaluator(pieces: Pieces) -> Evaluator:
+    return Evaluator(
+      e.model,
+      e.task,
+      inputs.load,
+      pieces,
+      mesh=e.mesh,
+      backend=config.parallel.backend,
+      options=e.compiler_options,
+    )
+
+  def resident(arrays: steps.Data, examples: int) -> Pieces:
+    return resident_pieces(arrays, examples, e.mesh, most)
+
+  def streamed(split: Any, name: str) -> Pieces:
+    return streamed_pieces(
+      split, e.mesh, most, workers=inputs.workers, skipped=skipped(name)
+    )
+
+  def full() -> Pieces:
+    if inputs.streaming:
+      return streamed(inputs.train, config.data.train_split)
+    return resident(train_arrays, inputs.train.num_examples)
+
+  def subset() -> Pieces:
+    # Drawn, because some data sets are sorted by class.
+    examples = inputs.train.num_examples
+    size = min(config.controller.subset_size, examples)
+    rng = np.random.Generator(np.random.Philox(config.seed))
+    chosen = np.sort(rng.permutation(examples)[:size])
+    chunk = inputs.train.read(chosen, None)
+    for record, reason in chunk.skipped:
+      skipped(config.data.train_split)(record, reason)
+    return resident(parallel.replicate(chunk.arrays, e.mesh), size)
+
+  def evaluation() -> Pieces:
+    split = inputs.evaluation
+    if inputs.streaming:
+      return streamed(split, config.data.eval_split)
+    arrays = parallel.replicate(split.arrays, e.mesh)
+    return resident(arrays, split.num_examples)
+
+  measurements = Measurements(
+    e.controller.needs, evaluator, full=full, subset=subset
+  )
+  return evaluator(evaluation()), measurements
