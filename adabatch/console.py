@@ -63,6 +63,8 @@ class Console:
       f'epoch {record["epoch"]:.2f}  B {record["batch_size"]}  '
       f'lr {record["learning_rate"]:.3g}  loss {record["loss"]:.4f}'
     )
+    if 'tokens' in record:
+      text += f'  {record["tokens"]:,} tokens'
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(min(record['examples'], self._total) - self._bar.n)

@@ -273,12 +273,6 @@ def make_model(
   name, dtype = config.model.name, config.model.dtype
   make = choose(MODELS, name, 'model.name')
   parameters = dict(config.model[name])
-  if (name in LANGUAGE_MODELS) != (config.task.name == 'language_modelling'):
-    raise ConfigError(
-      f'model.name={name!r} and task.name={config.task.name!r} do not go '
-      f'together: {" and ".join(LANGUAGE_MODELS)} are for language_modelling, '
-      'the others for classification'
-    )
   if name in LANGUAGE_MODELS:
     parameters['end_of_document'] = end_of_document
   return make(
@@ -436,12 +430,19 @@ def check(config: Config, devices: int) -> None:
   )
   choose(MODELS, config.model.name, 'model.name')
   choose(DTYPES, config.model.dtype, 'model.dtype')
+  name, task_name = config.model.name, config.task.name
   task = make_task(config)
+  if (name in LANGUAGE_MODELS) != (task_name == 'language_modelling'):
+    raise ConfigError(
+      f'model.name={name!r} and task.name={task_name!r} do not go together: '
+      f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, the others '
+      'for classification'
+    )
   choose(task.higher_is_better, config.target.metric, 'target.metric')
   make_ladder(config, devices)
   make_controller(config, 1)
   make_optimizer(config, 1)
-  if config.task.name == 'language_modelling':
+  if task_name == 'language_modelling':
     # Known without the text, which may take long to turn into tokens.
     row = jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.int32)
     check_model(config, make_model(config, config.data.vocab_size), row)

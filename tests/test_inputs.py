@@ -294,19 +294,18 @@ def test_another_run_that_makes_tokens_is_not_disturbed(tmp_path):
     'print("held", flush=True)\n'
     'time.sleep(600)\n'
   )
-  other = subprocess.Popen(
+  with subprocess.Popen(
     [sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=ROOT
-  )
-  try:
-    assert other.stdout is not None
-    assert other.stdout.readline() == b'held\n'
-    config = digits(**TEXT, **{'data.data_dir': str(tmp_path)})
-    with pytest.raises(ConfigError, match='another run is at work'):
-      train(config, workdir)
-    assert list(workdir.iterdir()) == []
-  finally:
-    other.kill()
-    other.wait()
+  ) as other:
+    try:
+      assert other.stdout is not None
+      assert other.stdout.readline() == b'held\n'
+      config = digits(**TEXT, **{'data.data_dir': str(tmp_path)})
+      with pytest.raises(ConfigError, match='another run is at work'):
+        train(config, workdir)
+      assert list(workdir.iterdir()) == []
+    finally:
+      other.kill()
 
 
 def test_a_text_that_is_not_there_leaves_nothing_behind(tmp_path):
