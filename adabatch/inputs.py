@@ -90,6 +90,11 @@ def open_inputs(
   train, evaluation = splits
   end_of_document, skipped = None, ()
   if isinstance(train, data.TokenRows):
+    if d.sequence_length >= train.tokens:
+      raise ConfigError(
+        f'data.sequence_length={d.sequence_length} must be below the '
+        f'{train.tokens} tokens of {d.train_split}'
+      )
     end_of_document = train.end_of_document
     skipped = _skipped_documents(config, splits)
     if _lies_on_devices(config, splits):
@@ -226,8 +231,7 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel."""
   d = config.data
   channels = train.shapes['image'].shape[-1]
-  given = [None if x is None else np.array(x, np.float32)
-           for x in (d.mean, d.std)]  # fmt: skip
+  given = [_numbers(f'data.{key}', d[key]) for key in ('mean', 'std')]
   for key, values in zip(('mean', 'std'), given, strict=True):
     if values is not None and values.shape != (channels,):
       raise ConfigError(
@@ -260,6 +264,16 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
     mean = both[0] if mean is None else mean
     std = both[1] if std is None else std
   return mean, std
+
+
+def _numbers(key: str, values: Any) -> np.ndarray | None:
+  try:
+    numbers = None if values is None else np.array(values, np.float32)
+  except (ValueError, TypeError):
+    numbers = np.array([np.nan])
+  if numbers is not None and not np.isfinite(numbers).all():
+    raise ConfigError(f'{key}={values} must be finite numbers')
+  return numbers
 
 
 def gather(arrays, indices, positions):

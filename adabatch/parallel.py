@@ -150,6 +150,20 @@ def shard_own(rows: Any, mesh: Mesh) -> Any:
   )
 
 
+def zeros(arrays: Any, mesh: Mesh) -> Any:
+  """Arrays of the same shapes; those that lie on devices already stay."""
+  here = jax.process_index()
+  own = sum(device.process_index == here for device in mesh.devices.flat)
+  return jax.tree.map(
+    lambda x: (
+      x
+      if isinstance(x, jax.Array)
+      else shard_own(np.zeros((own, *x.shape[1:]), x.dtype), mesh)
+    ),
+    arrays,
+  )
+
+
 def as_global(tree: Any, mesh: Mesh) -> Any:
   """Replicated arrays as arrays of all processes.
 

@@ -189,6 +189,11 @@ class Run:
     if not inputs.streaming or inputs.tokens_per_example:
       return  # rows of text have weights of their own
     missing = done.plan.batch_size - round(done.report.weight)
+    if missing == done.plan.batch_size:
+      raise data.DatasetError(
+        f'none of the {missing} records of update {done.update} can be read: '
+        'is a file of the data set damaged?'
+      )
     self.progress.skipped_records += missing
     self.check_skipped(
       self.progress.skipped_records, self.config.data.train_split, done.examples

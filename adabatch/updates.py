@@ -111,10 +111,11 @@ class Updates:
       damping=1.0,
       stop=False,
     )
+    example = self.feed.example(bucket)
+    if self._backend == 'pmap':
+      example = parallel.zeros(example, self._mesh)  # shapes are not enough
     with jax.transfer_guard('allow'):
-      return program.lower(
-        self.state, self.feed.example(bucket), place(batch, self._mesh)
-      )
+      return program.lower(self.state, example, place(batch, self._mesh))
 
   def run(
     self, program: Any, position: int, plan: Plan, count: int, *, stop: bool

@@ -531,7 +531,7 @@ def test_a_set_without_its_records(tmp_path):
   [
     ({'split': 'test'}, 'it has train'),
     ({'split': 'train[:x]'}, 'train[:x]'),
-    ({'split': 'train[:0]'}, 'no documents'),
+    ({'split': 'train[:0]'}, 'no examples'),
     ({'tokenizer': 'words'}, 'bytes or sentencepiece'),
     ({'sequence_length': 0}, 'sequence_length'),
     ({'tokenizer': 'sentencepiece', 'vocab_size': 3}, 'vocab_size=3'),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -20,6 +21,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -385,7 +387,7 @@ class Chunks:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
       self._iterators = [iter(every.to_iter_dataset(options))]
     self._turn = 0
-    with unseen_main():
+    with unseen_main(), _signals_blocked():
       others = set(multiprocessing.active_children())
       for iterator in self._iterators:
         iterator.get_state()  # or there is nothing to be started yet
@@ -427,6 +429,10 @@ class Chunks:
       thread.start()
     for thread in closing:
       thread.join()
+    # grain holds the last chunk of each worker, in cycles of references, and
+    # with it shared memory.
+    del iterators, closing
+    gc.collect()
 
 
 def _in_worker(dataset: Any, ahead: int) -> Any:
@@ -521,10 +527,6 @@ def _check_shared_memory(chunk: Chunk) -> None:
 def _start_worker(index: int, count: int) -> None:
   """Runs in each worker process before it reads."""
   del index, count
-  # A Ctrl-C, or a scheduler's SIGTERM, reaches the whole group: the main
-  # process then needs the workers to come to a clean end.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   # grain's workers wait forever for a parent that was killed.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -534,6 +536,23 @@ def _end_with_parent() -> None:
   if parent:
     parent.join()
     os._exit(1)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+  """Processes and threads that are started meanwhile never get these signals.
+
+  A Ctrl-C, or a scheduler's SIGTERM, reaches the whole group: the main process
+  then needs its workers to come to a clean end.
+  """
+  # Starting it would unblock them again.
+  resource_tracker.ensure_running()
+  signals = {signal.SIGINT, signal.SIGTERM}
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _main_lock = threading.Lock()

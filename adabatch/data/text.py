@@ -302,8 +302,20 @@ def _open(
     key='text' if 'text' in keys else keys[0],
     documents=found.num_examples,
     mean_bytes=sum(s[2] for s in sizes) / max(1, sum(s[1] for s in sizes)),
-    identity=f'{info.full_name} {split} {sorted(sizes)}',
+    identity=(
+      f'{info.full_name} {split} {sorted(sizes)} {_stamps(found.shards)}'
+    ),
   )
+
+
+def _stamps(shards: tuple[tfds_records.Shard, ...]) -> int:
+  """Another number for files that were repaired or replaced."""
+  stamps = []
+  for shard in shards:
+    path = pathlib.Path(shard.filename)
+    if path.exists():
+      stamps.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
+  return zlib.crc32(repr(stamps).encode())
 
 
 @functools.lru_cache(maxsize=8)
