@@ -163,6 +163,14 @@ def test_evaluation_skips_them_too(splits, tmp_path):
   assert a['accuracy'] == pytest.approx(b['accuracy'], rel=1e-6)
 
 
+def test_a_batch_of_nothing_is_refused(splits, tmp_path):
+  """It must not count as a loss of 0."""
+  whole, evaluation = splits
+  damaged = Damaged(whole, epoch(whole)[32:64].tolist())
+  with pytest.raises(data.DatasetError, match='none of the 16 records'):
+    run(tmp_path, (damaged, evaluation), **{'controller.name': 'constant'})
+
+
 def test_an_evaluation_of_nothing_is_refused(splits, tmp_path):
   whole, evaluation = splits
   nothing = Damaged(evaluation, range(evaluation.num_examples))

@@ -181,6 +181,8 @@ def test_statistics_are_measured_on_readable_examples(uniform):
     ({'data.placement': 'disk'}, "unknown data.placement 'disk'"),
     ({'data.mean': (0.5,)}, 'must have 3 numbers'),
     ({'data.std': (0.5, 0.5, 0.0)}, 'must be above 0'),
+    ({'data.mean': ('a', 'b', 'c')}, 'data.mean=.* must be finite numbers'),
+    ({'data.mean': (0.5, 0.5, float('nan'))}, 'must be finite numbers'),
     ({'data.crop_padding': 8}, 'must be below the size of the images, 10x8'),
   ],
 )
@@ -262,6 +264,23 @@ def test_documents_that_cannot_be_read_are_reported(tmp_path, capfd):
   config.data.max_skipped = 3
   with pytest.raises(data.DatasetError, match='4 documents could not be read'):
     train(config, tmp_path / 'strict')
+
+
+def test_a_repaired_text_is_read_again(tmp_path):
+  write_set(tmp_path, [*SENTENCES, None])
+  config = digits(**TEXT, **{'data.data_dir': str(tmp_path)})
+  config.data.max_skipped = 0
+  with pytest.raises(data.DatasetError, match='repair the data set'):
+    train(config, tmp_path / 'run')
+  write_set(tmp_path, [*SENTENCES, b'repaired'])
+  assert train(config, tmp_path / 'run')['skipped_records'] == 0
+
+
+def test_rows_longer_than_the_text_are_refused(tmp_path):
+  write_set(tmp_path, [b'short'])
+  with pytest.raises(ConfigError, match='must be below the 7 tokens of train'):
+    open_words(tmp_path, **{'data.sequence_length': 7})
+  assert open_words(tmp_path, **{'data.sequence_length': 6}).train.num_examples
 
 
 @pytest.mark.parametrize(
