@@ -266,8 +266,9 @@ class _Texts(NamedTuple):
     from tensorflow_datasets.proto import tf_example_pb2
 
     example_pb2: Any = tf_example_pb2  # generated code, without types
+    source = _source(self.shards, _stamps(self.shards))
     documents, skipped = [], []
-    for number, record in _records(_source(self.shards), start, stop):
+    for number, record in _records(source, start, stop):
       try:
         if isinstance(record, Exception):
           raise record
@@ -319,8 +320,12 @@ def _stamps(shards: tuple[tfds_records.Shard, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _source(shards: Any) -> Any:
-  """The raw records, by number; files are opened when they are read."""
+def _source(shards: Any, stamps: int) -> Any:
+  """The raw records, by number; files are opened when they are read.
+
+  Kept as long as the files stay what they are, which `stamps` tells.
+  """
+  del stamps
   from array_record.python import array_record_data_source
 
   return array_record_data_source.ArrayRecordDataSource(shards)
