@@ -546,7 +546,7 @@ def test_what_cannot_be_opened(tmp_path, change, part):
 def test_sets_that_are_no_text(tmp_path):
   write_set(tmp_path, DOCUMENTS, features=('question', 'answer'))
   line = message(lambda: open_tiny(tmp_path))
-  assert 'question, answer' in line
+  assert 'answer, question' in line
   # A text of another name, alone, or several, of which one is called 'text'.
   write_set(tmp_path / 'b', DOCUMENTS, features=('text', 'title'))
   assert open_tiny(tmp_path / 'b').tokens == len(stream(DOCUMENTS))

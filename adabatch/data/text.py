@@ -292,7 +292,7 @@ def _open(
   if 'text' not in keys and len(keys) != 1:
     raise DatasetError(
       f"data set '{name}' is no text set: it must have one text, or one that "
-      f"is called 'text', and has {', '.join(features)}"
+      f"is called 'text', and has {', '.join(sorted(features))}"
     )
   sizes = [(k, v.num_examples, v.num_bytes) for k, v in info.splits.items()]
   return _Texts(

@@ -330,7 +330,7 @@ def _feature_keys(found: Found) -> tuple[str, str]:
     or image.shape[-1] not in (1, 3, 4)
   ):
     names = ', '.join(
-      f'{key}: {type(features[key]).__name__}' for key in features
+      f'{key}: {type(features[key]).__name__}' for key in sorted(features)
     )
     raise DatasetError(
       f"data set '{found.name}' is no image-classification set with uint8 "
