@@ -138,7 +138,10 @@ def test_too_many_of_them_stop_the_run(splits, tmp_path):
   whole, evaluation = splits
   damaged = Damaged(whole, epoch(whole)[10:300:10].tolist())
   overrides = {'epochs': 2.0, 'checkpoint.every_updates': 1}
-  overrides['controller.name'] = 'constant'
+  overrides |= {
+    'controller.name': 'constant',
+    'controller.initial_batch_size': 64,
+  }
   with pytest.raises(data.DatasetError, match='data.max_skipped=5 are allowed'):
     run(tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 5})
   # A higher limit, and it goes on; nothing is counted twice. Each epoch has its
