@@ -1,11 +1,13 @@
 """From the parts of an experiment to what runs on the devices."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from adabatch import data, parallel, steps
+from adabatch.agreement import Agreement
 from adabatch.config import Config
 from adabatch.evaluate import (
   Evaluator,
@@ -14,8 +16,9 @@ from adabatch.evaluate import (
   resident_pieces,
   streamed_pieces,
 )
-from adabatch.experiment import Experiment
+from adabatch.experiment import Experiment, refusing
 from adabatch.feeds import ResidentFeed, StreamingFeed
+from adabatch.learner_tuning import TuningRule
 from adabatch.updates import Updates
 
 # Name of a split -> what is told of its unreadable records: (record, reason).
@@ -26,16 +29,21 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
   """The train state and its programs, fed from memory or from a stream."""
   inputs = e.inputs
   order = data.Order(inputs.train.num_examples, config.seed)
+  mesh = e.mesh
+  if e.sync is not None:
+    mesh = parallel.replica_mesh(mesh, e.replicas)
   if inputs.streaming:
-    feed = StreamingFeed(
-      inputs.train,
-      order,
-      e.mesh,
-      workers=inputs.workers,
-      skipped=skipped(config.data.train_split),
-    )
+    with refusing('sync.replicas'):
+      feed = StreamingFeed(
+        inputs.train,
+        order,
+        mesh,
+        workers=inputs.workers,
+        skipped=skipped(config.data.train_split),
+        replicas=e.replicas,
+      )
   else:
-    feed = ResidentFeed(inputs.train, order, e.mesh)
+    feed = ResidentFeed(inputs.train, order, mesh, replicas=e.replicas)
   return Updates(
     e.model,
     e.task,
@@ -44,7 +52,7 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
     feed,
     network_input=e.network_input,
     seed=config.seed,
-    mesh=e.mesh,
+    mesh=mesh,
     backend=config.parallel.backend,
     estimate_noise=e.estimate_noise,
     # The structure of the state depends on the config alone and never on the
@@ -52,6 +60,23 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
     keep_gradient=e.estimate_noise,
     updates_per_call=config.updates_per_call,
     options=e.compiler_options,
+    sync=e.sync,
+    replicas=e.replicas,
+  )
+
+
+def make_agreement(config: Config, e: Experiment) -> Agreement:
+  """When replicas agree, and how their number changes."""
+  tune = config.sync.tune
+  tuned = e.sync is not None and tune.enabled
+  return Agreement(
+    None if e.sync is None else e.sync.rule(e.replicas),
+    replicas=e.replicas,
+    drops=e.learning_rate_drops,
+    tuning=(
+      TuningRule(tune.most, tune.threshold, tune.windows) if tuned else None
+    ),
+    rows=math.gcd(e.replicas, e.mesh.size),
   )
 
 

@@ -9,6 +9,8 @@ devices.
 The ladder depends on the batch sizes alone, never on the devices. A rung that
 the devices cannot share out evenly leaves slots empty (weight 0), so the same
 config trains with the same sequence of batch sizes on 1 device and on 256.
+Where replicas train side by side, rungs are multiples of their number, and a
+bucket says how one replica's share is run.
 """
 
 import bisect
@@ -29,7 +31,7 @@ class Bucket(NamedTuple):
   Attributes:
     microbatch_size: examples that one device processes at once.
     accumulation_steps: microbatches whose gradients are summed on a device.
-    devices: devices that share the batch.
+    devices: devices that share the batch, or a replica's share of it.
   """
 
   microbatch_size: int
@@ -69,6 +71,7 @@ class Ladder(NamedTuple):
   max_per_device: int | None
   rounding: str
   group_size: int | None = None
+  replicas: int = 1
 
 
 def ladder(
@@ -80,15 +83,16 @@ def ladder(
   growth: float = 2.0,
   rounding: str = 'up',
   group_size: int | None = None,
+  replicas: int = 1,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
-  They are rounded up, and at least one example apart.
+  They are rounded up to multiples of `replicas`, and differ.
 
   Args:
     smallest: the smallest batch size, in examples.
     largest: B_max, the largest batch size that may be run, in examples.
-    devices: devices that share each batch.
+    devices: devices that share each batch, or each replica's share of it.
     max_per_device: most examples a device processes at once (its memory limit,
       or the size at which it is fastest); beyond it gradients are accumulated.
       None for no limit.
@@ -99,10 +103,12 @@ def ladder(
       them.
     group_size: examples of a BatchNorm group, which must not be cut by the end
       of a microbatch; None where the network has none.
+    replicas: that take equal shares of each batch.
 
   Raises:
-    ValueError: for sizes below 1, smallest > largest, growth <= 1, an unknown
-      rounding, or groups that do not fit into what the devices take at once.
+    ValueError: for sizes below 1, smallest > largest, sizes that replicas
+      cannot share, growth <= 1, an unknown rounding, or groups that do not fit
+      into what the devices take at once.
 
   >>> ladder(32, 300, devices=1).batch_sizes
   (32, 64, 128, 256, 300)
@@ -122,16 +128,29 @@ def ladder(
     raise ValueError(
       f'unknown rounding {rounding!r}: choose one of {", ".join(ROUNDINGS)}'
     )
+  for size in (smallest, largest):
+    if size % replicas:
+      raise ValueError(
+        f'{replicas} replicas cannot share {size} examples equally: choose '
+        f'{-(-size // replicas) * replicas}'
+      )
   rungs = []
   size = float(smallest)
-  while (rung := math.ceil(size * (1 - _TOLERANCE))) < largest:
+  while (rung := _whole(size * (1 - _TOLERANCE), replicas)) < largest:
     rungs.append(rung)
     size = max(size * growth, rung + 1.0)
   rungs.append(largest)
-  made = Ladder(tuple(rungs), devices, max_per_device, rounding, group_size)
+  made = Ladder(
+    tuple(rungs), devices, max_per_device, rounding, group_size, replicas
+  )
   for rung in rungs:
     bucket_for(rung, made)  # refuses groups that do not fit
   return made
+
+
+def _whole(size: float, replicas: int) -> int:
+  """The next multiple of the number of replicas."""
+  return replicas * math.ceil(size / replicas)
 
 
 def _whole_groups(bucket: Bucket, group_size: int | None) -> bool:
@@ -163,7 +182,8 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   >>> bucket_for(300, groups)
   Bucket(microbatch_size=160, accumulation_steps=2, devices=1)
   """
-  per_device = -(-batch_size // ladder.devices)
+  share = -(-batch_size // ladder.replicas)
+  per_device = -(-share // ladder.devices)
   group = ladder.group_size
   # No microbatch need be larger than a share filled up to whole groups.
   limit = ladder.max_per_device or per_device + (group or 0)
@@ -216,7 +236,8 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
   rung = ladder.batch_sizes[bisect.bisect_left(ladder.batch_sizes, wanted)]
   if ladder.rounding == 'nearest':
     rung = _nearest(wanted, ladder.batch_sizes)
-  batch_size = math.ceil(wanted) if ladder.rounding == 'exact' else rung
+  exact = ladder.rounding == 'exact'
+  batch_size = _whole(wanted, ladder.replicas) if exact else rung
   damping = min(1.0, largest / nominal_batch_size)
   return Plan(bucket_for(rung, ladder), batch_size, damping)
 

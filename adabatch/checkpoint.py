@@ -81,7 +81,8 @@ class Checkpoints:
     reported and removed, and the one before it is taken.
 
     Args:
-      template: a state of the right structure, shapes and shardings.
+      template: a state of the right structure, shapes and shardings; or a
+        function that makes one from the record's host side.
       warn: called with one line for each record that could not be read.
 
     Raises:
@@ -90,12 +91,11 @@ class Checkpoints:
     updates = sorted(self._manager.all_steps(), reverse=True)
     if not updates:
       return None
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     hook = sys.unraisablehook
     _silence_abandoned_reads()
     for position, update in enumerate(updates):
       try:
-        record = self._read(update, abstract)
+        record = self._read(update, template)
       # Where data are missing Orbax raises `Exception` itself.
       except Exception as error:  # noqa: BLE001
         reason = (str(error).splitlines() or [''])[0][:200]
@@ -114,12 +114,16 @@ class Checkpoints:
       'them from a copy, or start in another workdir'
     )
 
-  def _read(self, update: int, abstract: Any) -> Record:
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore()
-    )
-    record = self._manager.restore(update, args=args)
-    return Record(update, record['state'], record['host'])
+  def _read(self, update: int, template: Any) -> Record:
+    def read(**args) -> Any:
+      return self._manager.restore(update, args=ocp.args.Composite(**args))
+
+    host = read(host=ocp.args.JsonRestore())['host']
+    if callable(template):
+      template = template(host)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    state = read(state=ocp.args.StandardRestore(abstract))['state']
+    return Record(update, state, host)
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""

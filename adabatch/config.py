@@ -221,6 +221,42 @@ def default() -> Config:
   c.parallel = ConfigDict()
   c.parallel.backend = 'shard_map'  # 'shard_map', 'pmap'
 
+  c.sync = ConfigDict()
+  # 'synchronous' (one model), or models that are trained side by side and agree
+  # now and then: 'local_sgd', 'post_local_sgd', 'qsr', 'slowmo', 'diloco',
+  # 'easgd', 'sma'
+  c.sync.name = 'synchronous'
+  c.sync.replicas = 1  # of the model, not 'synchronous'; they share each batch
+  c.sync.local_steps = 16  # H: updates of one replica between two syncs
+  c.sync.average_momentum = False  # average optimizer states at a sync as well
+  c.sync.post_local_sgd = ConfigDict()
+  # H is 1 before; None: the first boundary of a piecewise learning rate
+  c.sync.post_local_sgd.epoch = placeholder(float)
+  c.sync.qsr = ConfigDict()
+  c.sync.qsr.alpha = (
+    0.1  # H = (alpha / learning rate)^2, where above local_steps
+  )
+  c.sync.slowmo = ConfigDict()
+  c.sync.slowmo.momentum = 0.7  # beta
+  c.sync.slowmo.learning_rate = 1.0  # in units of the replicas' learning rate
+  c.sync.diloco = ConfigDict()
+  c.sync.diloco.momentum = 0.9  # Nesterov's, of the outer optimizer
+  c.sync.diloco.learning_rate = 0.7  # of the outer optimizer
+  c.sync.easgd = ConfigDict()
+  c.sync.easgd.rho = 0.9  # replicas x elastic coefficient
+  c.sync.sma = ConfigDict()
+  c.sync.sma.rho = 1.0  # replicas x alpha
+  c.sync.sma.momentum = 0.9  # mu, of the anchor
+  c.sync.sma.restarts = True  # from the anchor where the learning rate drops
+  # Finds how many replicas a device should train: more while that raises the
+  # throughput. Each keeps its share, so the batch grows with their number.
+  c.sync.tune = ConfigDict()
+  c.sync.tune.enabled = False
+  c.sync.tune.most = 8  # replicas on a device
+  c.sync.tune.threshold = 0.1  # relative gain that one more must bring
+  c.sync.tune.window = 20  # updates over which throughput is measured
+  c.sync.tune.windows = 5  # of which the median counts
+
   c.target = ConfigDict()
   c.target.metric = 'accuracy'  # of the evaluation split
   c.target.value = placeholder(float)  # stop once better than this
@@ -270,8 +306,11 @@ def check_keys(config: Config) -> None:
     )
 
 
-# What a run may go on with, because it changes nothing that is computed.
-FREE = frozenset(['compilation_cache', 'data.max_skipped', 'data.workers'])
+# What a run may go on with: what changes nothing that is computed, and the
+# number of replicas.
+FREE = frozenset(
+  ['compilation_cache', 'data.max_skipped', 'data.workers', 'sync.replicas']
+)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import buckets, controllers, data, optim, parallel
+from adabatch import buckets, controllers, data, optim, parallel, sync
 from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError
@@ -19,6 +19,7 @@ from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.tasks import Task, classification, language_modelling
+from adabatch.updates import Sync
 
 DECAYS = {
   'constant': lambda length, d, convert: optim.constant(),
@@ -63,6 +64,9 @@ class Experiment(NamedTuple):
     mesh: all devices.
     total_examples: how many examples to train on.
     estimate_noise: whether a rule reads the gradient noise.
+    sync: how replicas agree; None where one model is trained.
+    replicas: how many there are; 1 of one model.
+    learning_rate_drops: where the learning rate drops, in examples.
   """
 
   model: nn.Module
@@ -76,6 +80,9 @@ class Experiment(NamedTuple):
   mesh: Mesh
   total_examples: int
   estimate_noise: bool
+  sync: Sync | None
+  replicas: int
+  learning_rate_drops: tuple[float, ...]
 
 
 def choose(table: dict[str, Any], name: str, key: str) -> Any:
@@ -100,7 +107,7 @@ def make_decay(config: Config, num_examples: int) -> optim.Schedule:
     )
 
   make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
-  with _refusing('learning_rate.decay'):
+  with refusing('learning_rate.decay'):
     convert(1.0)  # refuses an unknown unit, also where no length is given
     length = (
       config.epochs * num_examples
@@ -110,13 +117,18 @@ def make_decay(config: Config, num_examples: int) -> optim.Schedule:
     return make(length, decay, convert)
 
 
-def make_learning_rate(config: Config, num_examples: int):
-  """The transform that applies base, scaling, warmup and decay."""
-  rate, c = config.learning_rate, config.controller
-  decay = make_decay(config, num_examples)
-  scaling = choose(SCALINGS, rate.scaling, 'learning_rate.scaling')(
+def make_scaling(config: Config) -> optim.Scaling | optim.StatefulScaling:
+  """How the learning rate grows with the batch size."""
+  rate = config.learning_rate
+  return choose(SCALINGS, rate.scaling, 'learning_rate.scaling')(
     rate.reference_batch_size
   )
+
+
+def make_learning_rate(config: Config, num_examples: int):
+  """The transform that applies base, scaling, warmup and decay."""
+  rate = config.learning_rate
+  decay, scaling = _whole_decay(config, num_examples), make_scaling(config)
   warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
     optim.affine_length(
       rate.warmup.epochs,
@@ -124,6 +136,15 @@ def make_learning_rate(config: Config, num_examples: int):
       num_examples=num_examples,
     )
   )
+  return optim.scale_by_batch_learning_rate(
+    rate.base, decay=decay, scaling=scaling, warmup=warmup
+  )
+
+
+def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
+  """The decay with what the batch-size rule makes of it."""
+  rate, c = config.learning_rate, config.controller
+  decay = make_decay(config, num_examples)
   if c.name == 'from_lr_schedule':
     if rate.decay.name == 'constant':
       raise ConfigError(
@@ -152,11 +173,77 @@ def make_learning_rate(config: Config, num_examples: int):
         [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
       )
     )
-  return optim.scale_by_batch_learning_rate(
-    rate.base,
-    decay=lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays])),
-    scaling=scaling,
-    warmup=warmup,
+  return lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays]))
+
+
+def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:
+  """Where a piecewise learning rate drops, in examples; () for the others."""
+  rate = config.learning_rate
+  if (
+    rate.decay.name != 'piecewise'
+    or rate.decay.factor >= 1
+    or config.controller.name == 'from_lr_schedule'
+  ):
+    return ()
+  return tuple(
+    optim.to_examples(
+      boundary,
+      rate.decay.unit,
+      num_examples=num_examples,
+      reference_batch_size=rate.reference_batch_size,
+    )
+    for boundary in rate.decay.boundaries
+  )
+
+
+def count_replicas(config: Config) -> int:
+  """How many models are trained side by side."""
+  return 1 if config.sync.name == 'synchronous' else config.sync.replicas
+
+
+def make_sync(config: Config, num_examples: int) -> Sync | None:
+  """How replicas agree; None where one model is trained."""
+  s = config.sync
+  if s.name == 'synchronous':
+    return None
+  make = choose(sync.SYNC_RULES | {'synchronous': None}, s.name, 'sync.name')
+  parameters: dict[str, Any] = dict(s[s.name]) if s.name in s else {}
+  if s.name == 'post_local_sgd':
+    drops = learning_rate_drops(config, num_examples)
+    if parameters.pop('epoch') is not None:
+      drops = (s.post_local_sgd.epoch * num_examples,)
+    if not drops:
+      raise ConfigError(
+        'sync.name=post_local_sgd begins with the first drop of the learning '
+        'rate, and this one has none: set sync.post_local_sgd.epoch'
+      )
+    parameters['switch'] = drops[0]
+  if s.name == 'qsr':
+    parameters['learning_rate'] = _unwarmed_rate(config, num_examples)
+  by_number = 'replicas' in inspect.signature(make).parameters
+
+  def rule(replicas: int) -> sync.SyncRule:
+    number = {'replicas': replicas} if by_number else {}
+    return make(s.local_steps, **parameters, **number)
+
+  with refusing(f'sync.{s.name}'):
+    rule(s.replicas)
+  return Sync(rule, s.average_momentum)
+
+
+def _unwarmed_rate(
+  config: Config, num_examples: int
+) -> Callable[[int, int], float]:
+  """(examples, batch size) -> learning rate without warmup and damping."""
+  scaling, base = make_scaling(config), config.learning_rate.base
+  decay = _whole_decay(config, num_examples)
+  if isinstance(scaling, optim.StatefulScaling):
+    raise ConfigError(
+      'sync.name=qsr reads the learning rate, which learning_rate.scaling='
+      'adascale keeps on the devices: choose another of the two'
+    )
+  return lambda examples, batch_size: (
+    base * float(decay(examples) * scaling(batch_size))
   )
 
 
@@ -208,21 +295,21 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
         'schedule: leave it unset'
       )
     parameters['floor'] = False
-  with _refusing(f'controller.{c.name}'):
+  with refusing(f'controller.{c.name}'):
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
-  with _refusing('controller.every'):
+  with refusing('controller.every'):
     controller = controllers.every(controller, updates=c.every, wait=c.wait)
   # Around `every`, so that they see decisions and not the updates between.
   if c.smooth:
-    with _refusing('controller.smooth'):
+    with refusing('controller.smooth'):
       controller = controllers.smooth(controller, c.smooth)
   if c.monotone:
     controller = controllers.monotone(controller)
   if c.growth_limit is not None:
-    with _refusing('controller.growth_limit'):
+    with refusing('controller.growth_limit'):
       controller = controllers.limit_growth(controller, c.growth_limit)
   if c.hysteresis is not None:
-    with _refusing('controller.hysteresis'):
+    with refusing('controller.hysteresis'):
       controller = controllers.hysteresis(controller, c.hysteresis)
   return controller
 
@@ -247,15 +334,24 @@ def make_ladder(config: Config, devices: int) -> Ladder:
     smallest = c.min_batch_size
   # A constant size needs no ladder, and no program compiled for the next rung.
   largest = smallest if c.name == 'constant' else c.max_batch_size
-  with _refusing('buckets'):
+  replicas = count_replicas(config)
+  for key, size in (('initial', smallest), ('max', largest)):
+    if size % replicas:
+      key = 'min' if size == c.min_batch_size else key
+      raise ConfigError(
+        f'controller.{key}_batch_size={size} cannot be shared equally by '
+        f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
+      )
+  with refusing('buckets'):
     return buckets.ladder(
       smallest,
       largest,
-      devices=devices,
+      devices=devices // math.gcd(devices, replicas),
       max_per_device=b.max_per_device,
       growth=b.growth,
       rounding=b.rounding,
       group_size=_group_size(config),
+      replicas=replicas,
     )
 
 
@@ -286,7 +382,7 @@ def check_model(
   config: Config, model: nn.Module, example: jax.ShapeDtypeStruct
 ) -> None:
   """Refuses a network that cannot be made, or not for such inputs."""
-  with _refusing(f'model.{config.model.name}'):
+  with refusing(f'model.{config.model.name}'):
     jax.eval_shape(
       lambda x: model.init(jax.random.key(0), x, train=False), example
     )
@@ -360,6 +456,19 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'buckets.max_per_device': COUNT,
+  'sync.replicas': COUNT,
+  'sync.local_steps': COUNT,
+  'sync.post_local_sgd.epoch': NATURAL,
+  'sync.qsr.alpha': POSITIVE,
+  'sync.slowmo.momentum': FRACTION,
+  'sync.slowmo.learning_rate': POSITIVE,
+  'sync.diloco.momentum': FRACTION,
+  'sync.diloco.learning_rate': POSITIVE,
+  'sync.sma.momentum': FRACTION,
+  'sync.tune.most': COUNT,
+  'sync.tune.threshold': POSITIVE,
+  'sync.tune.window': COUNT,
+  'sync.tune.windows': COUNT,
   'target.value': FINITE,
   'checkpoint.every_updates': COUNT,
   'checkpoint.keep': COUNT,
@@ -378,7 +487,7 @@ def _check_numbers(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(key: str) -> Iterator[None]:
+def refusing(key: str) -> Iterator[None]:
   """Names the key whose value some part could not work with."""
   try:
     yield
@@ -411,7 +520,7 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
 def make_task(config: Config) -> Task:
   """Losses and metrics."""
   make = choose(TASKS, config.task.name, 'task.name')
-  with _refusing('task'):
+  with refusing('task'):
     return make(config.task.label_smoothing)
 
 
@@ -439,6 +548,12 @@ def check(config: Config, devices: int) -> None:
       'for classification'
     )
   choose(task.higher_is_better, config.target.metric, 'target.metric')
+  make_sync(config, 1)
+  if config.sync.name != 'synchronous' and config.parallel.backend == 'pmap':
+    raise ConfigError(
+      f'sync.name={config.sync.name!r} needs two axes of devices, and '
+      "parallel.backend='pmap' has one: choose 'shard_map'"
+    )
   make_ladder(config, devices)
   make_controller(config, 1)
   make_optimizer(config, 1)
@@ -499,4 +614,7 @@ def build(
       'gradient_noise' in controller.needs
       or config.learning_rate.scaling == 'adascale'
     ),
+    sync=make_sync(config, num_examples),
+    replicas=count_replicas(config),
+    learning_rate_drops=learning_rate_drops(config, num_examples),
   )

@@ -9,7 +9,7 @@ import bisect
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,39 @@ from adabatch import data, parallel, steps
 from adabatch.buckets import Bucket, Plan
 
 
+class Shares(NamedTuple):
+  """How a batch is shared out.
+
+  The example at position p goes to replica p (mod K). A replica's examples go
+  to the devices of its row of the mesh, step by step and in each step device by
+  device.
+
+  Attributes:
+    replicas: K, on all devices; 1 where one model is trained.
+    rows: rows of the mesh.
+    devices: devices of a row, which share the examples of its replicas.
+  """
+
+  replicas: int
+  rows: int
+  devices: int
+
+  @property
+  def here(self) -> int:
+    """Replicas on each device."""
+    return self.replicas // self.rows
+
+
+def shares(mesh: Mesh, replicas: int) -> Shares:
+  """For a mesh with or without an axis of replicas.
+
+  >>> shares(parallel.make_mesh(jax.devices()[:2]), 1)
+  Shares(replicas=1, rows=1, devices=2)
+  """
+  rows = mesh.devices.shape[0] if mesh.devices.ndim > 1 else 1
+  return Shares(replicas, rows, mesh.size // rows)
+
+
 class ResidentFeed:
   """A split that lies on every device; an update is told the indices.
 
@@ -26,18 +59,34 @@ class ResidentFeed:
     data: the arrays, on every device.
     sharded: False: `data` is the same on every device.
     most_updates: how many updates one call of a program may do; None: any.
-    place_stride: see `steps.train_step`.
     wait_seconds: time spent waiting for data.
+    shares: how a batch is shared out.
   """
 
   sharded = False
   most_updates = None
-  place_stride = 1
   wait_seconds = 0.0
 
-  def __init__(self, split: data.Split, order: data.Order, mesh: Mesh):
+  def __init__(
+    self,
+    split: data.Split,
+    order: data.Order,
+    mesh: Mesh,
+    *,
+    replicas: int = 1,
+  ):
     self._order, self._mesh = order, mesh
     self.data: Any = parallel.replicate(split.arrays, mesh)
+    self.share(replicas)
+
+  def share(self, replicas: int) -> None:
+    """From now on batches are for so many replicas."""
+    self.shares = shares(self._mesh, replicas)
+
+  @property
+  def place_stride(self) -> int:
+    """See `steps.train_step`."""
+    return self.shares.replicas
 
   def start(self, position: int) -> None:
     """Nothing has to be read ahead."""
@@ -52,18 +101,30 @@ class ResidentFeed:
   ) -> tuple[steps.Data, steps.StepBatch]:
     """The next `count` batches, in arrays with room for `updates`.
 
-    Slots are filled in the order of positions, step by step and in each step
-    device by device. Empty slots repeat example 0 and carry weight 0.
+    Slots are filled in the order of positions. Empty slots repeat example 0 and
+    carry weight 0.
     """
     size, accumulation, devices = plan.bucket
-    slots = np.zeros((updates, plan.bucket.slots), np.int32)
-    slots[:count, : plan.batch_size] = data.take(
+    replicas, rows, _ = self.shares
+    share = plan.batch_size // replicas
+    slots = np.zeros((replicas, updates, plan.bucket.slots), np.int32)
+    taken = data.take(
       self._order, position, position + count * plan.batch_size
-    ).reshape(count, plan.batch_size)
-    by_device = slots.reshape(updates, accumulation, devices, size)
+    ).reshape(count, share, replicas)
+    # Column c holds the positions position + c (mod replicas).
+    slots[:, :count, :share] = np.roll(
+      taken.transpose(2, 0, 1), position % replicas, axis=0
+    )
+    # [row, device of it, replica of the row, update, step, slot]
+    ordered = slots.reshape(
+      rows, -1, updates, accumulation, devices, size
+    ).transpose(0, 4, 1, 2, 3, 5)
+    replica = np.arange(replicas).reshape(rows, 1, -1)
+    device = np.arange(devices).reshape(1, -1, 1)
+    first = (replica - position) % replicas + replicas * size * device
     packed = steps.pack(
-      by_device.transpose(2, 0, 1, 3).reshape(devices, updates, -1),
-      first=size * np.arange(devices),
+      ordered.reshape(rows * devices, -1, updates, accumulation * size),
+      first=first.reshape(rows * devices, -1),
       count=count,
       position=position,
       batch_size=plan.batch_size,
@@ -103,10 +164,12 @@ class Window:
     self._starts: list[int] = []
     self._end = 0
 
-  def copy(self, start: int, out: dict[str, np.ndarray]) -> None:
-    """Copies the examples from `start` on into arrays [n, ...]."""
+  def copy(
+    self, start: int, out: dict[str, np.ndarray], stride: int = 1
+  ) -> None:
+    """Copies examples start, start + stride, ... into arrays [n, ...]."""
     n = len(next(iter(out.values())))
-    while self._end < start + n:
+    while self._end <= start + (n - 1) * stride:
       try:
         chunk = next(self._chunks)
       # What a full disk, a full memory and a killed process make of it.
@@ -122,11 +185,11 @@ class Window:
     done = 0
     i = bisect.bisect_right(self._starts, start) - 1
     while done < n:
-      first = start + done - self._starts[i]
-      rows = min(len(self._kept[i]['weight']) - first, n - done)
+      first = start + done * stride - self._starts[i]
       for name, array in self._kept[i].items():
-        out[name][done : done + rows] = array[first : first + rows]
-      done += rows
+        some = array[first::stride][: n - done]
+        out[name][done : done + len(some)] = some
+      done += len(range(first, len(self._kept[i]['weight']), stride))
       i += 1
 
   def forget(self, before: int) -> None:
@@ -155,6 +218,54 @@ def empty(
   }
 
 
+class _Streams(NamedTuple):
+  """Which process reads what, and for which replica.
+
+  Process h reads the positions p = residue (mod H), residue being another
+  number for each process. Either the residue tells the replica, because K
+  divides H, or a process has several replicas, which take turns.
+
+  Attributes:
+    residues: of each process.
+    labels: of each replica l: it takes the positions l (mod K).
+    turns: replicas that a process reads for.
+  """
+
+  residues: dict[int, int]
+  labels: list[int]
+  turns: int
+
+
+def _streams(mesh: Mesh, shares: Shares) -> _Streams:
+  """Raises ValueError if processes and replicas do not fit."""
+  replicas, rows, _ = shares
+  by_row = [
+    list(dict.fromkeys(d.process_index for d in row))
+    for row in mesh.devices.reshape(rows, -1)
+  ]
+  processes = list(dict.fromkeys(p for row in by_row for p in row))
+  count = len(processes)
+  if replicas % count and count % replicas:
+    raise ValueError(
+      f'{count} processes cannot read for {replicas} replicas: the number of '
+      'one must divide that of the other'
+    )
+  if count >= replicas:
+    residues = {
+      process: rank * replicas + row
+      for row, members in enumerate(by_row)
+      for rank, process in enumerate(members)
+    }
+    return _Streams(residues, list(range(replicas)), 1)
+  residues = {process: i for i, process in enumerate(processes)}
+  labels, seen = [], dict.fromkeys(processes, 0)
+  for (process,) in by_row:
+    for _ in range(shares.here):
+      labels.append(seen[process] * count + residues[process])
+      seen[process] += 1
+  return _Streams(residues, labels, replicas // count)
+
+
 class StreamingFeed:
   """A split that is read while it is trained on.
 
@@ -178,13 +289,13 @@ class StreamingFeed:
     *,
     workers: int,
     skipped: Callable[[int, str], None],
+    replicas: int = 1,
   ):
     """`workers` processes read, or a thread if 0; `skipped` is told of records
     that could not be read: (record, reason)."""
     self._split, self._order, self._mesh = split, order, mesh
     self._workers, self._skipped = workers, skipped
     self.data: Any = None
-    self.place_stride = jax.process_count()
     self.wait_seconds = 0.0
     self._own = len(own_devices(mesh))
     self._thread = ThreadPoolExecutor(1, thread_name_prefix='feed')
@@ -194,9 +305,26 @@ class StreamingFeed:
     self._next = -1  # position of the next batch
     # The next batch, and for what it was assembled.
     self._ahead: tuple[tuple[Bucket, int], Future] | None = None
+    self.share(replicas)
+
+  def share(self, replicas: int) -> None:
+    """From now on batches are for so many replicas.
+
+    Raises:
+      ValueError: if several processes cannot read for them.
+    """
+    self._close_stream()
+    self._next = -1
+    self.shares = shares(self._mesh, replicas)
+    self._streams = _streams(self._mesh, self.shares)
+
+  @property
+  def place_stride(self) -> int:
+    """See `steps.train_step`."""
+    return max(jax.process_count(), self.shares.replicas)
 
   def example(self, bucket: Bucket) -> dict[str, Any]:
-    slots = bucket.devices, bucket.slots_per_device
+    slots = self._mesh.size, self.shares.here * bucket.slots_per_device
     sharding = parallel.by_device(self._mesh)
     return {
       name: jax.ShapeDtypeStruct(
@@ -219,11 +347,12 @@ class StreamingFeed:
     self.wait_seconds += time.perf_counter() - begin
     self._next = position + plan.batch_size
     self._ahead = wanted, self._assemble(self._next, *wanted)
-    size, _, devices = plan.bucket
-    indices = np.arange(plan.bucket.slots_per_device, dtype=np.int32)
+    slots = plan.bucket.slots_per_device
+    here = self.shares.here
+    indices = np.arange(here * slots, dtype=np.int32).reshape(here, 1, slots)
     packed = steps.pack(
-      np.broadcast_to(indices, (devices, 1, len(indices))),
-      first=self._first_places(position, size),
+      np.broadcast_to(indices, (self._mesh.size, *indices.shape)),
+      first=self._first_places(position, plan.bucket.microbatch_size),
       count=1,
       position=position,
       batch_size=plan.batch_size,
@@ -240,45 +369,73 @@ class StreamingFeed:
       self._split,
       self._order,
       position,
-      process=jax.process_index(),
+      process=self._residue,
       processes=jax.process_count(),
       workers=self._workers,
     )
     self._window = Window(self._chunks, self._skipped)
 
+  @property
+  def _residue(self) -> int:
+    return self._streams.residues[jax.process_index()]
+
   def _first_places(self, position: int, size: int) -> np.ndarray:
-    """Place in the batch of the first slot of every device of every process."""
-    stride = self.place_stride
-    first = np.empty(self._mesh.size, np.int64)
-    seen: dict[int, int] = {}
-    for k, device in enumerate(self._mesh.devices.flat):
-      process = device.process_index
-      rank = seen.get(process, 0)
-      seen[process] = rank + 1
-      first[k] = (process - position) % stride + stride * size * rank
+    """Place in the batch of the first slot of every replica on every device."""
+    replicas, rows, _ = self.shares
+    processes, here = jax.process_count(), self.shares.here
+    first = np.empty((self._mesh.size, here), np.int64)
+    for row, devices in enumerate(self._mesh.devices.reshape(rows, -1)):
+      seen: dict[int, int] = {}
+      for i, device in enumerate(devices):
+        process = device.process_index
+        rank = seen.get(process, 0)
+        seen[process] = rank + 1
+        for j in range(here):
+          residue = (
+            self._streams.residues[process]
+            if processes >= replicas
+            else self._streams.labels[row * here + j]
+          )
+          first[row * len(devices) + i, j] = (
+            residue - position
+          ) % self.place_stride + self.place_stride * size * rank
     return first
 
   def _assemble(self, position: int, bucket: Bucket, batch_size: int) -> Future:
     """Starts to assemble the batch at a position."""
-    window, stride = self._window, self.place_stride
+    window, processes = self._window, jax.process_count()
+    residue, turns, here = self._residue, self._streams.turns, self.shares.here
+    # A process has its replicas' own devices in one block after the other.
+    columns = self._own // max(turns // here, 1)
 
     def read(position: int) -> int:
-      """How many examples this process reads before a position."""
-      here = jax.process_index()
-      return len(data.process_positions(self._origin, position, here, stride))
+      """How many examples this process would read before a position."""
+      return len(data.process_positions(0, position, residue, processes))
+
+    origin = read(self._origin)
 
     def work() -> steps.Data:
       start, stop = read(position), read(position + batch_size)
-      window.forget(start)
+      window.forget(start - origin)
       size, accumulation, _ = bucket
-      arrays = empty(self._split.shapes, (self._own, accumulation * size))
-      for step in range(accumulation):
-        for device in range(self._own):
-          n = min(size, stop - start)
-          if n > 0:
-            rows = slice(step * size, step * size + n)
-            window.copy(start, {k: v[device, rows] for k, v in arrays.items()})
-            start += n
+      slots = here * bucket.slots_per_device
+      arrays = empty(self._split.shapes, (self._own, slots))
+      for turn in range(turns):
+        # The replica's own examples begin at `at` and lie `turns` apart.
+        at = start + (turn - start) % turns
+        row, replica = divmod(turn, here)
+        for step in range(accumulation):
+          for device in range(row * columns, (row + 1) * columns):
+            n = min(size, len(range(at, stop, turns)))
+            if n > 0:
+              begin = (replica * accumulation + step) * size
+              rows = slice(begin, begin + n)
+              window.copy(
+                at - origin,
+                {k: v[device, rows] for k, v in arrays.items()},
+                turns,
+              )
+              at += n * turns
       return parallel.shard_own(arrays, self._mesh)
 
     return self._thread.submit(work)

@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax
 from adabatch.buckets import Bucket, Plan
 from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
-from adabatch.steps import StepSignals
+from adabatch.steps import StepSignals, combine
 
 
 class Dispatched(NamedTuple):
@@ -20,7 +20,8 @@ class Dispatched(NamedTuple):
     update, examples: done before them.
     count: how many they are.
     nominal, plan: of each of them.
-    reports: float32 [at least count, 7], a row of StepSignals for each.
+    reports: float32 [replicas, at least count, 9], a row of StepSignals for
+      each.
   """
 
   update: int
@@ -38,7 +39,7 @@ class Update(NamedTuple):
     update, examples: done with it.
     seconds: what the training clock showed then.
     nominal, plan: what it ran.
-    report: what it reported.
+    report: what it reported, all replicas together.
     noise: its estimates of the gradient noise, if it has any.
   """
 
@@ -54,13 +55,22 @@ class Update(NamedTuple):
 class InFlight:
   """The queue of dispatched updates, oldest first."""
 
-  def __init__(self, clock: Clock):
-    self._clock = clock
+  def __init__(
+    self, clock: Clock, gather: Callable[[jax.Array], jax.Array] | None = None
+  ):
+    """`gather` makes the reports of all replicas known to every process, where
+    each has only those of its own."""
+    self._clock, self._gather = clock, gather
     self._queue: collections.deque[Dispatched] = collections.deque()
     self._fetched = clock.seconds
 
   def add(self, dispatched: Dispatched) -> None:
     self._queue.append(dispatched)
+
+  def wait(self, keep: int) -> None:
+    """Waits for this process's devices until `keep` calls are on their way."""
+    if len(self._queue) > keep:
+      jax.block_until_ready(self._queue[-1 - keep].reports)
 
   def take(self, keep: int = 0) -> Iterator[Update]:
     """Waits for the oldest until `keep` calls are on their way.
@@ -70,11 +80,14 @@ class InFlight:
     """
     while len(self._queue) > keep:
       done = self._queue.popleft()
-      rows = jax.device_get(done.reports)[: done.count].tolist()
+      reports = done.reports
+      if self._gather is not None:
+        reports = self._gather(reports)
+      rows = jax.device_get(reports)
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
-      for i, row in enumerate(rows, start=1):
-        report, update = StepSignals(*row), done.update + i
+      for i in range(1, done.count + 1):
+        report, update = combine(rows[:, i - 1]), done.update + i
         yield Update(
           update=update,
           examples=done.examples + i * done.plan.batch_size,

@@ -32,6 +32,7 @@ def train_record(
   logged: tuple[int, float],
   num_examples: int,
   tokens_per_example: int | None = None,
+  distances: dict[str, float] | None = None,
 ) -> dict[str, Any]:
   """The record of one update.
 
@@ -40,6 +41,7 @@ def train_record(
     logged: examples and seconds at the record before.
     num_examples: size of an epoch.
     tokens_per_example: of text.
+    distances: of replicas at the last sync, by name.
   """
   examples, seconds = logged
   record = {
@@ -64,7 +66,7 @@ def train_record(
     # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
     trace, norm = done.noise
     record['gradient_noise_scale'] = trace / norm if norm > 0 else None
-  return record
+  return record | (distances or {})
 
 
 def _keep_lines_until(path: pathlib.Path, update: int) -> None:
@@ -98,7 +100,7 @@ class MetricsWriter:
     )
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
-    """One record; `kind` is `train` or `eval`."""
+    """One record; `kind` is `train`, `eval` or `replicas`."""
     line = {'kind': kind, **finite(record)}
     self._file.write(json.dumps(line) + '\n')
     prefix = f'{kind}/{record["split"]}' if 'split' in record else kind

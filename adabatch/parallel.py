@@ -1,20 +1,25 @@
 """A per-device body made into a program for all devices of all processes.
 
 `shard_map` under `jit` is the default; `pmap` gives the same numbers. Bodies
-take pytrees whose leaves are either the same on every device or sharded along a
-leading axis of devices; a *layout* is a pytree prefix of booleans that says
-which (True: sharded).
+take pytrees whose leaves are the same on every device (False), or have a
+leading axis of devices of which each sees its own entry (True), or a leading
+axis of replicas that is spread over the mesh's axis of replicas (REPLICAS); a
+*layout* is a pytree prefix that says which.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adabatch.steps import DATA_AXIS
+from adabatch.sync import REPLICA_AXIS
 
+REPLICAS = 'replicas'
 BACKENDS = ('shard_map', 'pmap')
 
 
@@ -54,11 +59,40 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def replica_mesh(mesh: Mesh, replicas: int) -> Mesh:
+  """The same devices along two axes, `replica` and `data`.
+
+  Devices that follow one another share a replica, so that those of one host do
+  where there are at most as many replicas as hosts. Where there are more
+  replicas than devices, each device trains several.
+
+  >>> dict(replica_mesh(make_mesh(jax.devices()[:8]), replicas=4).shape)
+  {'replica': 4, 'data': 2}
+  """
+  rows = math.gcd(replicas, mesh.size)
+  return Mesh(
+    mesh.devices.reshape(rows, -1),
+    (REPLICA_AXIS, DATA_AXIS),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+  )
+
+
+def _spec(how: Any, mesh: Mesh) -> PartitionSpec:
+  if how is True:
+    return PartitionSpec(tuple(mesh.axis_names))
+  return PartitionSpec(REPLICA_AXIS) if how == REPLICAS else PartitionSpec()
+
+
+def shardings(layout: Any, mesh: Mesh) -> Any:
+  """The sharding of each leaf of a layout."""
+  return jax.tree.map(lambda how: NamedSharding(mesh, _spec(how, mesh)), layout)
+
+
 def _own_entry(layout, args):
   """One device's view: the sharded leaves lose their axis of devices."""
   return jax.tree.map(
-    lambda sharded, subtree: (
-      jax.tree.map(lambda x: x[0], subtree) if sharded else subtree
+    lambda how, subtree: (
+      jax.tree.map(lambda x: x[0], subtree) if how is True else subtree
     ),
     layout,
     args,
@@ -70,6 +104,7 @@ def spmd(
   mesh: Mesh,
   *,
   layout: tuple[Any, ...],
+  results: Any = False,
   backend: str = 'shard_map',
   donate: tuple[int, ...] = (),
   options: dict[str, Any] | None = None,
@@ -77,12 +112,11 @@ def spmd(
   """A function of global arrays that runs `body` on every device.
 
   Args:
-    body: per-device function whose collectives are over the axis `data`; its
-      results are the same on every device.
+    body: per-device function whose collectives are over axes of the mesh.
     mesh: the devices.
-    layout: for each argument, a pytree prefix of booleans: True where leaves
-      have a leading axis of devices of which a body sees its own entry.
-    backend: `shard_map` or `pmap`.
+    layout: of each argument.
+    results: layout of the results, without True.
+    backend: `shard_map`, or `pmap` where nothing has an axis of replicas.
     donate: arguments whose memory the results may reuse.
     options: for the compiler; `pmap` takes none.
 
@@ -93,10 +127,8 @@ def spmd(
     mapped = jax.shard_map(
       lambda *args: body(*_own_entry(layout, args)),
       mesh=mesh,
-      in_specs=jax.tree.map(
-        lambda s: PartitionSpec(DATA_AXIS) if s else PartitionSpec(), layout
-      ),
-      out_specs=PartitionSpec(),
+      in_specs=jax.tree.map(lambda how: _spec(how, mesh), layout),
+      out_specs=jax.tree.map(lambda how: _spec(how, mesh), results),
     )
     return jax.jit(mapped, donate_argnums=donate, compiler_options=options)
   if backend == 'pmap':
@@ -127,7 +159,7 @@ def _place(tree: Any, sharding: NamedSharding) -> Any:
 
 def by_device(mesh: Mesh) -> NamedSharding:
   """Arrays [devices, ...], one row on each device."""
-  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+  return shardings(True, mesh)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -177,3 +209,15 @@ def as_global(tree: Any, mesh: Mesh) -> Any:
     ),
     tree,
   )
+
+
+def gatherer(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """A function that makes a sharded array whole on every device."""
+  return jax.jit(lambda x: x, out_shardings=shardings(False, mesh))
+
+
+def of_first_process(value: float) -> float:
+  """The number that the first process has, on every process."""
+  if jax.process_count() == 1:
+    return value
+  return float(multihost_utils.broadcast_one_to_all(np.float32(value)))

@@ -14,6 +14,8 @@ from adabatch.config import Config
 # Largest values; of a tuple, of each entry. Smaller ones stay.
 MOST = {
   'max_updates': 3,
+  'sync.replicas': 2,
+  'sync.local_steps': 2,
   'data.workers': 1,
   'data.vocab_size': 512,
   'data.sequence_length': 16,

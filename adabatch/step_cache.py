@@ -1,4 +1,4 @@
-"""One compiled program for each bucket, the likely next one ahead of time."""
+"""One compiled program for each key, the likely next one ahead of time."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import jax
 
 
 class StepCache:
-  """Bucket -> executable, compiled at most once each.
+  """Key (a bucket and what is done with it) -> executable, compiled once each.
 
   Lowering (tracing) happens in the caller's thread, because tracing contexts
   are local to threads; compiling, which is where the time goes, in a worker.
@@ -28,7 +28,7 @@ class StepCache:
   """
 
   def __init__(self, lower: Callable[[Any], Any]):
-    """`lower` maps a bucket to an object with `.compile()`."""
+    """`lower` maps a key to an object with `.compile()`."""
     self._lower = lower
     self._programs: dict[Hashable, Future] = {}
     self._used: set[Hashable] = set()
@@ -44,9 +44,9 @@ class StepCache:
     return len(self._programs)
 
   @property
-  def used(self) -> int:
-    """Programs that `get` was asked for."""
-    return len(self._used)
+  def used(self) -> frozenset[Any]:
+    """The keys that `get` was asked for."""
+    return frozenset(self._used)
 
   @contextlib.contextmanager
   def _counted(self) -> Iterator[None]:
@@ -60,24 +60,24 @@ class StepCache:
     with self._counted():
       return lowered.compile()
 
-  def _start(self, bucket) -> Future:
+  def _start(self, key) -> Future:
     with self._counted():
-      lowered = self._lower(bucket)
-    self._programs[bucket] = self._worker.submit(self._compile, lowered)
-    return self._programs[bucket]
+      lowered = self._lower(key)
+    self._programs[key] = self._worker.submit(self._compile, lowered)
+    return self._programs[key]
 
-  def get(self, bucket, likely_next=None):
-    """The program of a bucket; waits for it if it is not ready.
+  def get(self, key, likely_next=None):
+    """The program of a key; waits for it if it is not ready.
 
     Args:
-      bucket: what is run now.
+      key: what is run now.
       likely_next: what may be run soon (None: nothing in sight); it starts to
         compile unless another program still waits to be used.
     """
     start = time.perf_counter()
-    future = self._programs.get(bucket) or self._start(bucket)
+    future = self._programs.get(key) or self._start(key)
     first = not self._used
-    self._used.add(bucket)
+    self._used.add(key)
     self.prefetch(likely_next)
     program = future.result()
     waited = time.perf_counter() - start
@@ -87,11 +87,11 @@ class StepCache:
       self.stall_seconds += waited
     return program
 
-  def prefetch(self, bucket) -> None:
-    """Starts to compile a bucket, unless another one still waits to be used."""
+  def prefetch(self, key) -> None:
+    """Starts to compile a program, unless another still waits to be used."""
     waiting = self._programs.keys() - self._used
-    if bucket is not None and bucket not in self._programs and not waiting:
-      self._start(bucket)
+    if key is not None and key not in self._programs and not waiting:
+      self._start(key)
 
   def close(self) -> None:
     """Drops what has not started; a compilation under way is waited for."""

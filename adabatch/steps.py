@@ -6,6 +6,7 @@ Everything is summed over examples of weight 1 and divided once by their global
 number: k microbatches on d devices equal one big batch.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from adabatch import gradient_noise
+from adabatch import gradient_noise, sync
 from adabatch.buckets import Bucket
 from adabatch.data import position_halves
 from adabatch.models import Rows
@@ -38,8 +39,8 @@ class StepBatch(NamedTuple):
   is in it; the numbers in them are those of `pack`.
 
   Attributes:
-    rows: int32 [updates, 2 + slots per device], sharded over devices: whether
-      this process was asked to stop, the place in the batch of the device's
+    rows: int32 [replicas, updates, 2 + slots per replica], each device's own:
+      whether this process was asked to stop, the place in the batch of the
       first slot, then which example is in each slot.
     header: int32 [updates, 6], the same on every device: how many of the
       updates to run, then the bits of the other numbers.
@@ -62,8 +63,9 @@ def pack(
   """The host's side of a batch, rows of all devices.
 
   Args:
-    indices: which examples, int [devices, updates, slots per device].
-    first: place in the batch of each device's first slot, int [devices].
+    indices: which examples, int [devices, replicas on each, updates, slots].
+    first: place in the batch of the first slot of each replica on each device,
+      int [devices, replicas on each].
     count: how many of the updates to run, from the first.
     position: place of the first slot in the data order, which is also the
       number of examples trained on so far.
@@ -71,10 +73,10 @@ def pack(
     damping: factor on the learning rate.
     stop: whether this process was asked to stop.
   """
-  devices, updates, slots = indices.shape
-  rows = np.empty((devices, updates, 2 + slots), np.int32)
+  *which, updates, slots = indices.shape
+  rows = np.empty((*which, updates, 2 + slots), np.int32)
   rows[..., 0] = stop
-  rows[..., 1] = first[:, None]
+  rows[..., 1] = first[..., None]
   rows[..., 2:] = indices
   positions = position + batch_size * np.arange(updates, dtype=np.int64)
   header = np.empty((updates, 6), np.int32)
@@ -89,8 +91,8 @@ def pack(
 
 
 class _Batch(NamedTuple):
-  """The device's side: indices int32 [slots per device], stop and first int32
-  [], position uint32 [2] (high and low word), the others float32 []."""
+  """The device's side: indices int32 [slots], stop and first int32 [],
+  position uint32 [2] (high and low word), the others float32 []."""
 
   indices: Any
   stop: Any
@@ -114,10 +116,10 @@ def _unpack(rows: jax.Array, header: jax.Array) -> _Batch:
 
 
 class StepSignals(NamedTuple):
-  """What one update reports: floats, the same on every device.
+  """What one update reports: floats, the same on all devices of a replica.
 
-  A program returns them in this order as one float32 array [updates, 7], which
-  is fetched at once.
+  A program returns them in this order as one float32 array [replicas, updates,
+  9], which is fetched at once; `combine` makes one of those of all replicas.
 
   Attributes:
     loss: mean training loss over the batch, before the update.
@@ -128,6 +130,8 @@ class StepSignals(NamedTuple):
     stop: number of devices whose process was asked to stop.
     weight: sum of the examples' weights: the batch size, less what could not be
       read.
+    replica_squared_distance, mean_squared_distance: see `sync.Distances`; NaN
+      but at a sync.
   """
 
   loss: Any
@@ -137,19 +141,47 @@ class StepSignals(NamedTuple):
   squared_norm: Any
   stop: Any
   weight: Any
+  replica_squared_distance: Any = math.nan
+  mean_squared_distance: Any = math.nan
 
 
-def _varying(tree):
+def combine(reports: np.ndarray) -> StepSignals:
+  """One report of all replicas: host floats.
+
+  Loss is the mean over examples, weight and stop are sums, everything else is
+  the mean over replicas; so gradient norms are those of one replica's share of
+  the batch.
+
+  Args:
+    reports: [replicas, 9].
+  """
+  if len(reports) == 1:
+    return StepSignals(*reports[0].tolist())
+  each = StepSignals(*reports.T.astype(np.float64))
+  weight = float(each.weight.sum())
+  means = StepSignals(*reports.mean(0, dtype=np.float64).tolist())
+  return means._replace(
+    loss=float((each.loss * each.weight).sum()) / weight if weight else 0.0,
+    stop=float(each.stop.sum()),
+    weight=weight,
+  )
+
+
+def _varying(tree, axes: tuple[str, ...] = (DATA_AXIS,)):
   """Marks replicated values as differing by device.
 
   Without it, differentiation inside `shard_map` sums gradients over the axis by
   itself, and per-device gradients (for the noise scale) could not be had.
   """
-  return jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to='varying'), tree)
+
+  if not axes:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), tree)
 
 
-def _zeros(shapes):
-  return _varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+def _zeros(shapes, axes: tuple[str, ...]):
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return _varying(zeros, axes)
 
 
 def _positions(first: jax.Array, places: jax.Array):
@@ -169,6 +201,22 @@ class _Sums(NamedTuple):
   norms: Any
 
 
+class Replicas(NamedTuple):
+  """How several replicas are trained by one program.
+
+  Attributes:
+    total: replicas on all devices.
+    here: replicas on each device, trained one after the other.
+    rule: how they agree at the end of each update; None: not at all.
+    average_momentum: whether their optimizers' states are averaged as well.
+  """
+
+  total: int
+  here: int
+  rule: sync.SyncRule | None = None
+  average_momentum: bool = False
+
+
 def train_step(
   model: nn.Module,
   task: Task,
@@ -180,13 +228,15 @@ def train_step(
   estimate_noise: bool = False,
   unroll: int = 1,
   place_stride: int = 1,
-) -> Callable[[TrainState, Data, StepBatch], tuple[TrainState, jax.Array]]:
+  replicas: Replicas | None = None,
+) -> Callable[[Any, Data, StepBatch], tuple[Any, jax.Array]]:
   """The body of one or several updates in one bucket.
 
-  A body maps (state, data, batch) to (state, reports): reports [updates, 7]
-  hold StepSignals, and zeros after the last update that ran. Several updates
-  run in a loop whose length is a number in the batch, so that one program does
-  any number of them, with the same result to the bit.
+  A body maps (state, data, batch) to (state, reports): reports [replicas,
+  updates, 9] hold StepSignals of each replica on the device, and zeros after
+  the last update that ran. Several updates run in a loop whose length is a
+  number in the batch, so that one program does any number of them, with the
+  same result to the bit.
 
   Args:
     model: called as `model.apply(variables, inputs, train=, rows=)`.
@@ -194,13 +244,87 @@ def train_step(
     tx: optimizer; its update takes `batch_size`, `damping`, `examples` and
       `gradient_noise`, and its state holds `learning_rate`.
     load: makes a batch from data on the device.
-    bucket: microbatches, accumulation steps and devices.
+    bucket: microbatches, accumulation steps and devices of one replica.
     rng: key from which dropout keys are derived.
     estimate_noise: whether to estimate the gradient noise.
     unroll: microbatches in one iteration of the accumulating loop.
     place_stride: distance in the batch of two neighbouring slots of a device:
-      1, or the number of processes where each reads every H-th example.
+      1, or the number of replicas, or of processes where each reads every H-th
+      example.
+    replicas: for a SyncState; None for one model, a TrainState.
   """
+  axes = (DATA_AXIS,) if replicas is None else (sync.REPLICA_AXIS, DATA_AXIS)
+  update = _update(
+    tx,
+    _accumulate(
+      _microbatch(model, task, load, bucket, rng, estimate_noise),
+      bucket,
+      unroll=unroll,
+      place_stride=place_stride,
+      replicas=1 if replicas is None else replicas.total,
+      axes=axes,
+    ),
+    bucket,
+    estimate_noise,
+    axes,
+  )
+
+  def plain(state: TrainState, data: Data, rows, header):
+    state, signals = update(state, data, _unpack(rows[0], header))
+    return state, jnp.stack(signals)[None]
+
+  def several(state: sync.SyncState, data: Data, rows, header):
+    assert replicas is not None
+    done = []
+    # Unrolled: as a vmap the convolutions would be grouped ones, far slower.
+    for i in range(replicas.here):
+      one = jax.tree.map(lambda x, i=i: x[i], state.replicas)
+      done.append(update(one, data, _unpack(rows[i], header)))
+    before = state.replicas.params
+    new, signals = jax.tree.map(lambda *x: jnp.stack(x), *done)
+    state = state._replace(replicas=new)
+    if replicas.rule is not None:
+      state, distances = sync.agree(
+        replicas.rule,
+        state,
+        before,
+        learning_rate=signals.learning_rate,
+        average_momentum=replicas.average_momentum,
+        axis=sync.REPLICA_AXIS,
+      )
+      signals = signals._replace(**distances._asdict())
+    columns = [jnp.broadcast_to(x, replicas.here) for x in signals]
+    return state, jnp.stack(columns, 1)
+
+  update_all = plain if replicas is None else several
+
+  def body(state, data: Data, batch: StepBatch):
+    learners, updates = batch.rows.shape[:2]
+    if updates == 1:
+      state, report = update_all(state, data, batch.rows[:, 0], batch.header[0])
+      return state, report[:, None]
+
+    def one(i, carry):
+      state, reports = carry
+      state, report = update_all(state, data, batch.rows[:, i], batch.header[i])
+      return state, reports.at[:, i].set(report)
+
+    shape = (learners, updates, len(StepSignals._fields))
+    reports = _varying(jnp.zeros(shape), axes[:-1])
+    return jax.lax.fori_loop(0, batch.header[0, 0], one, (state, reports))
+
+  return body
+
+
+def _microbatch(
+  model: nn.Module,
+  task: Task,
+  load: Load,
+  bucket: Bucket,
+  rng: jax.Array,
+  estimate_noise: bool,
+):
+  """(params, model_state, data, batch, indices, places) -> _Sums."""
 
   def microbatch(params, model_state, data, batch, indices, places) -> _Sums:
     examples = load(data, indices, _positions(batch.position, places))
@@ -246,12 +370,26 @@ def train_step(
       ),
     )
 
+  return microbatch
+
+
+def _accumulate(
+  microbatch,
+  bucket: Bucket,
+  *,
+  unroll: int,
+  place_stride: int,
+  replicas: int,
+  axes: tuple[str, ...],
+):
+  """(params, model_state, data, batch) -> _Sums of a device's share."""
+
   def accumulate(params, model_state, data, batch) -> _Sums:
     size, steps, devices = bucket
     # Step by step and in each step device by device, so that neighbours in the
     # batch are processed together.
     places = batch.first + (
-      size * devices * jnp.arange(steps, dtype=jnp.int32)[:, None]
+      replicas * size * devices * jnp.arange(steps, dtype=jnp.int32)[:, None]
       + place_stride * jnp.arange(size, dtype=jnp.int32)
     )
     shares = (batch.indices.reshape(steps, size), places)
@@ -271,9 +409,22 @@ def train_step(
         lambda: microbatch(
           params, model_state, data, batch, shares[0][0], shares[1][0]
         )
-      )
+      ),
+      axes,
     )
     return jax.lax.scan(add, zeros, shares, unroll=unroll)[0]
+
+  return accumulate
+
+
+def _update(
+  tx: optax.GradientTransformationExtraArgs,
+  accumulate,
+  bucket: Bucket,
+  estimate_noise: bool,
+  axes: tuple[str, ...],
+):
+  """(state, data, batch) -> (state, StepSignals) of one model."""
 
   def noise(sums, gradient, norm_squared, state, batch):
     if not estimate_noise:
@@ -287,15 +438,8 @@ def train_step(
     )
 
   def update(state: TrainState, data: Data, batch: _Batch):
-    local = _varying(
-      (
-        state.params,
-        state.model_state,
-        batch.position,
-        batch.batch_size,
-      )
-    )
-    params, model_state, position, batch_size = local
+    params, model_state = _varying((state.params, state.model_state))
+    position, batch_size = _varying((batch.position, batch.batch_size), axes)
     sums = accumulate(
       params,
       model_state,
@@ -342,27 +486,9 @@ def train_step(
       stop=stop.astype(jnp.float32),
       weight=sums.weight,
     )
-    return new_state, jnp.stack(signals)
+    return new_state, signals
 
-  def body(state: TrainState, data: Data, batch: StepBatch):
-    updates = batch.rows.shape[0]
-    if updates == 1:
-      state, report = update(
-        state, data, _unpack(batch.rows[0], batch.header[0])
-      )
-      return state, report[None]
-
-    def one(i, carry):
-      state, reports = carry
-      state, report = update(
-        state, data, _unpack(batch.rows[i], batch.header[i])
-      )
-      return state, reports.at[i].set(report)
-
-    reports = jnp.zeros((updates, len(StepSignals._fields)))
-    return jax.lax.fori_loop(0, batch.header[0, 0], one, (state, reports))
-
-  return body
+  return update
 
 
 def _weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -18,7 +18,9 @@ from typing import Any
 import jax
 
 from adabatch import data, parallel
-from adabatch.assembly import make_evaluators, make_updates
+from adabatch.agreement import Agreement
+from adabatch.assembly import make_agreement, make_evaluators, make_updates
+from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
@@ -31,6 +33,7 @@ from adabatch.metrics import MetricsWriter, train_record
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
+from adabatch.updates import Variant
 from adabatch.workdir import Workdir
 
 
@@ -55,6 +58,7 @@ class Progress:
     final, best: metrics of the last evaluation and the best ones, by split.
     reached: where the target was reached, once it was.
     skipped_records: trained on with weight 0, because they could not be read.
+    distances: of the replicas at the last sync, by name.
   """
 
   next_evaluation: int
@@ -66,6 +70,7 @@ class Progress:
   best: dict = dataclasses.field(default_factory=dict)
   reached: dict | None = None
   skipped_records: int = 0
+  distances: dict = dataclasses.field(default_factory=dict)
 
 
 def next_multiple(examples: int, span: float) -> int:
@@ -101,12 +106,13 @@ class Run:
     self.console = Console(experiment.total_examples, enabled=self.writes)
     self.checkpoints: Checkpoints | None = None
     self.writer: MetricsWriter | None = None
-    self.bucket, self.program = None, None
+    self.variant: Variant | None = None
+    self.programs: dict[Variant, Any] = {}
+    self.window = (0, 0.0)  # examples and seconds where it began
     self.resumed_at = 0
     self.last: Update | None = None  # that was fetched
     self.logged = (0, 0.0)  # examples and seconds of the last logged update
     self.clock = Clock()
-    self.in_flight = InFlight(self.clock)
     # A CPU runs its virtual devices on few threads: collectives of several
     # updates at once could wait for each other for ever.
     self.most_in_flight = 1 if jax.default_backend() == 'cpu' else 8
@@ -117,6 +123,11 @@ class Run:
     self.num_examples = inputs.train.num_examples
     self.fingerprint = inputs.train.fingerprint
     self.updates = make_updates(config, experiment, self.skipped_in)
+    self.agreement: Agreement = make_agreement(config, experiment)
+    # Where replicas lie with several processes, their reports travel only when
+    # somebody wants to read them, so that they need not wait for one another.
+    self.apart = experiment.replicas > 1 and jax.process_count() > 1
+    self.in_flight = self.new_queue()
     self.evaluator, measurements = make_evaluators(
       config, experiment, self.updates.feed.data, self.skipped_in
     )
@@ -132,6 +143,12 @@ class Run:
 
   # What updates report.
 
+  def new_queue(self) -> InFlight:
+    gather = None
+    if self.apart:
+      gather = parallel.gatherer(self.updates.mesh)
+    return InFlight(self.clock, gather)
+
   def drain(self, keep: int = 0) -> None:
     """Checks, feeds to the rule and logs all but the newest `keep` calls."""
     for done in self.in_flight.take(keep):
@@ -145,6 +162,9 @@ class Run:
         )
       self.last = done
       self.count_skipped(done)
+      if math.isfinite(done.report.replica_squared_distance):
+        names = 'replica_squared_distance', 'mean_squared_distance'
+        self.progress.distances = {n: getattr(done.report, n) for n in names}
       every = self.config.log.every_updates
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
@@ -207,6 +227,7 @@ class Run:
       self.logged,
       self.num_examples,
       self.experiment.inputs.tokens_per_example,
+      self.progress.distances,
     )
     self.logged = (done.examples, done.seconds)
     self.writer.write('train', record)
@@ -260,61 +281,186 @@ class Run:
     host = {
       'progress': dataclasses.asdict(self.progress),
       'decisions': self.decisions.to_json(),
+      'agreement': self.agreement.to_json(),
+      'configured_replicas': self.experiment.replicas,
       'data': self.fingerprint,
     }
     assert self.checkpoints is not None, 'start() opens them'
-    state = parallel.as_global(self.updates.state, self.experiment.mesh)
-    self.checkpoints.save(self.progress.update, state, host)
+    self.checkpoints.save(self.progress.update, self.updates.to_save(), host)
+
+  def left(self, batch_size: int, examples: int | None = None) -> int:
+    """Updates of this size until so many examples, or the end of the run."""
+    progress, limit = self.progress, self.config.max_updates
+    total = self.experiment.total_examples
+    end = total if examples is None else min(examples, total)
+    updates = math.ceil((end - progress.examples) / batch_size)
+    return updates if limit is None else min(updates, limit - progress.update)
 
   def count(self, batch_size: int) -> int:
     """How many updates may be dispatched at once: until anything else is due.
 
     That is a decision, an evaluation, a checkpoint or the end.
     """
-    progress, config = self.progress, self.config
-    examples = min(progress.next_evaluation, self.experiment.total_examples)
-    limits = [
+    progress, every = self.progress, self.config.checkpoint.every_updates
+    most = min(
       self.updates.updates_per_call,
-      math.ceil((examples - progress.examples) / batch_size),
-      config.checkpoint.every_updates
-      - progress.update % config.checkpoint.every_updates,
-    ]
-    if config.max_updates is not None:
-      limits.append(config.max_updates - progress.update)
-    most = max(min(limits), 1)
+      self.left(batch_size, progress.next_evaluation),
+      every - progress.update % every,
+    )
     for count in range(1, most):
       if self.decisions.due(progress.update + count):
         return count
-    return most
+    return max(most, 1)
+
+  def plan(self) -> tuple[float, Plan]:
+    """Nominal batch size and plan of the next update.
+
+    Each replica takes the share that it has by the config, so with more of them
+    than configured the batch is larger.
+    """
+    nominal, plan = self.decisions.nominal, self.decisions.plan()
+    planned, now = self.experiment.replicas, self.updates.replicas
+    if now != planned:
+      nominal *= now / planned
+      batch_size = plan.batch_size // planned * now
+      plan = plan._replace(batch_size=batch_size)
+    return nominal, plan
 
   def step(self) -> None:
     """Dispatches the next updates; decides at once if that needs no report."""
-    progress, decisions = self.progress, self.decisions
-    nominal, plan = decisions.nominal, decisions.plan()
-    if plan.bucket != self.bucket:
-      self.drain()
-      likely = decisions.likely_next(
-        progress.update, progress.examples, self.experiment.total_examples // 20
-      )
-      with self.clock.paused():
-        self.program = self.updates.cache.get(plan.bucket, likely)
-      self.bucket = plan.bucket
-    count = self.count(plan.batch_size)
+    progress, decisions, agreement = (
+      self.progress,
+      self.decisions,
+      self.agreement,
+    )
+    if self.variant and self.variant.bucket != decisions.plan().bucket:
+      self.set_replicas(agreement.tune_again(), 'another batch size')
+    nominal, plan = self.plan()
+    agreement.start(progress.examples, plan.batch_size, plan.damping)
+    if agreement.restart_due(progress.examples):
+      self.updates.restart()
+      self.console.say(f'update {progress.update}: replicas restart from z')
+    agree, count = agreement.coming(
+      progress.update,
+      progress.examples,
+      plan.batch_size,
+      plan.damping,
+      most=self.count(plan.batch_size),
+      left=self.left(plan.batch_size),
+    )
+    program = self.program(plan, agree)
     reports = self.updates.run(
-      self.program, progress.examples, plan, count, stop=self.stop.is_set()
+      program, progress.examples, plan, count, stop=self.stop.is_set()
     )
     self.in_flight.add(
       Dispatched(
         progress.update, progress.examples, count, nominal, plan, reports
       )
     )
+    read = agree  # whether anybody wants to read the reports
     for _ in range(count):
       progress.update += 1
       progress.examples += plan.batch_size
+      read |= progress.update % self.config.log.every_updates == 0
       if not decisions.measured:
         decisions.decide(progress.update, progress.examples, self.updates.state)
-    waits = decisions.measured and decisions.due(progress.update)
-    self.drain(keep=0 if waits else self.most_in_flight)
+    agreement.done(
+      progress.update,
+      progress.examples,
+      plan.batch_size,
+      plan.damping,
+      count=count,
+      agreed=agree,
+      bytes_each=self.updates.sync_bytes,
+    )
+    due = decisions.due(progress.update)
+    keep = 0 if decisions.measured and due else self.most_in_flight
+    if self.apart and not (read or due):
+      self.in_flight.wait(keep)
+    else:
+      self.drain(keep)
+    if agreement.tuning:
+      self.measure_throughput(plan.batch_size)
+
+  def program(self, plan: Plan, agree: bool) -> Any:
+    """The executable of the next updates, compiled if it was never used."""
+    variant = self.updates.variant(plan.bucket, agree)
+    before, self.variant = self.variant, variant
+    new = variant not in self.programs
+    if new:
+      self.drain()
+    if new or before is None or before.bucket != variant.bucket:
+      likely = self.likely_next(plan, variant)
+      with self.clock.paused():
+        self.programs[variant] = self.updates.cache.get(variant, likely)
+    return self.programs[variant]
+
+  def likely_next(self, plan: Plan, variant: Variant) -> Variant | None:
+    """The program that will probably be asked for after this one."""
+    progress, total = self.progress, self.experiment.total_examples
+    ahead = total // 20
+
+    def period(examples: int) -> int:
+      return self.agreement.period(examples, plan.batch_size, plan.damping)
+
+    other = variant._replace(agree=not variant.agree)
+    if other not in self.programs and period(progress.examples) > 1:
+      return other
+    bucket = self.decisions.likely_next(
+      progress.update, progress.examples, ahead
+    )
+    later = period(progress.examples + ahead)
+    if bucket is not None and bucket != variant.bucket:
+      return self.updates.variant(bucket, agree=later == 1)
+    return other if later > 1 and other not in self.programs else None
+
+  # The number of replicas.
+
+  def set_replicas(self, replicas: int, why: str) -> None:
+    """Goes on with another number of replicas, if it is another."""
+    before = self.updates.replicas
+    if replicas == before:
+      return
+    self.drain()
+    self.updates.resize(replicas)
+    self.tell_replicas(before, why)
+
+  def tell_replicas(self, before: int, why: str) -> None:
+    progress, now = self.progress, self.updates.replicas
+    how = 'new ones start from z' if now > before else 'all start from the mean'
+    self.console.say(
+      f'update {progress.update}: {before} -> {now} replicas ({why}; {how})'
+    )
+    if self.writer is not None:
+      record = {
+        'update': progress.update,
+        'examples': progress.examples,
+        'seconds': self.clock.seconds,
+        'replicas': now,
+        'before': before,
+        'why': why,
+      }
+      self.writer.write('replicas', record)
+
+  def measure_throughput(self, batch_size: int) -> None:
+    """At the end of each window, tells the search for the best number."""
+    progress, tune = self.progress, self.config.sync.tune
+    examples, seconds = self.window
+    if examples > progress.examples or not seconds:
+      self.window = progress.examples, self.clock.seconds
+      return
+    if progress.examples - examples < tune.window * batch_size:
+      return
+    self.drain()
+    now = self.clock.seconds
+    throughput = parallel.of_first_process(
+      (progress.examples - examples) / max(now - seconds, 1e-9)
+    )
+    self.window = progress.examples, self.clock.seconds
+    replicas = self.agreement.observe(throughput)
+    self.set_replicas(replicas, f'at {throughput:,.0f} examples/s')
+    if not self.agreement.tuning:
+      self.console.say(f'{self.updates.replicas} replicas are the fastest')
 
   def finished(self) -> bool:
     limit = self.config.max_updates
@@ -368,7 +514,8 @@ class Run:
     if self.workdir.has_checkpoints():
       self.checkpoints = self.open_checkpoints()
       record = self.checkpoints.restore(
-        self.updates.state, warn=self.console.say
+        lambda host: self.updates.template(host['agreement']['replicas']),
+        warn=self.console.say,
       )
     if record is None:
       self.decisions.decide(0, 0, self.updates.state)
@@ -379,9 +526,11 @@ class Run:
       self.writer = MetricsWriter(self.workdir.path, self.progress.update)
     if self.checkpoints is None:
       self.checkpoints = self.open_checkpoints()
+    if record is not None:
+      self.adapt_replicas(record)
     self.clock = Clock(self.progress.seconds)
     self.logged = (self.progress.examples, self.progress.seconds)
-    self.in_flight = InFlight(self.clock)
+    self.in_flight = self.new_queue()
     self.updates.feed.start(self.progress.examples)
     for document in self.experiment.inputs.skipped_documents:
       self.console.say(f'skipped document {document}')
@@ -400,11 +549,21 @@ class Run:
       )
     self.progress = Progress(**record.host['progress'])
     self.decisions.restore(record.host['decisions'])
-    self.updates.state = record.state
+    self.agreement.restore(record.host['agreement'])
     self.resumed_at = record.update
     self.console.say(
       f'resumed at update {record.update} from {self.workdir.path}'
     )
+
+  def adapt_replicas(self, record: Record) -> None:
+    """Takes the restored state, with as many replicas as the config wants."""
+    counts, wanted = self.agreement.counts, self.experiment.replicas
+    saved, configured = counts.replicas, record.host['configured_replicas']
+    if wanted != configured:
+      self.agreement.renumber(wanted)
+    self.updates.restore(record.state, saved, counts.replicas)
+    if counts.replicas != saved:
+      self.tell_replicas(saved, f'sync.replicas={wanted}')
 
   def summary(self, status: str) -> dict[str, Any]:
     progress, cache = self.progress, self.updates.cache
@@ -420,11 +579,14 @@ class Run:
       'seconds': self.clock.seconds,
       'device_seconds': self.clock.seconds * self.experiment.mesh.size,
       'compilations': cache.compilations,
-      'buckets_visited': cache.used,
+      'buckets_visited': len({variant.bucket for variant in cache.used}),
       'compile_seconds': cache.compile_seconds,
       'first_compile_seconds': cache.first_seconds,
       'stall_seconds': cache.stall_seconds,
       'input_wait_seconds': self.updates.feed.wait_seconds,
+      'replicas': self.updates.replicas,
+      'sync_count': self.agreement.counts.syncs,
+      'sync_bytes': self.agreement.counts.sync_bytes,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
       'skipped_records': progress.skipped_records
       + len(self.experiment.inputs.skipped_documents),

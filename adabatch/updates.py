@@ -1,16 +1,19 @@
 """Updates on the devices: take a batch of the one order, run its bucket."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from adabatch import parallel, steps, train_state
+from adabatch import sync as sync_lib
 from adabatch.buckets import Bucket, Plan
 from adabatch.feeds import ResidentFeed, StreamingFeed, place
 from adabatch.step_cache import StepCache
+from adabatch.sync import SyncRule, SyncState
 from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
@@ -20,14 +23,43 @@ from adabatch.train_state import TrainState
 CPU_UNROLL = 32
 
 
-class Updates:
-  """The train state on the devices, and one program for each bucket.
+class Sync(NamedTuple):
+  """What replicas need to agree.
 
   Attributes:
-    state: the train state, at first fresh; `run` replaces it.
+    rule: number of replicas -> how they agree.
+    average_momentum: whether their optimizers' states are averaged as well.
+  """
+
+  rule: Callable[[int], SyncRule]
+  average_momentum: bool
+
+
+class Variant(NamedTuple):
+  """What a program is compiled for.
+
+  Attributes:
+    bucket: how a replica's share is run.
+    agree: whether the replicas agree after each update.
+    replicas: how many there are.
+  """
+
+  bucket: Bucket
+  agree: bool
+  replicas: int
+
+
+class Updates:
+  """The train state on the devices, and one program for each variant.
+
+  Attributes:
+    state: at first fresh; `run` replaces it. A TrainState, or a SyncState where
+      replicas are trained.
+    replicas: how many; 1 of a TrainState.
     feed: where the examples come from.
     cache: the compiled programs.
     updates_per_call: most updates that one call of a program does.
+    mesh: the devices, with an axis of replicas for a SyncState.
   """
 
   def __init__(
@@ -46,6 +78,8 @@ class Updates:
     keep_gradient: bool,
     updates_per_call: int,
     options: dict[str, Any] | None = None,
+    sync: Sync | None = None,
+    replicas: int = 1,
   ):
     """Initialises the state; see `steps.train_step` for most arguments.
 
@@ -54,11 +88,13 @@ class Updates:
       keep_gradient: whether to carry the previous gradient in the state, for
         the differenced noise estimate.
       options: for the compiler.
+      sync: how replicas agree; None for one model.
+      replicas: how many there are at first.
     """
     self._model, self._task, self._tx, self._load = model, task, tx, load
-    self._mesh, self._backend = mesh, backend
+    self._backend, self._sync = backend, sync
     self._estimate_noise, self._options = estimate_noise, options
-    self.feed = feed
+    self.mesh, self.replicas, self.feed = mesh, replicas, feed
     self.updates_per_call = feed.most_updates or updates_per_call
     platform = mesh.devices.flat[0].platform
     self._unroll = CPU_UNROLL if platform == 'cpu' else 1
@@ -67,16 +103,51 @@ class Updates:
 
     def create(rng):
       example = np.zeros(network_input.shape, network_input.dtype)
-      return train_state.create(
+      state = train_state.create(
         model, example, tx, rng, keep_gradient=keep_gradient
       )
+      return self._replicated(state, replicas)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    self.state: TrainState = jax.jit(
-      create, out_shardings=replicated, compiler_options=options
+    self._create = create
+    self.state: TrainState | SyncState = jax.jit(
+      create, out_shardings=self._shardings, compiler_options=options
     )(self._rng)
 
-  def _lower(self, bucket: Bucket):
+  def _replicated(self, state: TrainState, replicas: int):
+    if self._sync is None:
+      return state
+    return sync_lib.create(state, self._sync.rule(replicas), replicas)
+
+  @property
+  def _layout(self) -> Any:
+    if self._sync is None:
+      return False
+    return SyncState(False, False, False, parallel.REPLICAS)
+
+  @property
+  def _shardings(self) -> Any:
+    return parallel.shardings(self._layout, self.mesh)
+
+  @property
+  def sync_bytes(self) -> int:
+    """See `sync.agreed_bytes`."""
+    average = self._sync is not None and self._sync.average_momentum
+    return sync_lib.agreed_bytes(self.state, average)
+
+  def variant(self, bucket: Bucket, agree: bool) -> Variant:
+    """The program for a bucket with the replicas there are."""
+    return Variant(bucket, agree, self.replicas)
+
+  def _lower(self, variant: Variant):
+    bucket, agree, replicas = variant
+    several = None
+    if self._sync is not None:
+      several = steps.Replicas(
+        replicas,
+        self.feed.shares.here,
+        self._sync.rule(replicas) if agree else None,
+        self._sync.average_momentum,
+      )
     body = steps.train_step(
       self._model,
       self._task,
@@ -87,24 +158,27 @@ class Updates:
       estimate_noise=self._estimate_noise,
       unroll=self._unroll,
       place_stride=self.feed.place_stride,
+      replicas=several,
     )
     program = parallel.spmd(
       body,
-      self._mesh,
+      self.mesh,
       layout=(
-        False,
+        self._layout,
         self.feed.sharded,
         steps.StepBatch(rows=True, header=False),
       ),
+      results=(self._layout, parallel.REPLICAS if several else False),
       backend=self._backend,
       donate=(0,),
       options=self._options,
     )
     # A batch of the right shapes, for what is in it does not matter.
-    slots = (bucket.devices, self.updates_per_call, bucket.slots_per_device)
+    which = self.mesh.size, self.feed.shares.here
+    slots = (*which, self.updates_per_call, bucket.slots_per_device)
     batch = steps.pack(
       np.zeros(slots, np.int32),
-      first=np.zeros(bucket.devices, np.int32),
+      first=np.zeros(which, np.int32),
       count=1,
       position=0,
       batch_size=1,
@@ -113,9 +187,9 @@ class Updates:
     )
     example = self.feed.example(bucket)
     if self._backend == 'pmap':
-      example = parallel.zeros(example, self._mesh)  # shapes are not enough
+      example = parallel.zeros(example, self.mesh)  # shapes are not enough
     with jax.transfer_guard('allow'):
-      return program.lower(self.state, example, place(batch, self._mesh))
+      return program.lower(self.state, example, place(batch, self.mesh))
 
   def run(
     self, program: Any, position: int, plan: Plan, count: int, *, stop: bool
@@ -123,14 +197,15 @@ class Updates:
     """Dispatches updates; returns their reports, which are still on their way.
 
     Args:
-      program: the executable of `plan.bucket`, from the cache.
+      program: the executable of the variant, from the cache.
       position: examples trained on so far.
       plan: what each of the updates runs.
       count: how many, at most `updates_per_call`.
       stop: whether this process was asked to stop.
 
     Returns:
-      float32 [updates_per_call, 7], StepSignals in the first `count` rows.
+      float32 [replicas, updates_per_call, 9], StepSignals in the first `count`
+      rows of each.
     """
     arrays, batch = self.feed.take(
       position, plan, count, self.updates_per_call, stop=stop
@@ -138,6 +213,59 @@ class Updates:
     with jax.transfer_guard('disallow'):
       self.state, reports = program(self.state, arrays, batch)
     return reports
+
+  # What replicas need beside updates.
+
+  def restart(self) -> None:
+    """Replicas start from the anchor, and that from rest."""
+    assert self._sync is not None
+    rule = self._sync.rule(self.replicas)
+    self.state = self._change(lambda state: sync_lib.restart(rule, state))
+
+  def resize(self, replicas: int) -> None:
+    """Goes on with another number of replicas; see `sync.resize`."""
+    self.state = self._change(lambda state: sync_lib.resize(state, replicas))
+    self.replicas = replicas
+    self.feed.share(replicas)
+
+  def restore(self, state: Any, saved: int, replicas: int) -> None:
+    """Goes on from a state that was restored into `template(saved)`, with so
+    many replicas."""
+    self.state = state
+    if {saved, replicas} != {self.replicas}:
+      self.resize(replicas)
+
+  def _change(self, change: Callable[[Any], Any]) -> Any:
+    return jax.jit(
+      change, out_shardings=self._shardings, compiler_options=self._options
+    )(self.state)
+
+  def template(self, replicas: int) -> Any:
+    """Shapes and places of a state with so many replicas, to restore into."""
+    if replicas == self.replicas:
+      return self.state
+    mesh = parallel.replica_mesh(self.mesh, replicas)
+    state = jax.eval_shape(self._create, self._rng)
+
+    def placed(how, tree, rows=None):
+      sharding = parallel.shardings(how, mesh)
+
+      def shape(x):
+        size = x.shape if rows is None else (rows, *x.shape[1:])
+        return jax.ShapeDtypeStruct(size, x.dtype, sharding=sharding)
+
+      return jax.tree.map(shape, tree)
+
+    return SyncState(
+      *(placed(False, tree) for tree in state[:3]),
+      placed(parallel.REPLICAS, state.replicas, replicas),
+    )
+
+  def to_save(self) -> Any:
+    """The state as arrays of all processes."""
+    if self._backend == 'pmap':
+      return parallel.as_global(self.state, self.mesh)
+    return self.state
 
   def close(self) -> None:
     """Ends reading and compiling."""
