@@ -8,7 +8,7 @@ from adabatch.config import ConfigError
 from adabatch.controllers import BatchSizeController, GradientNoise, Signals
 from adabatch.evaluate import Measurements
 from adabatch.steps import StepSignals
-from adabatch.train_state import TrainState
+from adabatch.sync import State
 
 # Digits of a signal that a decision reads. Sums over devices depend on their
 # order in about the seventh digit; unrounded, a `ceil` could turn that into
@@ -79,7 +79,7 @@ class Decisions:
     self,
     update: int,
     examples: int,
-    state: TrainState,
+    state: State,
     report: StepSignals | None = None,
     noise: GradientNoise | None = None,
   ) -> None:

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from adabatch import data, feeds, gradient_noise, parallel, steps
+from adabatch.sync import State
 from adabatch.tasks import Task
-from adabatch.train_state import TrainState
 
 
 class Pieces(NamedTuple):
@@ -141,7 +141,7 @@ class Evaluator:
     self._metrics = program(steps.evaluation_step(*body))
     self._gradient = program(steps.gradient_step(*body))
 
-  def _sum(self, program: Callable[..., Any], state: TrainState, zeros: Any):
+  def _sum(self, program: Callable[..., Any], state: State, zeros: Any):
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
     for arrays, first in self._pieces.open():
       if self._pieces.sharded:
@@ -158,7 +158,7 @@ class Evaluator:
         f'none of the {self.examples} examples to be evaluated can be read'
       )
 
-  def metrics(self, state: TrainState) -> dict[str, float]:
+  def metrics(self, state: State) -> dict[str, float]:
     """What the task reports of the split."""
     zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
     sums, weight = jax.device_get(self._sum(self._metrics, state, zeros))
@@ -168,7 +168,7 @@ class Evaluator:
     means = {name: float(sums[name]) / float(weight) for name in names}
     return self._task.summarize(means)
 
-  def gradient_norm_squared(self, state: TrainState) -> float:
+  def gradient_norm_squared(self, state: State) -> float:
     """|mean gradient|^2 of the evaluation-mode loss."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.params)
     total, weight = self._sum(self._gradient, state, zeros)
@@ -207,7 +207,7 @@ class Measurements:
       if any(name.startswith(f'{source}_') for name in needs)
     }
 
-  def take(self, state: TrainState) -> tuple[dict[str, float], int]:
+  def take(self, state: State) -> tuple[dict[str, float], int]:
     """The signals by name, and how many examples were evaluated for them."""
     values, cost = {}, 0
     for source, evaluator in self._evaluators.items():

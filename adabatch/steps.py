@@ -282,6 +282,10 @@ def train_step(
       done.append(update(one, data, _unpack(rows[i], header)))
     before = state.replicas.params
     new, signals = jax.tree.map(lambda *x: jnp.stack(x), *done)
+    # Some leaves, such as the learning rate, were computed from the batch
+    # alone; a loop wants all of them to differ by replica, as before.
+    mark = _varying(jnp.bool_(True), (sync.REPLICA_AXIS,))
+    new = jax.tree.map(lambda x: jnp.where(mark, x, x), new)
     state = state._replace(replicas=new)
     if replicas.rule is not None:
       state, distances = sync.agree(

@@ -61,7 +61,11 @@ class SyncState(NamedTuple):
   params: Any
   model_state: Any
   outer_state: Any
-  replicas: TrainState
+  replicas: Any  # a TrainState
+
+
+# Either has `params` and `model_state`, those of the model that is evaluated.
+State = TrainState | SyncState
 
 
 class Distances(NamedTuple):
@@ -187,7 +191,8 @@ def slowmo(local_steps: int, momentum: float, learning_rate: float) -> SyncRule:
     return jax.tree.map(lambda u: -slow * lr * u, velocity), state
 
   slow = learning_rate
-  outer = optax.GradientTransformationExtraArgs(trace.init, update)
+  # optax's type for update knows no required extra arguments.
+  outer = optax.GradientTransformationExtraArgs(trace.init, update)  # pyright: ignore
   return _averaging(_every(local_steps), outer)
 
 
@@ -413,7 +418,7 @@ def agree(
   )
 
 
-def agreed_bytes(state: SyncState | TrainState, average_momentum: bool) -> int:
+def agreed_bytes(state: State, average_momentum: bool) -> int:
   """What a replica gives to the average at a sync, in bytes.
 
   Of a plain train state: what a device gives to that of every update, the

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,10 +30,11 @@ from adabatch.experiment import Experiment, build, check
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
+from adabatch.programs import Programs
+from adabatch.skipped import Skipped
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
-from adabatch.updates import Variant
 from adabatch.workdir import Workdir
 
 
@@ -106,9 +107,8 @@ class Run:
     self.console = Console(experiment.total_examples, enabled=self.writes)
     self.checkpoints: Checkpoints | None = None
     self.writer: MetricsWriter | None = None
-    self.variant: Variant | None = None
-    self.programs: dict[Variant, Any] = {}
-    self.window = (0, 0.0)  # examples and seconds where it began
+    # Examples and seconds where a window of measured throughput began.
+    self.window: tuple[int, float] | None = None
     self.resumed_at = 0
     self.last: Update | None = None  # that was fetched
     self.logged = (0, 0.0)  # examples and seconds of the last logged update
@@ -122,14 +122,17 @@ class Run:
       self.most_in_flight = min(self.most_in_flight, 2)
     self.num_examples = inputs.train.num_examples
     self.fingerprint = inputs.train.fingerprint
-    self.updates = make_updates(config, experiment, self.skipped_in)
+    self.skipped = Skipped(
+      self.console, config.data.max_skipped, self.num_examples
+    )
+    self.updates = make_updates(config, experiment, self.skipped.in_split)
     self.agreement: Agreement = make_agreement(config, experiment)
     # Where replicas lie with several processes, their reports travel only when
     # somebody wants to read them, so that they need not wait for one another.
     self.apart = experiment.replicas > 1 and jax.process_count() > 1
     self.in_flight = self.new_queue()
     self.evaluator, measurements = make_evaluators(
-      config, experiment, self.updates.feed.data, self.skipped_in
+      config, experiment, self.updates.feed.data, self.skipped.in_split
     )
     self.decisions = Decisions(
       experiment.controller,
@@ -137,6 +140,12 @@ class Run:
       measurements,
       initial_batch_size=config.controller.initial_batch_size,
       num_examples=self.num_examples,
+    )
+    self.programs = Programs(
+      self.updates,
+      self.decisions,
+      self.agreement,
+      ahead=experiment.total_examples // 20,
     )
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))
@@ -169,36 +178,6 @@ class Run:
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
 
-  def skipped_in(self, split: str) -> Callable[[int, str], None]:
-    """Tells once of each record of this process's share that is unreadable."""
-    told = set()
-
-    def skipped(record: int, reason: str) -> None:
-      if record not in told:
-        told.add(record)
-        self.console.warn(f'skipped record {record} of {split}: {reason}')
-
-    return skipped
-
-  def check_skipped(self, skipped: int, split: str, examples: int) -> None:
-    """Refuses more unreadable records than the config allows.
-
-    Args:
-      skipped: how often one was met.
-      split: in which split.
-      examples: among how many examples; each epoch has its own allowance.
-
-    Raises:
-      data.DatasetError: in one line.
-    """
-    limit = self.config.data.max_skipped
-    if skipped > limit * max(1, -(-examples // self.num_examples)):
-      raise data.DatasetError(
-        f'{skipped} records of {split} could not be read, '
-        f'data.max_skipped={limit} are allowed in an epoch: repair the data '
-        'set or raise the limit, and the run goes on from its last checkpoint'
-      )
-
   def count_skipped(self, done: Update) -> None:
     """Every process counts the same: the weights were summed over devices.
 
@@ -215,7 +194,7 @@ class Run:
         'is a file of the data set damaged?'
       )
     self.progress.skipped_records += missing
-    self.check_skipped(
+    self.skipped.check(
       self.progress.skipped_records, self.config.data.train_split, done.examples
     )
 
@@ -239,7 +218,7 @@ class Run:
     progress, split = self.progress, self.config.data.eval_split
     metrics = self.evaluator.metrics(self.updates.state)
     if not self.experiment.inputs.tokens_per_example:
-      self.check_skipped(self.evaluator.skipped, split, 1)
+      self.skipped.check(self.evaluator.skipped, split, 1)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
     progress.next_evaluation = next_multiple(progress.examples, span)
@@ -328,12 +307,10 @@ class Run:
 
   def step(self) -> None:
     """Dispatches the next updates; decides at once if that needs no report."""
-    progress, decisions, agreement = (
-      self.progress,
-      self.decisions,
-      self.agreement,
-    )
-    if self.variant and self.variant.bucket != decisions.plan().bucket:
+    progress, decisions = self.progress, self.decisions
+    agreement, programs = self.agreement, self.programs
+    if programs.changes_bucket(decisions.plan()):
+      self.window = None
       self.set_replicas(agreement.tune_again(), 'another batch size')
     nominal, plan = self.plan()
     agreement.start(progress.examples, plan.batch_size, plan.damping)
@@ -348,7 +325,10 @@ class Run:
       most=self.count(plan.batch_size),
       left=self.left(plan.batch_size),
     )
-    program = self.program(plan, agree)
+    if not programs.at_hand(plan, agree):
+      self.drain()
+    with self.clock.paused():
+      program = programs.get(plan, agree, progress.update, progress.examples)
     reports = self.updates.run(
       program, progress.examples, plan, count, stop=self.stop.is_set()
     )
@@ -382,38 +362,6 @@ class Run:
     if agreement.tuning:
       self.measure_throughput(plan.batch_size)
 
-  def program(self, plan: Plan, agree: bool) -> Any:
-    """The executable of the next updates, compiled if it was never used."""
-    variant = self.updates.variant(plan.bucket, agree)
-    before, self.variant = self.variant, variant
-    new = variant not in self.programs
-    if new:
-      self.drain()
-    if new or before is None or before.bucket != variant.bucket:
-      likely = self.likely_next(plan, variant)
-      with self.clock.paused():
-        self.programs[variant] = self.updates.cache.get(variant, likely)
-    return self.programs[variant]
-
-  def likely_next(self, plan: Plan, variant: Variant) -> Variant | None:
-    """The program that will probably be asked for after this one."""
-    progress, total = self.progress, self.experiment.total_examples
-    ahead = total // 20
-
-    def period(examples: int) -> int:
-      return self.agreement.period(examples, plan.batch_size, plan.damping)
-
-    other = variant._replace(agree=not variant.agree)
-    if other not in self.programs and period(progress.examples) > 1:
-      return other
-    bucket = self.decisions.likely_next(
-      progress.update, progress.examples, ahead
-    )
-    later = period(progress.examples + ahead)
-    if bucket is not None and bucket != variant.bucket:
-      return self.updates.variant(bucket, agree=later == 1)
-    return other if later > 1 and other not in self.programs else None
-
   # The number of replicas.
 
   def set_replicas(self, replicas: int, why: str) -> None:
@@ -445,22 +393,24 @@ class Run:
   def measure_throughput(self, batch_size: int) -> None:
     """At the end of each window, tells the search for the best number."""
     progress, tune = self.progress, self.config.sync.tune
-    examples, seconds = self.window
-    if examples > progress.examples or not seconds:
+    if self.window is None:
+      self.drain()
       self.window = progress.examples, self.clock.seconds
       return
-    if progress.examples - examples < tune.window * batch_size:
+    examples = progress.examples - self.window[0]
+    if examples < tune.window * batch_size:
       return
     self.drain()
-    now = self.clock.seconds
-    throughput = parallel.of_first_process(
-      (progress.examples - examples) / max(now - seconds, 1e-9)
-    )
-    self.window = progress.examples, self.clock.seconds
+    seconds = self.clock.seconds - self.window[1]
+    # Every process must come to the same decision.
+    throughput = parallel.of_first_process(examples / max(seconds, 1e-9))
     replicas = self.agreement.observe(throughput)
-    self.set_replicas(replicas, f'at {throughput:,.0f} examples/s')
+    self.set_replicas(replicas, f'{throughput:,.0f} examples/s')
+    self.window = None
     if not self.agreement.tuning:
-      self.console.say(f'{self.updates.replicas} replicas are the fastest')
+      self.console.say(
+        f'update {progress.update}: settled at {self.updates.replicas} replicas'
+      )
 
   def finished(self) -> bool:
     limit = self.config.max_updates

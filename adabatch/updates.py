@@ -13,7 +13,7 @@ from adabatch import sync as sync_lib
 from adabatch.buckets import Bucket, Plan
 from adabatch.feeds import ResidentFeed, StreamingFeed, place
 from adabatch.step_cache import StepCache
-from adabatch.sync import SyncRule, SyncState
+from adabatch.sync import State, SyncRule, SyncState
 from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
@@ -109,7 +109,7 @@ class Updates:
       return self._replicated(state, replicas)
 
     self._create = create
-    self.state: TrainState | SyncState = jax.jit(
+    self.state: State = jax.jit(
       create, out_shardings=self._shardings, compiler_options=options
     )(self._rng)
 
@@ -245,20 +245,22 @@ class Updates:
     if replicas == self.replicas:
       return self.state
     mesh = parallel.replica_mesh(self.mesh, replicas)
-    state = jax.eval_shape(self._create, self._rng)
 
-    def placed(how, tree, rows=None):
+    def placed(how, tree, *size):
       sharding = parallel.shardings(how, mesh)
+      return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+          (*size, *x.shape[len(size) :]), x.dtype, sharding=sharding
+        ),
+        tree,
+      )
 
-      def shape(x):
-        size = x.shape if rows is None else (rows, *x.shape[1:])
-        return jax.ShapeDtypeStruct(size, x.dtype, sharding=sharding)
-
-      return jax.tree.map(shape, tree)
-
+    state = jax.eval_shape(self._create, self._rng)
     return SyncState(
-      *(placed(False, tree) for tree in state[:3]),
-      placed(parallel.REPLICAS, state.replicas, replicas),
+      params=placed(False, state.params),
+      model_state=placed(False, state.model_state),
+      outer_state=placed(False, state.outer_state),
+      replicas=placed(parallel.REPLICAS, state.replicas, replicas),
     )
 
   def to_save(self) -> Any:

@@ -156,7 +156,7 @@ PLAN = buckets.plan(8, buckets.ladder(8, 64, devices=1))
 
 
 def dispatched(update, count, rows, plan=PLAN):
-  reports = np.arange(7 * rows, dtype=np.float32).reshape(rows, 7)
+  reports = np.arange(9 * rows, dtype=np.float32).reshape(1, rows, 9)
   return Dispatched(update, 8 * update, count, 7.5, plan, reports + update)
 
 
@@ -177,8 +177,8 @@ def test_updates_come_back_in_order():
   # The call of four took from 12 to 20; the last was ready at once.
   assert [u.seconds for u in got] == [12, 14, 16, 18, 20, 20, 20]
   assert {(u.nominal, u.plan) for u in got} == {(7.5, PLAN)}
-  assert [u.report.loss for u in got] == [0, 1, 8, 15, 22, 5, 12]
-  assert got[2].report == StepSignals(8, 9, 10, 11, 12, 13, 14)
+  assert [u.report.loss for u in got] == [0, 1, 10, 19, 28, 5, 14]
+  assert got[2].report == StepSignals(*range(10, 19))
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_the_first_difference_is_no_estimate(max_per_device, known):
   in_flight.add(dispatched(0, 2, rows=2, plan=buckets.plan(8, ladder)))
   got = list(in_flight.take())
   assert [u.noise is not None for u in got] == known
-  assert got[1].noise == GradientNoise(10, 11)
+  assert got[1].noise == GradientNoise(12, 13)
 
 
 def test_an_estimate_that_is_not_finite_is_none():
   in_flight = InFlight(FakeClock())
   for column in (3, 4):
     call = dispatched(1, 1, rows=1)
-    call.reports[0, column] = np.nan
+    call.reports[0, 0, column] = np.nan
     in_flight.add(call)
   assert [u.noise for u in in_flight.take()] == [None, None]
 

@@ -49,6 +49,8 @@ FLOORS = {
   'decisions': 3,
   'agreement': 3,
   'learner_tuning': 3,
+  'programs': 3,
+  'skipped': 3,
   'in_flight': 3,
   'stop': 3,
   'workdir': 3,

@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
   def run_updates(self, program, position, *args, **kwargs):
     reports = dispatch(self, program, position, *args, **kwargs)
     column = steps.StepSignals._fields.index('gradient_norm_squared')
-    return reports.at[:, column].set(np.inf) if position == 48 else reports
+    return reports.at[..., column].set(np.inf) if position == 48 else reports
 
   monkeypatch.setattr(Updates, 'run', run_updates)
   summary = run(tmp_path)

@@ -85,7 +85,7 @@ def test_never_more_programs_than_visited_and_one(compiler, cache, seed):
       assert len(set(compiler.lowered) - visited) <= 1
     visited.add(bucket)
     assert cache.get(bucket, likely) == f'program {bucket}'
-    assert cache.used == len(visited)
+    assert len(cache.used) == len(visited)
     assert cache.compilations <= len(visited) + 1
     assert len(set(compiler.lowered)) == len(compiler.lowered)
     assert cache.compilations == len(compiler.lowered)
@@ -98,7 +98,7 @@ def test_a_ladder_costs_its_rungs_and_nothing_else(compiler, cache):
   for rung in range(6):
     for _ in range(3):
       cache.get(rung, rung + 1 if rung < 5 else None)
-  assert cache.compilations == cache.used == 6
+  assert cache.compilations == len(cache.used) == 6
   assert compiler.lowered == list(range(6))
 
 
@@ -177,7 +177,7 @@ def test_errors_of_lowering_reach_the_caller():
   cache = StepCache(lower)
   with pytest.raises(TypeError, match='cannot trace now'):
     cache.get('now')
-  assert cache.compilations == cache.used == 0
+  assert cache.compilations == len(cache.used) == 0
   cache.close()
 
 
