@@ -102,6 +102,7 @@ class Agreement:
     Returns:
       Whether each of them ends in a sync, and their number, at least 1.
     """
+    most = min(most, left)
     if self._rule is None:
       return False, most
     until = min(self.counts.next_sync - update, left)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+PMAP = '--config.parallel.backend=pmap'
 
 
 def command(workdir, *flags):
@@ -78,21 +79,33 @@ def records(workdir):
   return [r for r in map(json.loads, lines) if r['kind'] == 'train']
 
 
+def replicas(method, number, local_steps):
+  """Flags; two processes with two devices are a mesh of `number` rows."""
+  return (
+    f'--config.sync.name={method}',
+    f'--config.sync.replicas={number}',
+    f'--config.sync.local_steps={local_steps}',
+  )
+
+
 @pytest.mark.parametrize(
-  ('backend', 'placement'),
+  ('placement', 'flags'),
   [
-    pytest.param('shard_map', 'resident', marks=pytest.mark.quick),
-    pytest.param('pmap', 'resident', marks=pytest.mark.quick),
-    ('shard_map', 'streaming'),
-    ('pmap', 'streaming'),
+    pytest.param('resident', (), marks=pytest.mark.quick),
+    pytest.param('resident', (PMAP,), marks=pytest.mark.quick),
+    ('streaming', ()),
+    ('streaming', (PMAP,)),
+    ('resident', replicas('local_sgd', 4, 7)),
+    ('resident', replicas('sma', 2, 1)),
+    ('streaming', replicas('local_sgd', 2, 3)),
+    ('streaming', replicas('local_sgd', 8, 3)),
   ],
 )
-def test_same_as_one_process(backend, placement, tmp_path):
+def test_same_as_one_process(placement, flags, tmp_path):
   """In streaming each process reads every second example."""
   one = tmp_path / 'one'
-  flag = f'--config.parallel.backend={backend}'
   result = subprocess.run(
-    command(one, flag),
+    command(one, *flags),
     cwd=ROOT,
     env=environment(1),
     capture_output=True,
@@ -102,7 +115,7 @@ def test_same_as_one_process(backend, placement, tmp_path):
   assert result.returncode == 0, result.stderr
   two = tmp_path / 'two'
   how = f'--config.data.placement={placement}', '--config.data.workers=0'
-  (out_0, _), (out_1, err_1) = finish(start_two(two, flag, *how))
+  (out_0, _), (out_1, err_1) = finish(start_two(two, *flags, *how))
   assert 'completed' in out_0
   for text in (out_1, err_1):
     assert 'completed' not in text, 'only the first process reports'

@@ -1,0 +1,182 @@
+"""When replicas agree, and how many of them a device trains."""
+
+import json
+
+import numpy as np
+import pytest
+
+from adabatch import buckets, sync
+from adabatch.agreement import Agreement
+from adabatch.learner_tuning import Tuning, TuningRule, again, observe
+
+BATCH = 8
+
+
+def syncs(rule, updates, *, most=1, examples=0):
+  """Updates that end in a sync, as the loop would find them."""
+  agreement = Agreement(rule, replicas=4)
+  agreement.start(examples, BATCH, 1.0)
+  update, found, calls = 0, [], []
+  while update < updates:
+    agree, count = agreement.coming(
+      update, examples, BATCH, 1.0, most=most, left=updates - update
+    )
+    assert 1 <= count <= most
+    calls.append(count)
+    if agree:
+      found += range(update + 1, update + count + 1)
+    update, examples = update + count, examples + count * BATCH
+    agreement.done(
+      update, examples, BATCH, 1.0, count=count, agreed=agree, bytes_each=10
+    )
+    # As if the run were resumed after each call.
+    saved = json.loads(json.dumps(agreement.to_json()))
+    agreement = Agreement(rule, replicas=4)
+    agreement.restore(saved)
+  assert agreement.counts.syncs == len(found)
+  assert agreement.counts.sync_bytes == 10 * len(found)
+  return found, calls
+
+
+@pytest.mark.parametrize('most', [1, 3, 100])
+def test_every_period_and_the_last_update_end_in_a_sync(most):
+  found, _ = syncs(sync.local_sgd(4), 18, most=most)
+  assert found == [4, 8, 12, 16, 18]
+
+
+@pytest.mark.parametrize('most', [1, 3, 100])
+def test_post_local_begins_with_every_update(most):
+  rule = sync.post_local_sgd(4, switch=5 * BATCH)
+  found, _ = syncs(rule, 15, most=most)
+  # The period after update 5 is the first long one.
+  assert found == [1, 2, 3, 4, 5, 9, 13, 15]
+
+
+def test_several_updates_in_a_call():
+  _, calls = syncs(sync.local_sgd(6), 14, most=4)
+  assert calls == [4, 1, 1, 4, 1, 1, 1, 1]
+  _, calls = syncs(sync.local_sgd(1), 10, most=4)
+  assert calls == [4, 4, 2]
+
+
+def test_qsr_waits_longer_as_the_rate_falls():
+  def rate(examples, batch_size):
+    return 0.1 if examples < 8 * BATCH else 0.02
+
+  found, _ = syncs(sync.qsr(4, 0.06, rate), 30)
+  # The period that begins after update 8 is floor((0.06 / 0.02)^2).
+  assert found == [4, 8, 17, 26, 30]
+  # Damping is part of the learning rate.
+  assert sync.qsr(4, 0.06, rate).period(0, BATCH, 0.2) == 9
+
+
+def test_one_model_agrees_at_every_update():
+  agreement = Agreement(None, replicas=1)
+  agreement.start(0, BATCH, 1.0)
+  assert agreement.coming(0, 0, BATCH, 1.0, most=7, left=9) == (False, 7)
+  agreement.done(7, 56, BATCH, 1.0, count=7, agreed=False, bytes_each=10)
+  assert (agreement.counts.syncs, agreement.counts.sync_bytes) == (7, 70)
+
+
+def test_a_drop_restarts_once():
+  rule = sync.sma(1, 1.0, 0.9, replicas=4)
+  agreement = Agreement(rule, replicas=4, drops=(80.0, 160.0))
+  due = [agreement.restart_due(e) for e in (0, 79, 80, 88, 159, 168, 400)]
+  assert due == [False, False, True, False, False, True, False]
+  still = sync.sma(1, 1.0, 0.9, replicas=4, restarts=False)
+  assert not Agreement(still, replicas=4, drops=(80.0,)).restart_due(80)
+
+
+# How many learners a device trains.
+
+RULE = TuningRule(most=6, threshold=0.1, windows=5)
+
+
+def settle(throughput, here=1, rule=RULE, noise=0.0, seed=0):
+  """Numbers tried, the last of them for good."""
+  rng = np.random.default_rng(seed)
+  tuning, tried = Tuning(here), [here]
+  for _ in range(1000):
+    if tuning.phase == 'settled':
+      return tried
+    measured = throughput(tuning.here) * (1 + noise * rng.standard_normal())
+    if rng.random() < 0.05 * bool(noise):
+      measured /= 5  # somebody else was at work
+    tuning = observe(tuning, measured, rule)
+    if tuning.here != tried[-1]:
+      tried.append(tuning.here)
+  raise AssertionError('it never settles')
+
+
+def saturating(best):
+  """Throughput that grows by a half a learner up to some number."""
+  return lambda here: 100 * 1.5 ** min(here, best)
+
+
+def test_learners_are_added_while_that_pays():
+  assert settle(saturating(4)) == [1, 2, 3, 4, 5, 4]
+  assert settle(saturating(9)) == [1, 2, 3, 4, 5, 6]
+  assert settle(saturating(1)) == [1, 2, 1]
+
+
+def test_learners_are_given_up_where_they_bring_nothing():
+  assert settle(saturating(2), here=4) == [4, 5, 3, 2, 1, 2]
+  assert settle(lambda here: 100.0, here=3) == [3, 4, 2, 1]
+
+
+def test_neither_at_a_gain_between_the_thresholds():
+  """Of 7 %: too little for one more, too much for one less."""
+  assert settle(lambda here: 100 * 1.07**here, here=3) == [3, 4, 2, 3]
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_noise_does_not_change_the_decision(seed):
+  tried = settle(saturating(3), noise=0.02, seed=seed)
+  assert tried[-1] == 3
+
+
+def test_another_batch_size_begins_anew():
+  tuning = Tuning(3, 'up', (1.0,), base=90.0, risen=True)
+  assert again(tuning) == Tuning(2)
+  assert again(tuning._replace(phase='down')) == Tuning(4)
+  assert again(Tuning(3, 'settled')) == Tuning(3)
+
+
+def test_the_search_is_kept_in_checkpoints():
+  agreement = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
+  for _ in range(7):
+    agreement.observe(100.0)
+  saved = json.loads(json.dumps(agreement.to_json()))
+  other = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
+  other.restore(saved)
+  assert other.counts == agreement.counts
+  assert other.counts.replicas == 6  # three on each of two rows are tried
+  assert other.observe(100.0) == agreement.observe(100.0)
+
+
+# What replicas do to the ladder.
+
+
+@pytest.mark.parametrize('replicas', [2, 3, 4])
+def test_rungs_are_multiples_of_the_replicas(replicas):
+  rungs = buckets.ladder(
+    12, 1200, devices=1, growth=1.3, replicas=replicas
+  ).batch_sizes
+  assert rungs[0] == 12
+  assert rungs[-1] == 1200
+  assert all(rung % replicas == 0 for rung in rungs)
+  assert all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
+
+
+def test_a_bucket_is_for_one_share():
+  rungs = buckets.ladder(
+    12, 48, devices=2, rounding='exact', replicas=3, max_per_device=4
+  )
+  plan = buckets.plan(25.0, rungs)
+  assert plan.batch_size == 27
+  assert plan.bucket == buckets.Bucket(4, 2, 2)  # 16 examples for each of three
+
+
+def test_sizes_that_replicas_cannot_share_are_refused():
+  with pytest.raises(ValueError, match='choose 12'):
+    buckets.ladder(8, 24, devices=1, replicas=6)

@@ -1,0 +1,314 @@
+"""Replicas in the whole loop: what they send, and how their number changes."""
+
+import math
+import re
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch import buckets, parallel
+from adabatch.assembly import make_updates
+from adabatch.config import ConfigError
+from adabatch.experiment import build
+from adabatch.train import Run, train
+from tests.experiments import column, digits, records
+
+FIXED = {
+  'epochs': 100.0,
+  'controller.name': 'constant',
+  'controller.initial_batch_size': 24,
+  'controller.max_batch_size': 24,
+  'optimizer.weight_decay': 1e-3,
+  'sync.name': 'local_sgd',
+  'sync.replicas': 4,
+  'sync.local_steps': 4,
+}
+
+
+def run(workdir, devices=2, stop=None, **overrides):
+  config = digits(**{**FIXED, **overrides})
+  return train(config, workdir, devices=jax.devices()[:devices], stop=stop)
+
+
+# What is sent.
+
+OTHERS = re.compile(
+  r'= .* (all-gather|all-to-all|reduce-scatter|collective-\w+)(-start)?\('
+)
+
+
+def reductions(text):
+  """Groups of devices and bytes of each all-reduce in a compiled program."""
+  found = []
+  for line in text.splitlines():
+    if not re.search(r'= .* all-reduce(-start)?\(', line):
+      assert not OTHERS.search(line)
+      continue
+    if listed := re.search(r'replica_groups=\{\{([\d,{}]*)\}\}', line):
+      groups = [
+        [int(i) for i in group.split(',')] for group in listed[1].split('},{')
+      ]
+    else:
+      iota = re.search(
+        r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
+      )
+      shape, dims, order = (
+        [int(i) for i in part.split(',')] if part else None
+        for part in iota.groups()
+      )
+      ids = np.arange(math.prod(dims)).reshape(dims)
+      groups = ids.transpose(order).reshape(shape).tolist()
+    result = line.split('= ', 1)[1].split(' all-reduce', 1)[0]
+    size = sum(
+      4 * math.prod(int(n) for n in dims.split(',') if n)
+      for dims in re.findall(r'f32\[([\d,]*)\]', result)
+    )
+    found.append((groups, size))
+  return found
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(('replicas', 'devices'), [(4, 8), (2, 8), (4, 4)])
+@pytest.mark.parametrize('average_momentum', [False, True])
+def test_only_a_sync_sends_between_replicas(
+  replicas, devices, average_momentum
+):
+  config = digits(
+    **{
+      **FIXED,
+      'model.name': 'strided_cnn',
+      'model.strided_cnn.channels': (4,),
+      'model.strided_cnn.batch_norm_group': 8,
+      'sync.replicas': replicas,
+      'sync.average_momentum': average_momentum,
+    }
+  )
+  e = build(config, jax.devices()[:devices])
+  e = e._replace(compiler_options={'xla_backend_optimization_level': 0})
+  updates = make_updates(config, e, lambda split: lambda record, reason: None)
+  bucket = buckets.plan(24, e.ladder).bucket
+  row = devices // replicas
+
+  def crossing(agree):
+    text = updates.cache.get(updates.variant(bucket, agree)).as_text()
+    return [
+      size
+      for groups, size in reductions(text)
+      if any(len({i // row for i in group}) > 1 for group in groups)
+    ]
+
+  assert crossing(False) == []
+  # Beside the average, the mean squared distance.
+  assert sum(crossing(True)) == updates.sync_bytes + 4
+  updates.close()
+
+
+def test_bytes_fall_by_the_period(tmp_path):
+  summaries = {
+    name: run(
+      tmp_path / name,
+      max_updates=24,
+      **{'sync.name': method, 'sync.local_steps': steps},
+    )
+    for name, method, steps in (
+      ('every', 'local_sgd', 1),
+      ('eighth', 'local_sgd', 8),
+      ('plain', 'synchronous', 8),
+    )
+  }
+  assert summaries['every']['sync_count'] == 24
+  assert summaries['eighth']['sync_count'] == 3
+  parameters = 4 * (64 * 32 + 32 + 32 * 10 + 10)
+  assert summaries['eighth']['sync_bytes'] == 3 * parameters
+  for name in ('every', 'plain'):
+    assert summaries[name]['sync_bytes'] == 24 * parameters
+
+
+def test_distances_are_logged(tmp_path):
+  run(tmp_path, max_updates=10)
+  lines = records(tmp_path)
+  assert not any('replica_squared_distance' in line for line in lines[:3])
+  for line in lines[3:]:
+    # The mean of squares is above the square of the mean.
+    assert line['replica_squared_distance'] > line['mean_squared_distance'] > 0
+  at = [lines[i]['replica_squared_distance'] for i in (3, 4, 6, 7, 8, 9)]
+  assert at[0] == at[1] == at[2] != at[3] == at[4] != at[5]
+
+
+# Their number.
+
+
+def stopped_after(tmp_path, monkeypatch, updates, **overrides):
+  """A run that is asked to stop once so many updates were dispatched."""
+  stop, step = threading.Event(), Run.step
+
+  def stopping(self):
+    step(self)
+    if self.progress.update >= updates:
+      stop.set()
+
+  with monkeypatch.context() as m:
+    m.setattr(Run, 'step', stopping)
+    summary = run(tmp_path, stop=stop, **overrides)
+  assert summary['status'] == 'preempted'
+  return summary
+
+
+@pytest.mark.parametrize(('before', 'after'), [(2, 4), (4, 2), (4, 3), (3, 4)])
+@pytest.mark.parametrize('name', ['local_sgd', 'sma'])
+def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
+  overrides = {'max_updates': 20, 'sync.name': name}
+  stopped_after(
+    tmp_path, monkeypatch, 9, **overrides, **{'sync.replicas': before}
+  )
+  summary = run(tmp_path, **overrides, **{'sync.replicas': after})
+  assert summary['status'] == 'completed'
+  assert summary['replicas'] == after
+  (line,) = records(tmp_path, 'replicas')
+  assert (line['before'], line['replicas']) == (before, after)
+  assert column(tmp_path, 'update') == list(range(1, 21))
+  assert set(column(tmp_path, 'batch_size')) == {24}
+  losses = column(tmp_path, 'loss')
+  assert np.mean(losses[-4:]) < np.mean(losses[5:9])
+
+
+def test_an_unstable_number_at_resume_is_refused(tmp_path, monkeypatch):
+  """And nothing is lost."""
+  overrides = {'max_updates': 20, 'sync.name': 'sma', 'sync.sma.rho': 2.0}
+  stopped_after(tmp_path, monkeypatch, 9, **overrides)
+  with pytest.raises(ConfigError, match='sync.sma: rho=2.0 is not stable'):
+    run(tmp_path, **overrides, **{'sync.replicas': 1})
+  assert run(tmp_path, **overrides)['status'] == 'completed'
+
+
+TUNED = {
+  'max_updates': 60,
+  'sync.name': 'sma',
+  'sync.local_steps': 1,
+  'sync.replicas': 2,
+  'sync.tune.enabled': True,
+  'sync.tune.window': 2,
+  'sync.tune.windows': 3,
+}
+
+
+def measured(monkeypatch, updates_of):
+  """Throughputs that say that three learners a device are the best."""
+
+  def first_process(value):
+    assert value > 0
+    return 100.0 * min(updates_of[0].updates.replicas // 2, 3)
+
+  monkeypatch.setattr(parallel, 'of_first_process', first_process)
+  start = Run.start
+
+  def remember(self):
+    updates_of[:] = [self]
+    start(self)
+
+  monkeypatch.setattr(Run, 'start', remember)
+
+
+def test_the_number_of_learners_is_found(tmp_path, monkeypatch):
+  measured(monkeypatch, [])
+  summary = run(tmp_path / 'whole', **TUNED)
+  assert summary['replicas'] == 6
+  lines = records(tmp_path / 'whole', 'replicas')
+  assert [line['replicas'] for line in lines] == [4, 6, 8, 6]
+  # Each keeps its share of 12 examples, so the batch is larger.
+  sizes = column(tmp_path / 'whole', 'batch_size')
+  assert sorted(set(sizes)) == [24, 48, 72, 96]
+  assert sizes[-1] == 72
+  assert column(tmp_path / 'whole', 'nominal_batch_size') == sizes
+
+  # Windows begin anew where a run is resumed; the decisions are the same.
+  stopped_after(tmp_path / 'cut', monkeypatch, 13, **TUNED)
+  run(tmp_path / 'cut', **TUNED)
+  lines = records(tmp_path / 'cut', 'replicas')
+  assert [line['replicas'] for line in lines] == [4, 6, 8, 6]
+
+
+def test_the_number_is_found_by_real_measurements(tmp_path):
+  """Whatever it is; the run goes on to its end."""
+  summary = run(tmp_path, **TUNED)
+  assert summary['status'] == 'completed'
+  assert 2 <= summary['replicas'] <= 16
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({'sync.name': 'localsgd'}, "unknown sync.name 'localsgd'.*local_sgd"),
+    ({'sync.replicas': 0}, 'sync.replicas must be at least 1'),
+    ({'sync.local_steps': 0}, 'sync.local_steps must be at least 1'),
+    ({'sync.replicas': 5}, 'initial_batch_size=24 cannot be shared.*choose 25'),
+    (
+      {'controller.name': 'adadamp', 'controller.max_batch_size': 30},
+      'max_batch_size=30 cannot be shared.*choose 32',
+    ),
+    ({'sync.name': 'post_local_sgd'}, 'set sync.post_local_sgd.epoch'),
+    (
+      {'sync.name': 'qsr', 'learning_rate.scaling': 'adascale'},
+      'qsr reads the learning rate',
+    ),
+    ({'parallel.backend': 'pmap'}, "choose 'shard_map'"),
+    (
+      {'sync.name': 'sma', 'sync.sma.rho': 2.58},
+      r'rho=2.58 is not stable with 4 replicas.*below 2.57627',
+    ),
+    ({'sync.name': 'easgd', 'sync.easgd.rho': 1.7}, 'below 1.6'),
+    ({'sync.name': 'easgd', 'sync.easgd.rho': -0.1}, 'above 0'),
+  ],
+)
+def test_refusals(tmp_path, overrides, message):
+  with pytest.raises(ConfigError, match=message) as refused:
+    run(tmp_path / 'run', **overrides)
+  assert '\n' not in str(refused.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_replica_that_diverges_ends_the_run(tmp_path):
+  summary = run(tmp_path, max_updates=50, **{'learning_rate.base': 1e30})
+  assert summary['status'] == 'diverged'
+
+
+def test_adaptive_rules_see_all_replicas(tmp_path):
+  """The batch grows alike with replicas that agree at each update."""
+  overrides = {
+    'max_updates': 60,
+    'controller.name': 'adadamp',
+    'controller.initial_batch_size': 16,
+    'controller.max_batch_size': 128,
+    'controller.adadamp.loss_source': 'ema',
+    'sync.local_steps': 1,
+  }
+  run(tmp_path / 'plain', **overrides | {'sync.name': 'synchronous'})
+  run(tmp_path / 'apart', **overrides)
+  sizes = column(tmp_path / 'plain', 'batch_size')
+  assert sizes == column(tmp_path / 'apart', 'batch_size')
+  assert len(set(sizes)) > 2
+  np.testing.assert_allclose(
+    column(tmp_path / 'apart', 'loss'),
+    column(tmp_path / 'plain', 'loss'),
+    rtol=1e-4,
+  )
+
+
+@pytest.mark.parametrize('name', ['noise_scale', 'cabs', 'norm_test'])
+def test_rules_that_read_noise(tmp_path, name):
+  overrides = {
+    'max_updates': 30,
+    'controller.name': name,
+    'controller.initial_batch_size': 16,
+    'controller.max_batch_size': 128,
+    'sync.local_steps': 5,
+  }
+  summary = run(tmp_path, **overrides)
+  assert summary['status'] == 'completed'
+  assert all(size % 4 == 0 for size in column(tmp_path, 'batch_size'))
+  assert 'gradient_noise_scale' in records(tmp_path)[-1]
