@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from adabatch import data, parallel, steps
 from adabatch.agreement import Agreement
-from adabatch.config import Config
+from adabatch.config import Config, ConfigError
 from adabatch.evaluate import (
   Evaluator,
   Measurements,
@@ -33,6 +34,12 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
   if e.sync is not None:
     mesh = parallel.replica_mesh(mesh, e.replicas)
   if inputs.streaming:
+    processes = jax.process_count()
+    if config.sync.tune.enabled and e.sync and e.replicas < processes:
+      raise ConfigError(
+        f'sync.tune.enabled with a streamed set needs a replica for each '
+        f'process, got sync.replicas={e.replicas} and {processes} processes'
+      )
     with refusing('sync.replicas'):
       feed = StreamingFeed(
         inputs.train,

@@ -548,7 +548,10 @@ def check(config: Config, devices: int) -> None:
       'for classification'
     )
   choose(task.higher_is_better, config.target.metric, 'target.metric')
-  make_sync(config, 1)
+  rules = make_sync(config, 1)
+  if rules is not None and config.sync.tune.enabled:
+    with refusing('sync.tune: a device may come to train one replica, where'):
+      rules.rule(math.gcd(config.sync.replicas, devices))
   if config.sync.name != 'synchronous' and config.parallel.backend == 'pmap':
     raise ConfigError(
       f'sync.name={config.sync.name!r} needs two axes of devices, and '

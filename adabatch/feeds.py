@@ -245,7 +245,7 @@ def _streams(mesh: Mesh, shares: Shares) -> _Streams:
   ]
   processes = list(dict.fromkeys(p for row in by_row for p in row))
   count = len(processes)
-  if replicas % count and count % replicas:
+  if replicas % count and (count % replicas or shares.here > 1):
     raise ValueError(
       f'{count} processes cannot read for {replicas} replicas: the number of '
       'one must divide that of the other'

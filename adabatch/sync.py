@@ -353,10 +353,14 @@ def agree(
   )
 
   def mean(tree):
-    sums = jax.tree.map(lambda x: jnp.sum(x, 0), tree)
+    # One by one: a CPU's reduction over the leading axis is far slower.
+    sums = jax.tree.map(lambda x: sum(x[1:], start=x[0]), tree)
     if axis is not None:
       sums = jax.lax.psum(sums, axis)
-    return jax.tree.map(lambda x: x / count, sums)
+    # Integers are the same everywhere.
+    return jax.tree.map(
+      lambda x: x / count if _is_float(x) else x // count, sums
+    )
 
   new = state.replicas
   seen = before if rule.observe == 'before' else new.params
@@ -365,8 +369,6 @@ def agree(
     jnp.sum(jnp.square(d), tuple(range(1, d.ndim)))
     for d in jax.tree.leaves(distances)
   )
-  # Statistics are averaged as they are, and so are counters of float type;
-  # integers are the same everywhere.
   averaged = {
     'distance': distances,
     'squares': squares,
@@ -424,11 +426,16 @@ def agreed_bytes(state: State, average_momentum: bool) -> int:
   Of a plain train state: what a device gives to that of every update, the
   gradient and the statistics.
   """
-  trees = [state.params, state.model_state]
+  leaves = jax.tree.leaves((state.params, state.model_state))
+  size = sum(x.size * x.dtype.itemsize for x in leaves if _is_float(x))
   if average_momentum and isinstance(state, SyncState):
-    trees.append(jax.tree.map(lambda x: x[0], state.replicas.opt_state))
-  leaves = jax.tree.leaves(trees)
-  return sum(x.size * x.dtype.itemsize for x in leaves if _is_float(x))
+    # Of one replica; not `x[0]`, which would be computed.
+    size += sum(
+      x.size // x.shape[0] * x.dtype.itemsize
+      for x in jax.tree.leaves(state.replicas.opt_state)
+      if _is_float(x)
+    )
+  return size
 
 
 def restart(rule: SyncRule, state: SyncState) -> SyncState:

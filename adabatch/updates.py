@@ -60,6 +60,7 @@ class Updates:
     cache: the compiled programs.
     updates_per_call: most updates that one call of a program does.
     mesh: the devices, with an axis of replicas for a SyncState.
+    sync_bytes: what a replica gives to an average; see `sync.agreed_bytes`.
   """
 
   def __init__(
@@ -112,6 +113,9 @@ class Updates:
     self.state: State = jax.jit(
       create, out_shardings=self._shardings, compiler_options=options
     )(self._rng)
+    self.sync_bytes = sync_lib.agreed_bytes(
+      self.state, sync is not None and sync.average_momentum
+    )
 
   def _replicated(self, state: TrainState, replicas: int):
     if self._sync is None:
@@ -127,12 +131,6 @@ class Updates:
   @property
   def _shardings(self) -> Any:
     return parallel.shardings(self._layout, self.mesh)
-
-  @property
-  def sync_bytes(self) -> int:
-    """See `sync.agreed_bytes`."""
-    average = self._sync is not None and self._sync.average_momentum
-    return sync_lib.agreed_bytes(self.state, average)
 
   def variant(self, bucket: Bucket, agree: bool) -> Variant:
     """The program for a bucket with the replicas there are."""
