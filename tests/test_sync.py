@@ -1,7 +1,8 @@
 """Replicas that agree now and then, and slow twins of the published methods."""
 
+import functools
+import math
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,53 +54,47 @@ def quick_compilation(tmp_path_factory):
 # to (replicas, anchor, memory).
 
 
-class Method(NamedTuple):
-  """How a method agrees, and with what parameters it is tried."""
-
-  meet: Callable[..., tuple[Any, Any, Any]]
-  parameters: dict[str, float] = {}  # noqa: RUF012
-
-
-def averages(w, new, z, m, rate):
+def averages(w, new, z, m, rate, alpha=None):
   mean = np.mean(new, 0)
   return [mean] * len(new), mean, m
 
 
-def slowmo(w, new, z, m, rate):
-  m = 0.6 * m + (z - np.mean(new, 0)) / rate
-  z = z - 0.9 * rate * m
+def slowmo(w, new, z, m, rate, momentum, learning_rate):
+  m = momentum * m + (z - np.mean(new, 0)) / rate
+  z = z - learning_rate * rate * m
   return [z] * len(new), z, m
 
 
-def diloco(w, new, z, m, rate):
+def diloco(w, new, z, m, rate, momentum, learning_rate):
   """The outer optimizer is PyTorch's SGD with nesterov=True."""
   gradient = z - np.mean(new, 0)
-  m = 0.8 * m + gradient
-  z = z - 0.6 * (gradient + 0.8 * m)
+  m = momentum * m + gradient
+  z = z - learning_rate * (gradient + momentum * m)
   return [z] * len(new), z, m
 
 
-def easgd(w, new, z, m, rate):
-  alpha = 0.9 / len(w)
+def easgd(w, new, z, m, rate, rho):
+  alpha = rho / len(w)
   pulled = [n - alpha * (x - z) for x, n in zip(w, new, strict=True)]
-  return pulled, (1 - 0.9) * z + 0.9 * np.mean(w, 0), m
+  return pulled, (1 - rho) * z + rho * np.mean(w, 0), m
 
 
-def sma(w, new, z, m, rate):
+def sma(w, new, z, m, rate, rho, momentum):
   """The memory is the anchor before."""
-  c = [0.8 / len(w) * (x - z) for x in w]
+  c = [rho / len(w) * (x - z) for x in w]
   corrected = [n - c_j for n, c_j in zip(new, c, strict=True)]
-  return corrected, z + sum(c) + 0.7 * (z - m), z
+  return corrected, z + sum(c) + momentum * (z - m), z
 
 
+# With the parameters that they are tried with.
 METHODS = {
-  'local_sgd': Method(averages),
-  'post_local_sgd': Method(averages),
-  'qsr': Method(averages, {'alpha': 0.06}),
-  'slowmo': Method(slowmo, {'momentum': 0.6, 'learning_rate': 0.9}),
-  'diloco': Method(diloco, {'momentum': 0.8, 'learning_rate': 0.6}),
-  'easgd': Method(easgd, {'rho': 0.9}),
-  'sma': Method(sma, {'rho': 0.8, 'momentum': 0.7}),
+  'local_sgd': (averages, {}),
+  'post_local_sgd': (averages, {}),
+  'qsr': (averages, {'alpha': 0.06}),
+  'slowmo': (slowmo, {'momentum': 0.6, 'learning_rate': 0.9}),
+  'diloco': (diloco, {'momentum': 0.8, 'learning_rate': 0.6}),
+  'easgd': (easgd, {'rho': 0.9}),
+  'sma': (sma, {'rho': 0.8, 'momentum': 0.7}),
 }
 NAMES = sorted(METHODS)
 
@@ -112,7 +107,7 @@ def period_by_hand(name, local_steps, examples, rate):
   if name == 'post_local_sgd' and examples < DROP:
     return 1
   if name == 'qsr':
-    return max(local_steps, int(np.floor((0.06 / rate) ** 2)))
+    return max(local_steps, math.floor((0.06 / rate) ** 2))
   return local_steps
 
 
@@ -144,6 +139,7 @@ def by_hand(
   `gradient` maps (positions in the data order, parameters) to a loss and its
   gradient; `sizes` and `rates` are those of the updates.
   """
+  meet, parameters = METHODS[name]
   w, v = [z] * replicas, [0 * z] * replicas
   m = z if name == 'sma' else 0 * z
   examples, left, dropped, losses, syncs = 0, 0, False, [], []
@@ -165,7 +161,7 @@ def by_hand(
     left -= 1
     if left == 0 or update == len(sizes):
       left = 0
-      w, z, m = METHODS[name].meet(w, new, z, m, rate)
+      w, z, m = meet(w, new, z, m, rate, **parameters)
       if average_momentum:
         v = [np.mean(v, 0)] * replicas
       syncs.append(update)
@@ -192,8 +188,7 @@ def make_rule(name, replicas=4, rate=lambda examples, batch_size: 0.05):
     'easgd': {'replicas': replicas},
     'sma': {'replicas': replicas},
   }.get(name, {})
-  parameters = METHODS[name].parameters
-  return sync.SYNC_RULES[name](LOCAL_STEPS, **parameters, **more)
+  return sync.SYNC_RULES[name](LOCAL_STEPS, **METHODS[name][1], **more)
 
 
 def rate_after(examples):
@@ -509,7 +504,7 @@ BASE = {
 
 
 def experiment(name='local_sgd', replicas=4, **overrides):
-  own = METHODS[name].parameters if name in METHODS else {}
+  _, parameters = METHODS[name]
   return digits(
     **BASE
     | {
@@ -517,7 +512,7 @@ def experiment(name='local_sgd', replicas=4, **overrides):
       'sync.replicas': replicas,
       'sync.local_steps': LOCAL_STEPS,
     }
-    | {f'sync.{name}.{key}': value for key, value in own.items()}
+    | {f'sync.{name}.{key}': value for key, value in parameters.items()}
     | overrides
   )
 
@@ -528,31 +523,34 @@ def train(workdir, config, devices=1, stop=None):
   )
 
 
+@functools.cache
+def digits_by_hand():
+  """Images and labels in the data order, and the parameters at first."""
+  config = experiment()
+  split = data.load('digits', 'train', None)
+  mean, std = data.channel_statistics(split)
+  order = data.take(
+    data.Order(split.num_examples, config.seed), 0, UPDATES * 2 * BATCH_SIZE
+  )
+  images = (split.arrays['image'][order] / 255 - mean) / std
+  model = experiment_lib.build(config, jax.devices()[:1]).model
+  variables = model.init(jax.random.key(config.seed), images[:1], train=False)
+  leaves = jax.tree.leaves(variables['params'])
+  assert [x.shape for x in leaves] == [(32,), (64, 32), (10,), (32, 10)]
+  images = images.reshape(len(order), -1)
+  return images, split.arrays['label'][order], split.num_examples, leaves
+
+
 def run_by_hand(config, workdir):
   """The run with the batch sizes that it logged, without adabatch's steps."""
-  split = data.load('digits', 'train', None)
-  pixel_mean, pixel_std = data.channel_statistics(split)
-  sizes = column(workdir, 'batch_size')
-  order = data.Order(split.num_examples, config.seed)
-  taken = data.take(order, 0, sum(sizes))
-  images = split.arrays['image'][taken].reshape(len(taken), -1) / 255.0
-  images = (images - pixel_mean.astype(float)) / pixel_std.astype(float)
-  labels = split.arrays['label'][taken]
-
-  model = experiment_lib.build(config, jax.devices()[:1]).model
-  variables = model.init(
-    jax.random.key(config.seed), np.zeros((1, 8, 8, 1)), train=False
-  )
-  leaves = jax.tree.leaves(variables['params'])
-  shapes = [leaf.shape for leaf in leaves]
-  assert shapes == [(32,), (64, 32), (10,), (32, 10)]
+  images, labels, num_examples, leaves = digits_by_hand()
   cuts = np.cumsum([leaf.size for leaf in leaves])[:-1]
 
   def gradient(positions, parameters):
     x, y, n = images[positions], labels[positions], len(positions)
     b, w, b2, w2 = (
-      part.reshape(shape)
-      for part, shape in zip(np.split(parameters, cuts), shapes, strict=True)
+      part.reshape(leaf.shape)
+      for part, leaf in zip(np.split(parameters, cuts), leaves, strict=True)
     )
     hidden = np.maximum(x @ w + b, 0)
     logits = hidden @ w2 + b2
@@ -566,10 +564,11 @@ def run_by_hand(config, workdir):
     return loss, np.concatenate([part.ravel() for part in parts])
 
   everywhere = config.optimizer.decay_norms_and_biases
-  decayed = [np.full(s, everywhere or len(s) > 1).ravel() for s in shapes]
-  rate, drop = config.learning_rate, float('inf')
+  decayed = [np.full(x.size, everywhere or x.ndim > 1) for x in leaves]
+  rate, drop = config.learning_rate, math.inf
   if rate.decay.name == 'piecewise':
-    drop = rate.decay.boundaries[0] * split.num_examples
+    drop = rate.decay.boundaries[0] * num_examples
+  sizes = column(workdir, 'batch_size')
   before = np.cumsum([0, *sizes[:-1]])
   return by_hand(
     config.sync.name,
@@ -666,14 +665,14 @@ def test_replicas_and_devices(name, replicas, devices, tmp_path):
   check_by_hand(config, tmp_path)
 
 
-def compare_with_one_model(tmp_path, updates, **overrides):
+def compare_with_one_model(tmp_path, **overrides):
   """Losses of local SGD on four devices and of one model on one."""
-  overrides |= {'max_updates': updates}
-  train(tmp_path / 'replicas', experiment(**overrides), 4)
-  overrides |= {'sync.name': 'synchronous'}
-  train(tmp_path / 'one', experiment(**overrides))
+  config = experiment(**overrides)
+  train(tmp_path / 'replicas', config, 4)
+  config.sync.name = 'synchronous'
+  train(tmp_path / 'one', config)
   losses = [column(tmp_path / name, 'loss') for name in ('replicas', 'one')]
-  assert len(losses[0]) == updates
+  assert len(losses[0]) == UPDATES
   return np.array(losses)
 
 
@@ -685,7 +684,7 @@ def test_one_local_step_is_synchronous(optimizer, tmp_path):
     overrides |= {'data.crop_padding': 1, 'data.flip': True}
   if optimizer == 'adam':
     overrides |= {'learning_rate.base': 0.01}
-  losses = compare_with_one_model(tmp_path, 20, **overrides)
+  losses = compare_with_one_model(tmp_path, **overrides)
   np.testing.assert_allclose(*losses[:, :1], rtol=1e-5)
   if optimizer == 'adam':
     assert np.abs(losses[0] / losses[1] - 1).max() > 0.01
@@ -695,7 +694,7 @@ def test_one_local_step_is_synchronous(optimizer, tmp_path):
 
 @pytest.mark.quick
 def test_one_replica_is_synchronous(tmp_path):
-  losses = compare_with_one_model(tmp_path, 20, replicas=1)
+  losses = compare_with_one_model(tmp_path, replicas=1)
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
@@ -730,9 +729,12 @@ def test_a_growing_batch(name, local_steps, tmp_path):
   assert set(sizes[0]) == {16, 32}
 
 
-@pytest.mark.parametrize('name', ['post_local_sgd', 'qsr', 'sma'])
-def test_the_rate_drops_within_a_call(name, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'local_steps'), [('post_local_sgd', 3), ('qsr', 1), ('sma', 1)]
+)
+def test_the_rate_drops_within_a_call(name, local_steps, tmp_path):
   """Several updates in one call end where something else begins."""
-  config = experiment(name, 2, updates_per_call=10, **{'sync.local_steps': 1})
+  overrides = {'updates_per_call': 10, 'sync.local_steps': local_steps}
+  config = experiment(name, replicas=2, **overrides)
   train(tmp_path, config)
   check_by_hand(config, tmp_path)

@@ -115,7 +115,10 @@ def _tile(name: str, value: str, small: str = '') -> str:
 def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   """Title, tiles and target; `known` is what `facts` returns."""
   keys = ('data.name', 'model.name', 'optimizer.name', 'controller.name')
-  subtitle = ' · '.join(str(config[key]) for key in keys if config.get(key))
+  names = [str(config[key]) for key in keys if config.get(key)]
+  if config.get('sync.name', 'synchronous') != 'synchronous':
+    names.append(config['sync.name'])
+  subtitle = ' · '.join(names)
   status = str(known['status'])
   yield f'<h1>{escape(name)} <span class="status {MOOD.get(status, "")}">'
   yield f'{escape(status.replace("_", " "))}</span></h1>'
@@ -135,6 +138,9 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
     waited = duration(known.get('stall_seconds'))
     yield _tile('compilations', quantity(known['compilations']), seconds)
     yield _tile('waited for compiling', waited)
+  if known.get('replicas', 1) != 1:
+    of = f'of {quantity(known["replicas"])} replicas'
+    yield _tile('syncs', quantity(known.get('sync_count')), of)
   yield '</dl>'
   target = known.get('target', {})
   if target.get('value') is not None:
