@@ -9,7 +9,7 @@ import numpy as np
 
 from adabatch import data, parallel, steps
 from adabatch.agreement import Agreement
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config, ConfigError, refusing
 from adabatch.evaluate import (
   Evaluator,
   Measurements,
@@ -17,7 +17,7 @@ from adabatch.evaluate import (
   resident_pieces,
   streamed_pieces,
 )
-from adabatch.experiment import Experiment, refusing
+from adabatch.experiment import Experiment
 from adabatch.feeds import ResidentFeed, StreamingFeed
 from adabatch.learner_tuning import TuningRule
 from adabatch.updates import Updates

@@ -1,9 +1,8 @@
 """From a config to the parts of a run: every name meets its function here."""
 
-import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,39 +10,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import buckets, controllers, data, optim, parallel, sync
+from adabatch import buckets, controllers, data, parallel, sync
 from adabatch import config as config_lib
 from adabatch.buckets import Ladder
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
+from adabatch.optimization import (
+  learning_rate_drops,
+  make_decay,
+  make_optimizer,
+  unwarmed_rate,
+)
+from adabatch.ranges import check_numbers
 from adabatch.tasks import Task, classification, language_modelling
 from adabatch.updates import Sync
-
-DECAYS = {
-  'constant': lambda length, d, convert: optim.constant(),
-  'piecewise': lambda length, d, convert: optim.piecewise(
-    [convert(boundary) for boundary in d.boundaries], d.factor
-  ),
-  'cosine': lambda length, d, convert: optim.cosine(length, d.final),
-  'linear': lambda length, d, convert: optim.linear(length, d.final),
-  'polynomial': lambda length, d, convert: optim.polynomial(
-    length, d.power, d.final
-  ),
-}
-SCALINGS = {
-  'none': lambda reference: optim.no_scaling(),
-  'linear': optim.linear_scaling,
-  'sqrt': optim.sqrt_scaling,
-  'adascale': optim.adascale,
-}
-WARMUPS = {
-  'none': lambda length: optim.no_warmup(),
-  'constant': optim.constant_warmup,
-  'gradual': optim.gradual_warmup,
-}
-
 
 TASKS = {
   'classification': classification,
@@ -85,117 +67,6 @@ class Experiment(NamedTuple):
   learning_rate_drops: tuple[float, ...]
 
 
-def choose(table: dict[str, Any], name: str, key: str) -> Any:
-  """The entry of a table, or a line that lists what there is."""
-  if name not in table:
-    raise ConfigError(
-      f'unknown {key} {name!r}: choose one of {", ".join(sorted(table))}'
-    )
-  return table[name]
-
-
-def make_decay(config: Config, num_examples: int) -> optim.Schedule:
-  """The learning-rate decay: examples -> multiplier."""
-  decay, rate = config.learning_rate.decay, config.learning_rate
-
-  def convert(length: float) -> float:
-    return optim.to_examples(
-      length,
-      decay.unit,
-      num_examples=num_examples,
-      reference_batch_size=rate.reference_batch_size,
-    )
-
-  make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
-  with refusing('learning_rate.decay'):
-    convert(1.0)  # refuses an unknown unit, also where no length is given
-    length = (
-      config.epochs * num_examples
-      if decay.length is None
-      else convert(decay.length)
-    )
-    return make(length, decay, convert)
-
-
-def make_scaling(config: Config) -> optim.Scaling | optim.StatefulScaling:
-  """How the learning rate grows with the batch size."""
-  rate = config.learning_rate
-  return choose(SCALINGS, rate.scaling, 'learning_rate.scaling')(
-    rate.reference_batch_size
-  )
-
-
-def make_learning_rate(config: Config, num_examples: int):
-  """The transform that applies base, scaling, warmup and decay."""
-  rate = config.learning_rate
-  decay, scaling = _whole_decay(config, num_examples), make_scaling(config)
-  warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
-    optim.affine_length(
-      rate.warmup.epochs,
-      rate.warmup.epochs_per_example,
-      num_examples=num_examples,
-    )
-  )
-  return optim.scale_by_batch_learning_rate(
-    rate.base, decay=decay, scaling=scaling, warmup=warmup
-  )
-
-
-def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
-  """The decay with what the batch-size rule makes of it."""
-  rate, c = config.learning_rate, config.controller
-  decay = make_decay(config, num_examples)
-  if c.name == 'from_lr_schedule':
-    if rate.decay.name == 'constant':
-      raise ConfigError(
-        'controller.name=from_lr_schedule grows the batch where '
-        'learning_rate.decay would lower the rate, and that is constant: set '
-        'learning_rate.decay.name'
-      )
-    if rate.scaling != 'none':
-      raise ConfigError(
-        'controller.name=from_lr_schedule turns the decay into batch size, '
-        f'which learning_rate.scaling={rate.scaling!r} would undo: set it to '
-        "'none'"
-      )
-    decay = optim.after_batch_growth(
-      decay,
-      exponent=c.from_lr_schedule.exponent,
-      initial_batch_size=c.initial_batch_size,
-      max_batch_size=c.max_batch_size,
-    )
-  decays = [decay]
-  if c.name == 'geodamp' and c.geodamp.lr_factor != 1:
-    span = c.geodamp.delay_epochs * num_examples
-    steps = int(config.epochs / c.geodamp.delay_epochs) + 1
-    decays.append(
-      optim.piecewise(
-        [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
-      )
-    )
-  return lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays]))
-
-
-def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:
-  """Where a piecewise learning rate drops, in examples; () for the others."""
-  rate = config.learning_rate
-  if (
-    rate.decay.name != 'piecewise'
-    or rate.decay.factor >= 1
-    or config.controller.name == 'from_lr_schedule'
-  ):
-    return ()
-  return tuple(
-    optim.to_examples(
-      boundary,
-      rate.decay.unit,
-      num_examples=num_examples,
-      reference_batch_size=rate.reference_batch_size,
-    )
-    for boundary in rate.decay.boundaries
-  )
-
-
 def count_replicas(config: Config) -> int:
   """How many models are trained side by side."""
   return 1 if config.sync.name == 'synchronous' else config.sync.replicas
@@ -219,7 +90,7 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
       )
     parameters['switch'] = drops[0]
   if s.name == 'qsr':
-    parameters['learning_rate'] = _unwarmed_rate(config, num_examples)
+    parameters['learning_rate'] = unwarmed_rate(config, num_examples)
   by_number = 'replicas' in inspect.signature(make).parameters
 
   def rule(replicas: int) -> sync.SyncRule:
@@ -229,44 +100,6 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
   with refusing(f'sync.{s.name}'):
     rule(s.replicas)
   return Sync(rule, s.average_momentum)
-
-
-def _unwarmed_rate(
-  config: Config, num_examples: int
-) -> Callable[[int, int], float]:
-  """(examples, batch size) -> learning rate without warmup and damping."""
-  scaling, base = make_scaling(config), config.learning_rate.base
-  decay = _whole_decay(config, num_examples)
-  if isinstance(scaling, optim.StatefulScaling):
-    raise ConfigError(
-      'sync.name=qsr reads the learning rate, which learning_rate.scaling='
-      'adascale keeps on the devices: choose another of the two'
-    )
-  return lambda examples, batch_size: (
-    base * float(decay(examples) * scaling(batch_size))
-  )
-
-
-def make_optimizer(config: Config, num_examples: int):
-  """The whole optax chain, damping last."""
-  o = config.optimizer
-  choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
-  return optim.make_optimizer(
-    o.name,
-    make_learning_rate(config, num_examples),
-    momentum=o.momentum,
-    beta1=o.beta1,
-    beta2=o.beta2,
-    epsilon=o.epsilon,
-    weight_decay=o.weight_decay,
-    decay_mask=(
-      True if o.decay_norms_and_biases else optim.no_norms_and_biases
-    ),
-    trust_coefficient=o.trust_coefficient,
-    beta2_reference_batch_size=(
-      config.learning_rate.reference_batch_size if o.beta2_in_examples else None
-    ),
-  )
 
 
 def make_controller(config: Config, num_examples: int) -> BatchSizeController:
@@ -402,102 +235,6 @@ def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:
   )
 
 
-# The values that each number may take. Rules that check their own arguments,
-# such as the controllers, are left to do so.
-POSITIVE = 'above 0', lambda x: 0 < x < math.inf
-COUNT = 'at least 1', lambda x: 1 <= x < math.inf
-NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
-FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
-SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
-FINITE = 'finite', math.isfinite
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-  'seed': NATURAL,
-  'epochs': POSITIVE,
-  'max_updates': COUNT,
-  'updates_per_call': COUNT,
-  'data.max_resident_bytes': NATURAL,
-  'data.workers': NATURAL,
-  'data.max_skipped': NATURAL,
-  'data.crop_padding': NATURAL,
-  'data.image_size': COUNT,
-  'data.eval_resize': COUNT,
-  'data.min_area': SHARE,
-  'data.vocab_size': COUNT,
-  'data.sequence_length': COUNT,
-  'model.strided_cnn.batch_norm_group': NATURAL,
-  'model.cifar_resnet.batch_norm_group': NATURAL,
-  'model.resnet.batch_norm_group': NATURAL,
-  'model.wide_resnet.batch_norm_group': NATURAL,
-  'model.wide_resnet.dropout_rate': FRACTION,
-  'model.densenet.batch_norm_group': NATURAL,
-  'model.densenet.dropout_rate': FRACTION,
-  'model.vgg.batch_norm_group': NATURAL,
-  'model.vgg.dropout_rate': FRACTION,
-  'model.transformer.dropout_rate': FRACTION,
-  'model.lstm.dropout_rate': FRACTION,
-  'optimizer.momentum': FRACTION,
-  'optimizer.beta1': FRACTION,
-  'optimizer.beta2': FRACTION,
-  'optimizer.epsilon': NATURAL,
-  'optimizer.weight_decay': NATURAL,
-  'optimizer.trust_coefficient': POSITIVE,
-  'learning_rate.base': POSITIVE,
-  'learning_rate.reference_batch_size': POSITIVE,
-  'learning_rate.warmup.epochs': NATURAL,
-  'learning_rate.warmup.epochs_per_example': NATURAL,
-  'learning_rate.decay.length': POSITIVE,
-  'learning_rate.decay.factor': POSITIVE,
-  'learning_rate.decay.final': NATURAL,
-  'learning_rate.decay.power': POSITIVE,
-  'controller.initial_batch_size': COUNT,
-  'controller.max_batch_size': COUNT,
-  'controller.min_batch_size': COUNT,
-  'controller.every': COUNT,
-  'controller.wait': NATURAL,
-  'controller.subset_size': COUNT,
-  'buckets.max_per_device': COUNT,
-  'sync.replicas': COUNT,
-  'sync.local_steps': COUNT,
-  'sync.post_local_sgd.epoch': NATURAL,
-  'sync.qsr.alpha': POSITIVE,
-  'sync.slowmo.momentum': FRACTION,
-  'sync.slowmo.learning_rate': POSITIVE,
-  'sync.diloco.momentum': FRACTION,
-  'sync.diloco.learning_rate': POSITIVE,
-  'sync.sma.momentum': FRACTION,
-  'sync.tune.most': COUNT,
-  'sync.tune.threshold': POSITIVE,
-  'sync.tune.window': COUNT,
-  'sync.tune.windows': COUNT,
-  'target.value': FINITE,
-  'checkpoint.every_updates': COUNT,
-  'checkpoint.keep': COUNT,
-  'log.every_updates': COUNT,
-  'eval.every_epochs': POSITIVE,
-  'eval.max_per_device': COUNT,
-}
-
-
-def _check_numbers(config: Config) -> None:
-  """Refuses numbers that mean nothing, before anything is read or compiled."""
-  flat = config_lib.flatten(config)
-  for key, (allowed, accepts) in RANGES.items():
-    if flat[key] is not None and not accepts(flat[key]):
-      raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')
-
-
-@contextlib.contextmanager
-def refusing(key: str) -> Iterator[None]:
-  """Names the key whose value some part could not work with."""
-  try:
-    yield
-  except ConfigError:
-    raise
-  except (ValueError, TypeError, ArithmeticError) as error:
-    reason = ' '.join(str(error).split())
-    raise ConfigError(f'{key}: {reason}') from error
-
-
 def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
   """What XLA needs to be told."""
   if mesh.devices.flat[0].platform != 'cpu':
@@ -531,7 +268,7 @@ def check(config: Config, devices: int) -> None:
     ConfigError: in one line.
   """
   config_lib.check_keys(config)
-  _check_numbers(config)
+  check_numbers(config)
   choose(
     dict.fromkeys(parallel.BACKENDS),
     config.parallel.backend,

@@ -128,25 +128,27 @@ def compare(
   splits: Splits | None = None,
 ) -> dict[str, Any]:
   """Tunes every arm, then trains each with so many seeds; returns the log."""
-  tuning, final = [], []
   splits = splits or Splits()
-  for name, arm in arms.items():
 
-    def run(rate, seed=0, held_out=True, name=name, arm=arm):
-      return _run(
-        make_config(), name, arm, rate, seed, splits, runs, held_out=held_out
-      )
+  def run(name: str, rate: float, seed: int, *, held_out: bool) -> dict:
+    config, arm = make_config(), arms[name]
+    return _run(config, name, arm, rate, seed, splits, runs, held_out=held_out)
 
-    trials = _tune(arm, run)
-    tuning += trials
-    best = best_rate(trials)
-    final += [run(best, seed=1 + i, held_out=False) for i in range(seeds)]
+  tuning = [
+    _tune(arm, lambda rate, name=name: run(name, rate, 0, held_out=True))
+    for name, arm in arms.items()
+  ]
+  final = [
+    run(name, best_rate(trials), 1 + i, held_out=False)
+    for name, trials in zip(arms, tuning, strict=True)
+    for i in range(seeds)
+  ]
   return {
     'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
     f'{platform.machine()}, {os.cpu_count()} cores',
     'jax': jax.__version__,
     'epochs': make_config().epochs,
-    'tuning': tuning,
+    'tuning': [trial for trials in tuning for trial in trials],
     'final': final,
   }
 

@@ -14,6 +14,7 @@ from adabatch import (
   experiment,
   inputs,
   optim,
+  optimization,
   tasks,
 )
 from adabatch.config import ConfigError
@@ -68,7 +69,7 @@ def test_decay(name, overrides, halfway):
   config = digits(
     **DECAY, **{f'learning_rate.decay.{k}': v for k, v in keys.items()}
   )
-  decay = experiment.make_decay(config, EXAMPLES)
+  decay = optimization.make_decay(config, EXAMPLES)
   # At half the length a straight line, and half a cosine, are half-way.
   left = 0.125 if name == 'polynomial' else 0.5
   assert float(decay(0)) == pytest.approx(1.0)
@@ -94,14 +95,14 @@ def test_piecewise_decay(unit, boundaries):
       'learning_rate.decay.factor': 0.5,
     },
   )
-  decay = experiment.make_decay(config, EXAMPLES)
+  decay = optimization.make_decay(config, EXAMPLES)
   got = [float(decay(e)) for e in (499, 500, 1999, 2000)]
   assert got == [1.0, 0.5, 0.5, 0.25]
 
 
 def test_warmup_that_grows_with_the_batch_size():
   """a + b B = 0.5 + 0.01 x 50 = 1 epoch."""
-  tx = experiment.make_learning_rate(
+  tx = optimization.make_learning_rate(
     digits(
       **{
         'learning_rate.scaling': 'linear',
@@ -155,7 +156,7 @@ def test_optimizer(name, in_examples, everywhere):
     beta2_reference_batch_size=8 if in_examples else None,
   )
   results = []
-  for tx in (experiment.make_optimizer(config, EXAMPLES), expected):
+  for tx in (optimization.make_optimizer(config, EXAMPLES), expected):
     state, p = tx.init(params), params
     for gradient in (0.5, -0.25, 1.0):
       gradients = jax.tree.map(lambda x, g=gradient: g * x + g, params)

@@ -39,6 +39,8 @@ FLOORS = {
   'config': 3,
   'smoke': 3,
   'inputs': 3,
+  'ranges': 3,
+  'optimization': 3,
   'experiment': 3,
   'assembly': 3,
   'evaluate': 3,

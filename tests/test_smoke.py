@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adabatch import config as config_lib
-from adabatch import data, experiment, report, smoke
+from adabatch import data, experiment, optimization, report, smoke
 from adabatch.config import ConfigError
 from adabatch.train import train
 from tests.experiments import digits, records
@@ -170,7 +170,7 @@ def test_a_warmup_warms_up(name):
     if config.learning_rate.warmup.kind != 'gradual':
       continue
     examples = 100_000
-    tx = experiment.make_learning_rate(config, examples)
+    tx = optimization.make_learning_rate(config, examples)
     size = config.controller.initial_batch_size
 
     def rate(seen, tx=tx, size=size):

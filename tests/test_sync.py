@@ -21,9 +21,9 @@ from adabatch.train_state import TrainState
 from tests.experiments import column, digits
 from tests.test_resume import same_results
 
-# The learning rate drops within a period of three updates of 32 examples, and
+# The learning rate drops within a period of four updates of 32 examples, and
 # the last of them ends within one as well.
-UPDATES, BATCH_SIZE, LOCAL_STEPS, DROP = 23, 32, 3, 403
+UPDATES, BATCH_SIZE, LOCAL_STEPS, DROP = 23, 32, 4, 403
 MOMENTUM, WEIGHT_DECAY, FACTOR = 0.9, 0.01, 0.5
 
 
@@ -285,7 +285,7 @@ def test_a_rule_is_the_published_method(name, average_momentum, regression):
     close(a, b)
   assert np.ptp(expected.losses) > 0.1, 'nothing was learnt'
   if name == 'qsr':
-    assert expected.syncs == [3, 6, 9, 12, 15, 20, 23]
+    assert expected.syncs == [4, 8, 12, 16, 21, 23]
 
 
 def random_state(rule, replicas=4, seed=0):
@@ -632,15 +632,15 @@ def test_a_run_stopped_within_a_period_goes_on(whole, tmp_path, monkeypatch):
   stop, step = threading.Event(), train_lib.Run.step
 
   def stopping(run):
-    if run.progress.update == 15:
+    if run.progress.update == 16:
       stop.set()
     step(run)
 
   with monkeypatch.context() as m:
     m.setattr(train_lib.Run, 'step', stopping)
     first = train(tmp_path, config, devices, stop)
-  assert (first['status'], first['updates']) == ('preempted', 17)
-  assert 17 not in run_by_hand(config, workdir).syncs
+  assert (first['status'], first['updates']) == ('preempted', 18)
+  assert not {18, 19} & set( run_by_hand(config, workdir).syncs
   assert train(tmp_path, config, devices)['status'] == 'completed'
   same_results(workdir, tmp_path)
 
@@ -701,7 +701,7 @@ def test_one_replica_is_synchronous(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'local_steps'),
   # Local calls of five updates, and calls of ten that all end in a sync.
-  [('local_sgd', 6), ('sma', 1)],
+  [('slowmo', 6), ('sma', 1)],
 )
 def test_a_growing_batch(name, local_steps, tmp_path):
   """Several updates in a call, and one after the other from a stream."""

@@ -1,0 +1,90 @@
+"""The values that each number of a config may take."""
+
+import math
+from collections.abc import Callable
+
+from adabatch import config as config_lib
+from adabatch.config import Config, ConfigError
+
+# Rules that check their own arguments, such as the controllers, are left to do
+# so.
+POSITIVE = 'above 0', lambda x: 0 < x < math.inf
+COUNT = 'at least 1', lambda x: 1 <= x < math.inf
+NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
+FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
+SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
+FINITE = 'finite', math.isfinite
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+  'seed': NATURAL,
+  'epochs': POSITIVE,
+  'max_updates': COUNT,
+  'updates_per_call': COUNT,
+  'data.max_resident_bytes': NATURAL,
+  'data.workers': NATURAL,
+  'data.max_skipped': NATURAL,
+  'data.crop_padding': NATURAL,
+  'data.image_size': COUNT,
+  'data.eval_resize': COUNT,
+  'data.min_area': SHARE,
+  'data.vocab_size': COUNT,
+  'data.sequence_length': COUNT,
+  'model.strided_cnn.batch_norm_group': NATURAL,
+  'model.cifar_resnet.batch_norm_group': NATURAL,
+  'model.resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.dropout_rate': FRACTION,
+  'model.densenet.batch_norm_group': NATURAL,
+  'model.densenet.dropout_rate': FRACTION,
+  'model.vgg.batch_norm_group': NATURAL,
+  'model.vgg.dropout_rate': FRACTION,
+  'model.transformer.dropout_rate': FRACTION,
+  'model.lstm.dropout_rate': FRACTION,
+  'optimizer.momentum': FRACTION,
+  'optimizer.beta1': FRACTION,
+  'optimizer.beta2': FRACTION,
+  'optimizer.epsilon': NATURAL,
+  'optimizer.weight_decay': NATURAL,
+  'optimizer.trust_coefficient': POSITIVE,
+  'learning_rate.base': POSITIVE,
+  'learning_rate.reference_batch_size': POSITIVE,
+  'learning_rate.warmup.epochs': NATURAL,
+  'learning_rate.warmup.epochs_per_example': NATURAL,
+  'learning_rate.decay.length': POSITIVE,
+  'learning_rate.decay.factor': POSITIVE,
+  'learning_rate.decay.final': NATURAL,
+  'learning_rate.decay.power': POSITIVE,
+  'controller.initial_batch_size': COUNT,
+  'controller.max_batch_size': COUNT,
+  'controller.min_batch_size': COUNT,
+  'controller.every': COUNT,
+  'controller.wait': NATURAL,
+  'controller.subset_size': COUNT,
+  'buckets.max_per_device': COUNT,
+  'sync.replicas': COUNT,
+  'sync.local_steps': COUNT,
+  'sync.post_local_sgd.epoch': NATURAL,
+  'sync.qsr.alpha': POSITIVE,
+  'sync.slowmo.momentum': FRACTION,
+  'sync.slowmo.learning_rate': POSITIVE,
+  'sync.diloco.momentum': FRACTION,
+  'sync.diloco.learning_rate': POSITIVE,
+  'sync.sma.momentum': FRACTION,
+  'sync.tune.most': COUNT,
+  'sync.tune.threshold': POSITIVE,
+  'sync.tune.window': COUNT,
+  'sync.tune.windows': COUNT,
+  'target.value': FINITE,
+  'checkpoint.every_updates': COUNT,
+  'checkpoint.keep': COUNT,
+  'log.every_updates': COUNT,
+  'eval.every_epochs': POSITIVE,
+  'eval.max_per_device': COUNT,
+}
+
+
+def check_numbers(config: Config) -> None:
+  """Refuses numbers that mean nothing, before anything is read or compiled."""
+  flat = config_lib.flatten(config)
+  for key, (allowed, accepts) in RANGES.items():
+    if flat[key] is not None and not accepts(flat[key]):
+      raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')
