@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import buckets, parallel
+from adabatch import buckets, experiment, parallel
 from adabatch.assembly import make_updates
 from adabatch.config import ConfigError
 from adabatch.experiment import build
@@ -25,6 +25,13 @@ FIXED = {
   'sync.replicas': 4,
   'sync.local_steps': 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(monkeypatch):
+  """What is compiled runs for a few updates only."""
+  options = {'xla_backend_optimization_level': 0}
+  monkeypatch.setattr(experiment, 'compiler_options', lambda *args: options)
 
 
 def run(workdir, devices=2, stop=None, **overrides):
@@ -69,9 +76,14 @@ def reductions(text):
   return found
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize(('replicas', 'devices'), [(4, 8), (2, 8), (4, 4)])
-@pytest.mark.parametrize('average_momentum', [False, True])
+@pytest.mark.parametrize(
+  ('replicas', 'devices', 'average_momentum'),
+  [
+    pytest.param(4, 8, False, marks=pytest.mark.quick),
+    (2, 8, True),
+    (4, 4, False),
+  ],
+)
 def test_only_a_sync_sends_between_replicas(
   replicas, devices, average_momentum
 ):
@@ -86,7 +98,6 @@ def test_only_a_sync_sends_between_replicas(
     }
   )
   e = build(config, jax.devices()[:devices])
-  e = e._replace(compiler_options={'xla_backend_optimization_level': 0})
   updates = make_updates(config, e, lambda split: lambda record, reason: None)
   bucket = buckets.plan(24, e.ladder).bucket
   row = devices // replicas
@@ -156,8 +167,10 @@ def stopped_after(tmp_path, monkeypatch, updates, **overrides):
   return summary
 
 
-@pytest.mark.parametrize(('before', 'after'), [(2, 4), (4, 2), (4, 3), (3, 4)])
-@pytest.mark.parametrize('name', ['local_sgd', 'sma'])
+@pytest.mark.parametrize(
+  ('name', 'before', 'after'),
+  [('local_sgd', 2, 4), ('local_sgd', 4, 3), ('sma', 3, 4), ('sma', 4, 2)],
+)
 def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
   overrides = {'max_updates': 20, 'sync.name': name}
   stopped_after(
@@ -176,30 +189,31 @@ def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
 
 def test_an_unstable_number_at_resume_is_refused(tmp_path, monkeypatch):
   """And nothing is lost."""
-  overrides = {'max_updates': 20, 'sync.name': 'sma', 'sync.sma.rho': 2.0}
-  stopped_after(tmp_path, monkeypatch, 9, **overrides)
+  overrides = {'max_updates': 8, 'sync.name': 'sma', 'sync.sma.rho': 2.0}
+  stopped_after(tmp_path, monkeypatch, 3, **overrides)
   with pytest.raises(ConfigError, match='sync.sma: rho=2.0 is not stable'):
     run(tmp_path, **overrides, **{'sync.replicas': 1})
   assert run(tmp_path, **overrides)['status'] == 'completed'
 
 
 TUNED = {
-  'max_updates': 60,
+  'max_updates': 50,
   'sync.name': 'sma',
   'sync.local_steps': 1,
   'sync.replicas': 2,
   'sync.tune.enabled': True,
+  'sync.tune.most': 3,
   'sync.tune.window': 2,
   'sync.tune.windows': 3,
 }
 
 
 def measured(monkeypatch, updates_of):
-  """Throughputs that say that three learners a device are the best."""
+  """Throughputs that say that two learners a device are the best."""
 
   def first_process(value):
     assert value > 0
-    return 100.0 * min(updates_of[0].updates.replicas // 2, 3)
+    return 100.0 * min(updates_of[0].updates.replicas // 2, 2)
 
   monkeypatch.setattr(parallel, 'of_first_process', first_process)
   start = Run.start
@@ -214,27 +228,27 @@ def measured(monkeypatch, updates_of):
 def test_the_number_of_learners_is_found(tmp_path, monkeypatch):
   measured(monkeypatch, [])
   summary = run(tmp_path / 'whole', **TUNED)
-  assert summary['replicas'] == 6
+  assert summary['replicas'] == 4
   lines = records(tmp_path / 'whole', 'replicas')
-  assert [line['replicas'] for line in lines] == [4, 6, 8, 6]
+  assert [line['replicas'] for line in lines] == [4, 6, 4]
   # Each keeps its share of 12 examples, so the batch is larger.
   sizes = column(tmp_path / 'whole', 'batch_size')
-  assert sorted(set(sizes)) == [24, 48, 72, 96]
-  assert sizes[-1] == 72
+  assert sorted(set(sizes)) == [24, 48, 72]
+  assert sizes[-1] == 48
   assert column(tmp_path / 'whole', 'nominal_batch_size') == sizes
 
   # Windows begin anew where a run is resumed; the decisions are the same.
   stopped_after(tmp_path / 'cut', monkeypatch, 13, **TUNED)
   run(tmp_path / 'cut', **TUNED)
   lines = records(tmp_path / 'cut', 'replicas')
-  assert [line['replicas'] for line in lines] == [4, 6, 8, 6]
+  assert [line['replicas'] for line in lines] == [4, 6, 4]
 
 
 def test_the_number_is_found_by_real_measurements(tmp_path):
   """Whatever it is; the run goes on to its end."""
   summary = run(tmp_path, **TUNED)
   assert summary['status'] == 'completed'
-  assert 2 <= summary['replicas'] <= 16
+  assert summary['replicas'] in (2, 4, 6)
 
 
 # Refusals.
@@ -299,13 +313,12 @@ def test_adaptive_rules_see_all_replicas(tmp_path):
   )
 
 
-@pytest.mark.parametrize('name', ['noise_scale', 'cabs', 'norm_test'])
-def test_rules_that_read_noise(tmp_path, name):
+def test_rules_that_read_noise(tmp_path):
   overrides = {
     'max_updates': 30,
-    'controller.name': name,
+    'controller.name': 'noise_scale',
     'controller.initial_batch_size': 16,
-    'controller.max_batch_size': 128,
+    'controller.max_batch_size': 64,
     'sync.local_steps': 5,
   }
   summary = run(tmp_path, **overrides)

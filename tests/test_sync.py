@@ -640,7 +640,7 @@ def test_a_run_stopped_within_a_period_goes_on(whole, tmp_path, monkeypatch):
     m.setattr(train_lib.Run, 'step', stopping)
     first = train(tmp_path, config, devices, stop)
   assert (first['status'], first['updates']) == ('preempted', 18)
-  assert not {18, 19} & set( run_by_hand(config, workdir).syncs
+  assert not {18, 19} & set(run_by_hand(config, workdir).syncs)
   assert train(tmp_path, config, devices)['status'] == 'completed'
   same_results(workdir, tmp_path)
 
@@ -719,7 +719,7 @@ def test_a_growing_batch(name, local_steps, tmp_path):
       'learning_rate.decay.name': 'constant',
       'max_updates': 30,
     }
-    config = experiment(name, replicas=2, **overrides | way)
+    config = experiment(name, replicas=4, **overrides | way)
     workdir = tmp_path / next(iter(way))
     train(workdir, config, devices=2)
     check_by_hand(config, workdir, 1e-4)
