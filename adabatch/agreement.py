@@ -1,6 +1,7 @@
 """When replicas agree, how often they did, and how many there are."""
 
 import dataclasses
+import math
 from typing import Any
 
 from adabatch import learner_tuning
@@ -70,10 +71,18 @@ class Agreement:
       measured = tuple(self.counts.tuning['measured'])
       self.counts.tuning = {**self.counts.tuning, 'measured': measured}
 
-  def start(self, examples: int, batch_size: int, damping: float) -> None:
-    """Begins the first period."""
-    if self._rule is not None and not self.counts.next_sync:
-      self.counts.next_sync = self._rule.period(examples, batch_size, damping)
+  def start(
+    self, update: int, examples: int, batch_size: int, damping: float
+  ) -> None:
+    """Begins a period, if the last one is over.
+
+    Args:
+      update, examples: done so far.
+      batch_size, damping: of the next updates.
+    """
+    if self._rule is not None and self.counts.next_sync <= update:
+      period = self._rule.period(examples, batch_size, damping)
+      self.counts.next_sync = update + period
 
   def period(self, examples: int, batch_size: int, damping: float) -> int:
     """H after so many examples; 0 where one model is trained."""
@@ -105,6 +114,10 @@ class Agreement:
     most = min(most, left)
     if self._rule is None:
       return False, most
+    if self._rule.restarts:
+      # They do so between two calls.
+      ahead = [drop - examples for drop in self._drops if drop > examples]
+      most = min([most, *(math.ceil(drop / batch_size) for drop in ahead)])
     until = min(self.counts.next_sync - update, left)
     if until > 1:
       return False, min(most, until - 1)
@@ -117,21 +130,12 @@ class Agreement:
     return True, count
 
   def done(
-    self,
-    update: int,
-    examples: int,
-    batch_size: int,
-    damping: float,
-    *,
-    count: int,
-    agreed: bool,
-    bytes_each: int,
+    self, update: int, *, count: int, agreed: bool, bytes_each: int
   ) -> None:
     """Counts updates that were dispatched.
 
     Args:
-      update, examples: done with them.
-      batch_size, damping: of each of them.
+      update: done with them.
       count: how many.
       agreed: whether each of them ended in a sync.
       bytes_each: what a replica gives to an average.
@@ -140,8 +144,7 @@ class Agreement:
       self.counts.syncs += count
       self.counts.sync_bytes += count * bytes_each
     if agreed:
-      period = self.period(examples, batch_size, damping)
-      self.counts.next_sync = update + period
+      self.counts.next_sync = update
 
   def restart_due(self, examples: int) -> bool:
     """Whether the learning rate has dropped since the last time this said so,

@@ -313,7 +313,9 @@ class Run:
       self.window = None
       self.set_replicas(agreement.tune_again(), 'another batch size')
     nominal, plan = self.plan()
-    agreement.start(progress.examples, plan.batch_size, plan.damping)
+    agreement.start(
+      progress.update, progress.examples, plan.batch_size, plan.damping
+    )
     if agreement.restart_due(progress.examples):
       self.updates.restart()
       self.console.say(f'update {progress.update}: replicas restart from z')
@@ -346,9 +348,6 @@ class Run:
         decisions.decide(progress.update, progress.examples, self.updates.state)
     agreement.done(
       progress.update,
-      progress.examples,
-      plan.batch_size,
-      plan.damping,
       count=count,
       agreed=agree,
       bytes_each=self.updates.sync_bytes,

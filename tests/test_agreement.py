@@ -15,9 +15,9 @@ BATCH = 8
 def syncs(rule, updates, *, most=1, examples=0):
   """Updates that end in a sync, as the loop would find them."""
   agreement = Agreement(rule, replicas=4)
-  agreement.start(examples, BATCH, 1.0)
   update, found, calls = 0, [], []
   while update < updates:
+    agreement.start(update, examples, BATCH, 1.0)
     agree, count = agreement.coming(
       update, examples, BATCH, 1.0, most=most, left=updates - update
     )
@@ -26,9 +26,7 @@ def syncs(rule, updates, *, most=1, examples=0):
     if agree:
       found += range(update + 1, update + count + 1)
     update, examples = update + count, examples + count * BATCH
-    agreement.done(
-      update, examples, BATCH, 1.0, count=count, agreed=agree, bytes_each=10
-    )
+    agreement.done(update, count=count, agreed=agree, bytes_each=10)
     # As if the run were resumed after each call.
     saved = json.loads(json.dumps(agreement.to_json()))
     agreement = Agreement(rule, replicas=4)
@@ -70,11 +68,21 @@ def test_qsr_waits_longer_as_the_rate_falls():
   assert sync.qsr(4, 0.06, rate).period(0, BATCH, 0.2) == 9
 
 
+def test_a_call_ends_where_the_rate_drops():
+  """For replicas restart between two calls."""
+  rule = sync.sma(1, 1.0, 0.9, replicas=4)
+  agreement = Agreement(rule, replicas=4, drops=(3.5 * BATCH,))
+  agreement.start(0, 0, BATCH, 1.0)
+  first = agreement.coming(0, 0, BATCH, 1.0, most=9, left=20)
+  later = agreement.coming(4, 4 * BATCH, BATCH, 1.0, most=9, left=16)
+  assert (first, later) == ((True, 4), (True, 9))
+
+
 def test_one_model_agrees_at_every_update():
   agreement = Agreement(None, replicas=1)
-  agreement.start(0, BATCH, 1.0)
+  agreement.start(0, 0, BATCH, 1.0)
   assert agreement.coming(0, 0, BATCH, 1.0, most=7, left=9) == (False, 7)
-  agreement.done(7, 56, BATCH, 1.0, count=7, agreed=False, bytes_each=10)
+  agreement.done(7, count=7, agreed=False, bytes_each=10)
   assert (agreement.counts.syncs, agreement.counts.sync_bytes) == (7, 70)
 
 
