@@ -65,11 +65,14 @@ class Agreement:
     return dataclasses.asdict(self.counts)
 
   def restore(self, saved: dict[str, Any]) -> None:
-    """Goes on from what `to_json` gave."""
-    self.counts = Counts(**saved)
-    if self.counts.tuning is not None:
-      measured = tuple(self.counts.tuning['measured'])
-      self.counts.tuning = {**self.counts.tuning, 'measured': measured}
+    """Goes on from what `to_json` gave; on other devices, as near as can be."""
+    self.counts = counts = Counts(**saved)
+    if counts.tuning is None:
+      return
+    measured = tuple(counts.tuning['measured'])
+    counts.tuning = {**counts.tuning, 'measured': measured}
+    if counts.tuning['here'] * self._rows != counts.replicas:
+      self.renumber(max(counts.replicas // self._rows, 1) * self._rows)
 
   def start(
     self, update: int, examples: int, batch_size: int, damping: float
@@ -114,11 +117,16 @@ class Agreement:
     most = min(most, left)
     if self._rule is None:
       return False, most
+    drops = []
     if self._rule.restarts:
-      # They do so between two calls.
-      ahead = [drop - examples for drop in self._drops if drop > examples]
-      most = min([most, *(math.ceil(drop / batch_size) for drop in ahead)])
-    until = min(self.counts.next_sync - update, left)
+      # A drop ends a period: what replicas did in it must not be lost.
+      drops = [
+        math.ceil((drop - examples) / batch_size)
+        for drop in self._drops
+        if drop > examples
+      ]
+      most = min([most, *drops])
+    until = min(self.counts.next_sync - update, left, *drops)
     if until > 1:
       return False, min(most, until - 1)
     count = 1
@@ -157,16 +165,20 @@ class Agreement:
   # The number of replicas.
 
   @property
+  def tuned(self) -> bool:
+    """Whether the number may change."""
+    return self.counts.tuning is not None
+
+  @property
   def tuning(self) -> bool:
-    """Whether windows are to be measured."""
+    """Whether windows are to be measured, because it is not settled."""
     tuning = self.counts.tuning
     return tuning is not None and tuning['phase'] != 'settled'
 
   def tune_again(self) -> int:
     """Another batch size: how many replicas to go on with."""
-    if self.counts.tuning is not None:
-      tuning = learner_tuning.again(Tuning(**self.counts.tuning))
-      self._tuned(tuning)
+    assert self.counts.tuning is not None
+    self._tuned(learner_tuning.again(Tuning(**self.counts.tuning)))
     return self.counts.replicas
 
   def observe(self, throughput: float) -> int:

@@ -255,9 +255,8 @@ def default() -> Config:
   # H is 1 before; None: the first boundary of a piecewise learning rate
   c.sync.post_local_sgd.epoch = placeholder(float)
   c.sync.qsr = ConfigDict()
-  c.sync.qsr.alpha = (
-    0.1  # H = (alpha / learning rate)^2, where above local_steps
-  )
+  # H = (alpha / learning rate)^2, where that is above local_steps
+  c.sync.qsr.alpha = 0.1
   c.sync.slowmo = ConfigDict()
   c.sync.slowmo.momentum = 0.7  # beta
   c.sync.slowmo.learning_rate = 1.0  # in units of the replicas' learning rate
@@ -270,9 +269,9 @@ def default() -> Config:
   c.sync.sma.rho = 1.0  # replicas x alpha
   c.sync.sma.momentum = 0.9  # mu, of the anchor
   c.sync.sma.restarts = True  # from the anchor where the learning rate drops
+  c.sync.tune = ConfigDict()
   # Finds how many replicas a device should train: more while that raises the
   # throughput. Each keeps its share, so the batch grows with their number.
-  c.sync.tune = ConfigDict()
   c.sync.tune.enabled = False
   c.sync.tune.most = 8  # replicas on a device
   c.sync.tune.threshold = 0.1  # relative gain that one more must bring

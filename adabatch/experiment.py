@@ -85,8 +85,8 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
       drops = (s.post_local_sgd.epoch * num_examples,)
     if not drops:
       raise ConfigError(
-        'sync.name=post_local_sgd begins with the first drop of the learning '
-        'rate, and this one has none: set sync.post_local_sgd.epoch'
+        'sync.name=post_local_sgd begins where a piecewise learning rate first '
+        'drops, and this one does not: set sync.post_local_sgd.epoch'
       )
     parameters['switch'] = drops[0]
   if s.name == 'qsr':

@@ -111,10 +111,11 @@ class ResidentFeed:
     taken = data.take(
       self._order, position, position + count * plan.batch_size
     ).reshape(count, share, replicas)
-    # Column c holds the positions position + c (mod replicas).
-    slots[:, :count, :share] = np.roll(
-      taken.transpose(2, 0, 1), position % replicas, axis=0
-    )
+    by_replica = taken.transpose(2, 0, 1)
+    if replicas > 1:
+      # Row r holds the positions position + r (mod replicas).
+      by_replica = np.roll(by_replica, position % replicas, axis=0)
+    slots[:, :count, :share] = by_replica
     # [row, device of it, replica of the row, update, step, slot]
     ordered = slots.reshape(
       rows, -1, updates, accumulation, devices, size
@@ -259,6 +260,8 @@ def _streams(mesh: Mesh, shares: Shares) -> _Streams:
     return _Streams(residues, list(range(replicas)), 1)
   residues = {process: i for i, process in enumerate(processes)}
   labels, seen = [], dict.fromkeys(processes, 0)
+  if any(len(members) > 1 for members in by_row):
+    raise ValueError('the devices of a process do not follow one another')
   for (process,) in by_row:
     for _ in range(shares.here):
       labels.append(seen[process] * count + residues[process])

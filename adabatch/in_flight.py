@@ -78,6 +78,10 @@ class InFlight:
     The updates of one call end at unknown times; they are taken to be equally
     long.
     """
+    if self._gather is not None:
+      # The reports are gathered behind all that was dispatched; and on a CPU
+      # two collectives at once could wait for each other for ever.
+      self.wait(0)
     while len(self._queue) > keep:
       done = self._queue.popleft()
       reports = done.reports

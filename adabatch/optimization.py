@@ -122,15 +122,16 @@ def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:
     or config.controller.name == 'from_lr_schedule'
   ):
     return ()
-  return tuple(
-    optim.to_examples(
-      boundary,
-      rate.decay.unit,
-      num_examples=num_examples,
-      reference_batch_size=rate.reference_batch_size,
+  with refusing('learning_rate.decay'):
+    return tuple(
+      optim.to_examples(
+        boundary,
+        rate.decay.unit,
+        num_examples=num_examples,
+        reference_batch_size=rate.reference_batch_size,
+      )
+      for boundary in rate.decay.boundaries
     )
-    for boundary in rate.decay.boundaries
-  )
 
 
 def unwarmed_rate(

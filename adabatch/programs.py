@@ -17,11 +17,13 @@ class Programs:
     decisions: Decisions,
     agreement: Agreement,
     *,
-    ahead: int,
+    total_examples: int,
   ):
-    """`ahead` is how far, in examples, the likely next one is looked for."""
+    """`total_examples` are those of the whole run; the likely next program is
+    looked for a twentieth of them ahead."""
     self._updates, self._decisions = updates, decisions
-    self._agreement, self._ahead = agreement, ahead
+    self._agreement = agreement
+    self._total, self._ahead = total_examples, total_examples // 20
     self._fetched: dict[Variant, Any] = {}
     self._last: Variant | None = None
 
@@ -29,19 +31,17 @@ class Programs:
     """Whether the plan's bucket is another than that of the last updates."""
     return self._last is not None and self._last.bucket != plan.bucket
 
-  def at_hand(self, plan: Plan, agree: bool) -> bool:
-    """Whether nothing has to be compiled, or to be looked for."""
-    variant = self._updates.variant(plan.bucket, agree)
-    known = variant in self._fetched and self._last is not None
-    return known and not self.changes_bucket(plan)
+  def at_hand(self, plan: Plan, agree: bool) -> Any:
+    """The program, if nothing has to be compiled or looked for; else None."""
+    if self._last is None or self._last.bucket != plan.bucket:
+      return None
+    return self._fetched.get(self._updates.variant(plan.bucket, agree))
 
   def get(self, plan: Plan, agree: bool, update: int, examples: int) -> Any:
     """The program of the updates after so many; waits for it if it must."""
-    at_hand = self.at_hand(plan, agree)
     variant = self._last = self._updates.variant(plan.bucket, agree)
-    if not at_hand:
-      likely = self._likely_next(plan, variant, update, examples)
-      self._fetched[variant] = self._updates.cache.get(variant, likely)
+    likely = self._likely_next(plan, variant, update, examples)
+    self._fetched[variant] = self._updates.cache.get(variant, likely)
     return self._fetched[variant]
 
   def _likely_next(
@@ -60,4 +60,6 @@ class Programs:
     later = period(examples + self._ahead)
     if bucket is not None and bucket != variant.bucket:
       return self._updates.variant(bucket, agree=later == 1)
-    return other if missing and later > 1 else None
+    # Replicas that agree at each update at first, and seldom later.
+    seldom = missing and period(self._total) > 1
+    return other if seldom else None

@@ -32,6 +32,7 @@ class StepCache:
     self._lower = lower
     self._programs: dict[Hashable, Future] = {}
     self._used: set[Hashable] = set()
+    self._dropped = 0
     self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
     # All threads add to `compile_seconds`.
     self._lock = threading.Lock()
@@ -41,7 +42,7 @@ class StepCache:
 
   @property
   def compilations(self) -> int:
-    return len(self._programs)
+    return len(self._programs) + self._dropped
 
   @property
   def used(self) -> frozenset[Any]:
@@ -92,6 +93,12 @@ class StepCache:
     waiting = self._programs.keys() - self._used
     if key is not None and key not in self._programs and not waiting:
       self._start(key)
+
+  def drop_unused(self) -> None:
+    """Forgets what was compiled ahead, because it will not be asked for."""
+    for key in self._programs.keys() - self._used:
+      # What has not begun to compile counts for nothing.
+      self._dropped += not self._programs.pop(key).cancel()
 
   def close(self) -> None:
     """Drops what has not started; a compilation under way is waited for."""

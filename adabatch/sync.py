@@ -256,8 +256,8 @@ def sma(
     rho: K alpha; so that the anchor moves alike with any number of replicas.
     momentum: mu.
     replicas: K.
-    restarts: whether replicas start from z, and the anchor from rest, where the
-      learning rate drops.
+    restarts: whether replicas start from z, and the anchor from rest, where a
+      piecewise learning rate drops.
 
   Raises:
     ValueError: if rho is not positive, or not below `largest_stable_rho`.
@@ -317,7 +317,13 @@ def _is_float(x: Any) -> bool:
 
 
 def create(state: TrainState, rule: SyncRule, replicas: int) -> SyncState:
-  """Replicas that all start as `state` is; jit- and eval_shape-able."""
+  """Replicas that all start as `state` is; jit- and eval_shape-able.
+
+  Args:
+    state: of one model.
+    rule: how the replicas will agree.
+    replicas: how many there are.
+  """
   return SyncState(
     params=state.params,
     model_state=state.model_state,
@@ -347,6 +353,9 @@ def agree(
     average_momentum: whether to average the optimizers' states as well.
     axis: name of the axis over which the replicas are spread; None if all are
       here.
+
+  Returns:
+    The state after the sync, and how far apart the replicas were.
   """
   count = learning_rate.shape[0] * (
     1 if axis is None else jax.lax.axis_size(axis)
@@ -439,7 +448,12 @@ def agreed_bytes(state: State, average_momentum: bool) -> int:
 
 
 def restart(rule: SyncRule, state: SyncState) -> SyncState:
-  """Replicas start from z and the anchor from rest; momenta stay."""
+  """Replicas start from z and the anchor from rest; momenta stay.
+
+  Args:
+    rule: how the replicas agree.
+    state: just after a sync, or what replicas did since is lost.
+  """
 
   def spread(anchor, replicas):
     return jax.tree.map(

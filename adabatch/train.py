@@ -145,7 +145,7 @@ class Run:
       self.updates,
       self.decisions,
       self.agreement,
-      ahead=experiment.total_examples // 20,
+      total_examples=experiment.total_examples,
     )
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))
@@ -309,15 +309,16 @@ class Run:
     """Dispatches the next updates; decides at once if that needs no report."""
     progress, decisions = self.progress, self.decisions
     agreement, programs = self.agreement, self.programs
-    if programs.changes_bucket(decisions.plan()):
-      self.window = None
-      self.set_replicas(agreement.tune_again(), 'another batch size')
+    if agreement.tuned:
+      self.tune()
     nominal, plan = self.plan()
     agreement.start(
       progress.update, progress.examples, plan.batch_size, plan.damping
     )
     if agreement.restart_due(progress.examples):
-      self.updates.restart()
+      self.drain()
+      with self.clock.paused():
+        self.updates.restart()
       self.console.say(f'update {progress.update}: replicas restart from z')
     agree, count = agreement.coming(
       progress.update,
@@ -327,10 +328,11 @@ class Run:
       most=self.count(plan.batch_size),
       left=self.left(plan.batch_size),
     )
-    if not programs.at_hand(plan, agree):
+    program = programs.at_hand(plan, agree)
+    if program is None:
       self.drain()
-    with self.clock.paused():
-      program = programs.get(plan, agree, progress.update, progress.examples)
+      with self.clock.paused():
+        program = programs.get(plan, agree, progress.update, progress.examples)
     reports = self.updates.run(
       program, progress.examples, plan, count, stop=self.stop.is_set()
     )
@@ -339,7 +341,7 @@ class Run:
         progress.update, progress.examples, count, nominal, plan, reports
       )
     )
-    read = agree  # whether anybody wants to read the reports
+    read = False  # whether anybody wants to read the reports
     for _ in range(count):
       progress.update += 1
       progress.examples += plan.batch_size
@@ -353,26 +355,58 @@ class Run:
       bytes_each=self.updates.sync_bytes,
     )
     due = decisions.due(progress.update)
-    keep = 0 if decisions.measured and due else self.most_in_flight
-    if self.apart and not (read or due):
-      self.in_flight.wait(keep)
+    if not self.apart:
+      waits = decisions.measured and due
+      self.drain(keep=0 if waits else self.most_in_flight)
+    elif read or due:
+      self.drain()
     else:
-      self.drain(keep)
-    if agreement.tuning:
-      self.measure_throughput(plan.batch_size)
+      self.in_flight.wait(self.most_in_flight)
 
   # The number of replicas.
+
+  def tune(self) -> None:
+    """Between two updates: finds how many replicas a device should train."""
+    progress, agreement = self.progress, self.agreement
+    if self.programs.changes_bucket(self.decisions.plan()):
+      self.window = None
+      self.set_replicas(agreement.tune_again(), 'another batch size')
+    if not agreement.tuning:
+      return
+    if self.window is None:
+      self.drain()
+      self.window = progress.examples, self.clock.seconds
+      return
+    examples = progress.examples - self.window[0]
+    if examples < self.config.sync.tune.window * self.plan()[1].batch_size:
+      return
+    self.drain()
+    seconds = self.clock.seconds - self.window[1]
+    # Every process must come to the same decision.
+    throughput = parallel.of_first_process(examples / max(seconds, 1e-9))
+    replicas = agreement.observe(throughput)
+    self.set_replicas(replicas, f'{throughput:,.0f} examples/s')
+    self.window = None
+    if not agreement.tuning:
+      self.console.say(
+        f'update {progress.update}: settled at {self.updates.replicas} replicas'
+      )
 
   def set_replicas(self, replicas: int, why: str) -> None:
     """Goes on with another number of replicas, if it is another."""
     before = self.updates.replicas
-    if replicas == before:
-      return
-    self.drain()
-    self.updates.resize(replicas)
-    self.tell_replicas(before, why)
+    if replicas != before:
+      self.drain()
+      with self.clock.paused():
+        self.updates.resize(replicas)
+      self.tell_replicas(before, why)
 
   def tell_replicas(self, before: int, why: str) -> None:
+    """Logs a change before the update that is the first to see it.
+
+    A checkpoint may have been written already, from which the change is made,
+    and logged, anew: so the line has the number of the next update.
+    """
     progress, now = self.progress, self.updates.replicas
     how = 'new ones start from z' if now > before else 'all start from the mean'
     self.console.say(
@@ -380,7 +414,7 @@ class Run:
     )
     if self.writer is not None:
       record = {
-        'update': progress.update,
+        'update': progress.update + 1,
         'examples': progress.examples,
         'seconds': self.clock.seconds,
         'replicas': now,
@@ -388,28 +422,6 @@ class Run:
         'why': why,
       }
       self.writer.write('replicas', record)
-
-  def measure_throughput(self, batch_size: int) -> None:
-    """At the end of each window, tells the search for the best number."""
-    progress, tune = self.progress, self.config.sync.tune
-    if self.window is None:
-      self.drain()
-      self.window = progress.examples, self.clock.seconds
-      return
-    examples = progress.examples - self.window[0]
-    if examples < tune.window * batch_size:
-      return
-    self.drain()
-    seconds = self.clock.seconds - self.window[1]
-    # Every process must come to the same decision.
-    throughput = parallel.of_first_process(examples / max(seconds, 1e-9))
-    replicas = self.agreement.observe(throughput)
-    self.set_replicas(replicas, f'{throughput:,.0f} examples/s')
-    self.window = None
-    if not self.agreement.tuning:
-      self.console.say(
-        f'update {progress.update}: settled at {self.updates.replicas} replicas'
-      )
 
   def finished(self) -> bool:
     limit = self.config.max_updates
@@ -470,13 +482,15 @@ class Run:
       self.decisions.decide(0, 0, self.updates.state)
     else:
       self.resume(record)
+    ended = self.finished()
     if self.writes:
-      self.workdir.open(self.config)
+      if not ended:
+        self.workdir.open(self.config)
       self.writer = MetricsWriter(self.workdir.path, self.progress.update)
     if self.checkpoints is None:
       self.checkpoints = self.open_checkpoints()
     if record is not None:
-      self.adapt_replicas(record)
+      self.adapt_replicas(record, ended=ended)
     self.clock = Clock(self.progress.seconds)
     self.logged = (self.progress.examples, self.progress.seconds)
     self.in_flight = self.new_queue()
@@ -504,15 +518,18 @@ class Run:
       f'resumed at update {record.update} from {self.workdir.path}'
     )
 
-  def adapt_replicas(self, record: Record) -> None:
+  def adapt_replicas(self, record: Record, *, ended: bool) -> None:
     """Takes the restored state, with as many replicas as the config wants."""
-    counts, wanted = self.agreement.counts, self.experiment.replicas
-    saved, configured = counts.replicas, record.host['configured_replicas']
-    if wanted != configured:
+    if ended:
+      self.updates.state = record.state
+      return
+    wanted, saved = self.experiment.replicas, record.host['agreement']
+    if wanted != record.host['configured_replicas']:
       self.agreement.renumber(wanted)
-    self.updates.restore(record.state, saved, counts.replicas)
-    if counts.replicas != saved:
-      self.tell_replicas(saved, f'sync.replicas={wanted}')
+    now, before = self.agreement.counts.replicas, saved['replicas']
+    self.updates.restore(record.state, before, now)
+    if now != before:
+      self.tell_replicas(before, f'sync.replicas={wanted}')
 
   def summary(self, status: str) -> dict[str, Any]:
     progress, cache = self.progress, self.updates.cache

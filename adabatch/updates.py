@@ -218,13 +218,16 @@ class Updates:
     """Replicas start from the anchor, and that from rest."""
     assert self._sync is not None
     rule = self._sync.rule(self.replicas)
-    self.state = self._change(lambda state: sync_lib.restart(rule, state))
+    self.state = self._change(
+      lambda state: sync_lib.restart(rule, state), donate=True
+    )
 
   def resize(self, replicas: int) -> None:
     """Goes on with another number of replicas; see `sync.resize`."""
     self.state = self._change(lambda state: sync_lib.resize(state, replicas))
     self.replicas = replicas
     self.feed.share(replicas)
+    self.cache.drop_unused()
 
   def restore(self, state: Any, saved: int, replicas: int) -> None:
     """Goes on from a state that was restored into `template(saved)`, with so
@@ -233,9 +236,14 @@ class Updates:
     if {saved, replicas} != {self.replicas}:
       self.resize(replicas)
 
-  def _change(self, change: Callable[[Any], Any]) -> Any:
+  def _change(
+    self, change: Callable[[Any], Any], *, donate: bool = False
+  ) -> Any:
     return jax.jit(
-      change, out_shardings=self._shardings, compiler_options=self._options
+      change,
+      out_shardings=self._shardings,
+      donate_argnums=0 if donate else (),
+      compiler_options=self._options,
     )(self.state)
 
   def template(self, replicas: int) -> Any:

@@ -7,6 +7,8 @@ Douillard et al., DiLoCo, 2023 (arXiv:2311.08105): AdamW within replicas, and
 Nesterov momentum 0.9 with learning rate 0.7 over the mean of what they changed
 in H updates. As published H is 500; here, in a run of under a thousand updates,
 50. Four replicas take 8 rows of 128 characters each.
+
+Hardware: two CPU cores, many minutes; not run here in full.
 """
 
 from adabatch import config

@@ -78,6 +78,16 @@ def test_a_call_ends_where_the_rate_drops():
   assert (first, later) == ((True, 4), (True, 9))
 
 
+def test_a_period_ends_where_the_rate_drops():
+  """Or what the replicas did in it would be lost."""
+  rule = sync.sma(10, 1.0, 0.9, replicas=4)
+  agreement = Agreement(rule, replicas=4, drops=(3.5 * BATCH,))
+  agreement.start(0, 0, BATCH, 1.0)
+  assert agreement.coming(0, 0, BATCH, 1.0, most=9, left=20) == (False, 3)
+  done = 3 * BATCH
+  assert agreement.coming(3, done, BATCH, 1.0, most=9, left=17) == (True, 1)
+
+
 def test_one_model_agrees_at_every_update():
   agreement = Agreement(None, replicas=1)
   agreement.start(0, 0, BATCH, 1.0)
@@ -160,6 +170,21 @@ def test_the_search_is_kept_in_checkpoints():
   assert other.counts == agreement.counts
   assert other.counts.replicas == 6  # three on each of two rows are tried
   assert other.observe(100.0) == agreement.observe(100.0)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'replicas', 'here'), [(4, 4, 1), (1, 6, 6), (2, 6, 3)]
+)
+def test_a_search_goes_on_with_other_devices(rows, replicas, here):
+  """As near as can be to the number there was."""
+  agreement = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
+  for _ in range(7):
+    agreement.observe(100.0)
+  assert agreement.counts.replicas == 6
+  other = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=rows)
+  other.restore(json.loads(json.dumps(agreement.to_json())))
+  assert other.counts.replicas == replicas
+  assert other.counts.tuning['here'] == here
 
 
 # What replicas do to the ladder.

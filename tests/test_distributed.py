@@ -96,10 +96,8 @@ def replicas(method, number, local_steps):
     pytest.param('resident', (), marks=pytest.mark.quick),
     pytest.param('resident', (PMAP,), marks=pytest.mark.quick),
     ('streaming', ()),
-    ('streaming', (PMAP,)),
     ('resident', replicas('local_sgd', 4, 7)),
-    ('resident', replicas('sma', 2, 1)),
-    ('streaming', replicas('local_sgd', 2, 3)),
+    ('streaming', replicas('sma', 2, 2)),
     ('streaming', replicas('local_sgd', 8, 3)),
   ],
 )

@@ -340,7 +340,7 @@ def trained(devices, max_per_device, backend):
   for size in (5, 50, 50):
     plan = buckets.plan(size, ladder)
     assert plan.batch_size == size
-    program = updates.cache.get(plan.bucket)
+    program = updates.cache.get(updates.variant(plan.bucket, False))
     updates.run(program, position, plan, 1, stop=False)
     position += size
   updates.close()

@@ -181,6 +181,7 @@ def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
   assert summary['replicas'] == after
   (line,) = records(tmp_path, 'replicas')
   assert (line['before'], line['replicas']) == (before, after)
+  assert 10 <= line['update'] <= 12
   assert column(tmp_path, 'update') == list(range(1, 21))
   assert set(column(tmp_path, 'batch_size')) == {24}
   losses = column(tmp_path, 'loss')
@@ -194,6 +195,15 @@ def test_an_unstable_number_at_resume_is_refused(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match='sync.sma: rho=2.0 is not stable'):
     run(tmp_path, **overrides, **{'sync.replicas': 1})
   assert run(tmp_path, **overrides)['status'] == 'completed'
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+  run(tmp_path, max_updates=6)
+  names = 'config.json', 'metrics.jsonl', 'summary.json'
+  before = [(tmp_path / name).read_bytes() for name in names]
+  summary = run(tmp_path, max_updates=6, **{'sync.replicas': 2})
+  assert summary['replicas'] == 4
+  assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
 TUNED = {
@@ -242,6 +252,14 @@ def test_the_number_of_learners_is_found(tmp_path, monkeypatch):
   run(tmp_path / 'cut', **TUNED)
   lines = records(tmp_path / 'cut', 'replicas')
   assert [line['replicas'] for line in lines] == [4, 6, 4]
+
+
+def test_a_search_resumes_on_other_devices(tmp_path, monkeypatch):
+  """Two learners on each of two devices become four on one."""
+  measured(monkeypatch, [])
+  stopped_after(tmp_path, monkeypatch, 9, **TUNED)
+  summary = run(tmp_path, devices=1, **TUNED)
+  assert summary['status'] == 'completed'
 
 
 def test_the_number_is_found_by_real_measurements(tmp_path):
