@@ -46,6 +46,31 @@ OTHERS = re.compile(
 )
 
 
+def groups_of_devices(line):
+  """Of an all-reduce; JAX 0.10 and 0.12 print them in different forms."""
+  if listed := re.search(r'replica_groups=\{\{([\d,{}]*)\}\}', line):
+    groups = listed[1].split('},{')
+    return [[int(i) for i in group.split(',')] for group in groups]
+  if mesh := re.search(r'replica_groups=mesh\[(.*?)\] \{(.*?)\}', line):
+    axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+    summed = re.findall(r"'(\w+)'", mesh[2])
+    order = [name for name in axes if name not in summed] + summed
+    ids = np.arange(math.prod(map(int, axes.values())))
+    ids = ids.reshape([int(n) for n in axes.values()])
+    ids = ids.transpose([list(axes).index(name) for name in order])
+    return ids.reshape(-1, math.prod(int(axes[n]) for n in summed)).tolist()
+  iota = re.search(
+    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
+  )
+  assert iota, line
+  shape, dims, order = (
+    [int(i) for i in part.split(',')] if part else None
+    for part in iota.groups()
+  )
+  ids = np.arange(math.prod(dims)).reshape(dims)
+  return ids.transpose(order).reshape(shape).tolist()
+
+
 def reductions(text):
   """Groups of devices and bytes of each all-reduce in a compiled program."""
   found = []
@@ -53,20 +78,7 @@ def reductions(text):
     if not re.search(r'= .* all-reduce(-start)?\(', line):
       assert not OTHERS.search(line)
       continue
-    if listed := re.search(r'replica_groups=\{\{([\d,{}]*)\}\}', line):
-      groups = [
-        [int(i) for i in group.split(',')] for group in listed[1].split('},{')
-      ]
-    else:
-      iota = re.search(
-        r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
-      )
-      shape, dims, order = (
-        [int(i) for i in part.split(',')] if part else None
-        for part in iota.groups()
-      )
-      ids = np.arange(math.prod(dims)).reshape(dims)
-      groups = ids.transpose(order).reshape(shape).tolist()
+    groups = groups_of_devices(line)
     result = line.split('= ', 1)[1].split(' all-reduce', 1)[0]
     size = sum(
       4 * math.prod(int(n) for n in dims.split(',') if n)
