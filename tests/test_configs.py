@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import controllers, data, experiment, optim
+from adabatch import controllers, data, optim
 from adabatch.config import ConfigError
 from adabatch.train import train
 from tests.experiments import column, digits, records
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 # What each rule needs beside its name, and the sizes it must show.
 CONTROLLERS = {
@@ -43,15 +45,6 @@ CONTROLLERS = {
   'norm_test': ({}, lambda sizes: sizes == sorted(sizes)),
   'cabs': ({'controller.cabs.c': 100.0}, lambda sizes: len(set(sizes)) > 1),
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_quickly():
-  """Compiling is where the time of such small runs goes."""
-  options = {'xla_backend_optimization_level': 0}
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(experiment, 'compiler_options', lambda config, mesh: options)
-    yield
 
 
 def run(tmp_path, **overrides):

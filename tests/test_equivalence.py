@@ -4,19 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import data, experiment
+from adabatch import data
 from adabatch.train import train
 from tests.experiments import column, digits
 
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_quickly():
-  """Compiling is where the time of such small runs goes."""
-  options = {'xla_backend_optimization_level': 0}
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(experiment, 'compiler_options', lambda config, mesh: options)
-    yield
-
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 # The main job's rule, from 16 examples to 128 and beyond the cap.
 UPDATES = 100

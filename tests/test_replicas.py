@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import buckets, experiment, parallel
+from adabatch import buckets, parallel
 from adabatch.assembly import make_updates
 from adabatch.config import ConfigError
 from adabatch.experiment import build
 from adabatch.train import Run, train
 from tests.experiments import column, digits, records
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 FIXED = {
   'epochs': 100.0,
@@ -25,13 +27,6 @@ FIXED = {
   'sync.replicas': 4,
   'sync.local_steps': 4,
 }
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly(monkeypatch):
-  """What is compiled runs for a few updates only."""
-  options = {'xla_backend_optimization_level': 0}
-  monkeypatch.setattr(experiment, 'compiler_options', lambda *args: options)
 
 
 def run(workdir, devices=2, stop=None, **overrides):

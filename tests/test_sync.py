@@ -28,22 +28,18 @@ MOMENTUM, WEIGHT_DECAY, FACTOR = 0.9, 0.01, 0.5
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_compilation(tmp_path_factory):
-  """Compiling is where the time of such small runs goes, several of which need
-  the same program. Compiled less well it computes the same."""
+def programs_are_kept(tmp_path_factory, compile_quickly):
+  """Several runs need the same program."""
   settings = {
     'jax_enable_compilation_cache': True,
     'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
     'jax_persistent_cache_min_compile_time_secs': 0.1,
   }
   old = {name: getattr(jax.config, name) for name in settings}
-  options = {'xla_backend_optimization_level': 0}
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(experiment_lib, 'compiler_options', lambda config, mesh: options)
-    for name, value in settings.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else it stays as it was first used
-    yield
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # else it stays as it was first used
+  yield
   for name, value in old.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
