@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import threading
 
 import jax
@@ -193,6 +194,19 @@ def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
   assert set(column(tmp_path, 'batch_size')) == {24}
   losses = column(tmp_path, 'loss')
   assert np.mean(losses[-4:]) < np.mean(losses[5:9])
+
+
+def test_a_change_is_logged_once(tmp_path, monkeypatch):
+  """Also if the run is killed before its next checkpoint, and resumed."""
+  overrides = {'max_updates': 12}
+  stopped_after(tmp_path / 'a', monkeypatch, 5, **overrides)
+  shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+  overrides['sync.replicas'] = 2
+  run(tmp_path / 'a', **overrides)
+  shutil.copy(tmp_path / 'a/metrics.jsonl', tmp_path / 'b/metrics.jsonl')
+  run(tmp_path / 'b', **overrides)
+  (line,) = records(tmp_path / 'b', 'replicas')
+  assert (line['before'], line['replicas']) == (4, 2)
 
 
 def test_an_unstable_number_at_resume_is_refused(tmp_path, monkeypatch):

@@ -170,6 +170,19 @@ def test_errors_of_a_likely_program_wait_until_it_is_needed(compiler, cache):
     cache.get('next')
 
 
+def test_what_will_not_be_asked_for_makes_room(compiler, cache):
+  """Else nothing more would be compiled ahead; it was compiled all the same."""
+  cache.get('now', 'never')
+  assert compiler.started['never'].wait(PATIENCE)
+  cache.prefetch('soon')
+  assert compiler.lowered == ['now', 'never']
+  cache.drop_unused()
+  cache.prefetch('soon')
+  assert compiler.lowered == ['now', 'never', 'soon']
+  assert cache.compilations == 3
+  assert cache.used == {'now'}
+
+
 def test_errors_of_lowering_reach_the_caller():
   def lower(bucket):
     raise TypeError(f'cannot trace {bucket}')
