@@ -1,0 +1,1 @@
+"""Metaparameter search at one batch size."""

@@ -1,0 +1,110 @@
+"""A trial, a search, and how the one is judged by what came before it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adabatch.search.space import Parameter
+
+COMPLETE, INFEASIBLE, INCOMPLETE = 'COMPLETE', 'INFEASIBLE', 'INCOMPLETE'
+
+# Columns of the measurements, in the published names; errors, so that less is
+# better.
+LOSS = 'val/cross_entropy_error'
+ERROR = 'val/classification_error'
+
+
+class Trial(NamedTuple):
+  """One training with one choice of metaparameters.
+
+  Attributes:
+    number: its place in the search, from 1.
+    parameters: metaparameters by name.
+    status: `COMPLETE`, `INFEASIBLE` (it diverged) or `INCOMPLETE`.
+    steps: updates that it took.
+    measurements: columns of equal length, [evaluations]; `step` counts updates,
+      `seconds` is the training clock where it is known.
+  """
+
+  number: int
+  parameters: dict[str, float]
+  status: str
+  steps: int
+  measurements: dict[str, np.ndarray]
+
+
+class Search(NamedTuple):
+  """All trials at one batch size; the published archive calls it a study.
+
+  Attributes:
+    dataset, model, optimizer: the workload.
+    batch_size: of all trials.
+    space: what was searched.
+    train_steps: updates that a trial takes, if nothing ends it earlier.
+    early_stopping: whether trials end once an earlier one was better.
+    trials: in the order of their numbers.
+  """
+
+  dataset: str
+  model: str
+  optimizer: str
+  batch_size: int
+  space: Mapping[str, Parameter]
+  train_steps: int
+  early_stopping: bool
+  trials: Sequence[Trial]
+
+
+def first_below(trial: Trial, metric: str, goal: float) -> int | None:
+  """The first step with an evaluation strictly below the goal, or None.
+
+  >>> trial = Trial(1, {}, COMPLETE, 20, {'step': np.array([10, 20]),
+  ...               ERROR: np.array([0.2, 0.1])})
+  >>> first_below(trial, ERROR, 0.2), first_below(trial, ERROR, 0.1)
+  (20, None)
+  """
+  below = np.flatnonzero(trial.measurements[metric] < goal)
+  return int(trial.measurements['step'][below[0]]) if below.size else None
+
+
+def cut(trial: Trial, steps: int) -> Trial:
+  """The trial as if it had been stopped after so many steps.
+
+  What diverged later had not diverged by then.
+  """
+  if trial.steps <= steps:
+    return trial
+  keep = trial.measurements['step'] <= steps
+  return trial._replace(
+    status=COMPLETE if trial.status == INFEASIBLE else trial.status,
+    steps=steps,
+    measurements={k: v[keep] for k, v in trial.measurements.items()},
+  )
+
+
+def judge(
+  trials: Iterable[Trial], metric: str | None, goal: float | None
+) -> list[Trial]:
+  """The trials as if they had run one after the other, by number.
+
+  Once one reached the goal at step s, those of a higher number need not run
+  past s, and are taken as stopped there, even if they went on because the two
+  ran side by side. So the same trials give the same table, however many workers
+  there were and however often they were killed.
+
+  Args:
+    trials: by number.
+    metric: column of the goal.
+    goal: reached by an evaluation strictly below it; None: nothing is cut.
+  """
+  judged, limit = [], None
+  for trial in trials:
+    if limit is not None:
+      trial = cut(trial, limit)
+    if goal is not None and metric is not None and trial.status != INCOMPLETE:
+      reached = first_below(trial, metric, goal)
+      if reached is not None:
+        trial, limit = cut(trial, reached), reached
+    judged.append(trial)
+  return judged
