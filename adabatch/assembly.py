@@ -55,7 +55,7 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
     e.model,
     e.task,
     e.tx,
-    inputs.load_train,
+    inputs.load_train(config.seed),
     feed,
     network_input=e.network_input,
     seed=config.seed,

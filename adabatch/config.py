@@ -175,7 +175,9 @@ def default() -> Config:
   c.learning_rate.decay = ConfigDict()
   # 'constant', 'piecewise', 'cosine', 'linear', 'polynomial'
   c.learning_rate.decay.name = 'constant'
-  c.learning_rate.decay.unit = 'epochs'  # 'epochs', 'examples', 'updates'
+  # 'epochs', 'examples', 'updates' of the reference batch size, or 'run': the
+  # whole of it
+  c.learning_rate.decay.unit = 'epochs'
   c.learning_rate.decay.length = placeholder(float)  # None: the whole run
   c.learning_rate.decay.boundaries = (30.0, 60.0, 80.0)  # piecewise, in `unit`
   c.learning_rate.decay.factor = 0.1  # piecewise, at each boundary
@@ -282,6 +284,38 @@ def default() -> Config:
   c.target.metric = 'accuracy'  # of the evaluation split
   c.target.value = placeholder(float)  # stop once better than this
 
+  # --job=search: metaparameters of this config; --job=study: anew for each
+  # batch size and optimizer, with a constant batch size.
+  c.search = ConfigDict()
+  # Rows (key of this config, scale, low, high), the scale being 'linear',
+  # 'log', 'reverse_log' (logarithmic in 1 - value) or 'integer'; or rows
+  # (key, 'discrete', value, value, ...). optimizer.momentum is left out for
+  # optimizers without one.
+  c.search.space = (
+    ('learning_rate.base', 'log', 1e-3, 10.0),
+    ('optimizer.momentum', 'reverse_log', 0.5, 0.999),
+  )
+  c.search.sampler = 'halton'  # 'halton', 'sobol' (quasi-random), 'tpe'
+  c.search.trials = 20  # that do not diverge, at each batch size
+  c.search.max_trials = placeholder(int)  # diverged ones too; None: 5 x trials
+  # Once a trial reached the target in s updates, later ones end after s.
+  c.search.early_stopping = True
+  # How often the space is widened, and as many trials are added, where the best
+  # point lies near an edge.
+  c.search.widen = 0
+  # Of Optuna; None: SQLite in the workdir. 'journal:PATH', or a database's URL
+  # for workers on many machines.
+  c.search.storage = placeholder(str)
+  c.search.grace = 120.0  # seconds without a sign of life: a worker is dead
+  c.search.members = placeholder(
+    int
+  )  # trials at once on a device; None: by ...
+  c.search.updates_per_call = placeholder(int)  # ... measuring; likewise
+  c.search.most_members = 16  # that are tried in measuring
+  c.study = ConfigDict()
+  c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
+  c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name
+
   c.checkpoint = ConfigDict()
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
   c.checkpoint.keep = 3  # the newest that are kept
@@ -291,6 +325,9 @@ def default() -> Config:
 
   c.eval = ConfigDict()
   c.eval.every_epochs = 1.0  # epochs between two evaluations
+  # 1.05: between two evaluations at least 5 % more examples, so that a long run
+  # and a short one are measured equally finely in relation to their length.
+  c.eval.growth = 1.0
   c.eval.max_per_device = 1024  # examples a device evaluates at once
   return c
 
@@ -330,7 +367,22 @@ def check_keys(config: Config) -> None:
 # What a run may go on with: what changes nothing that is computed, and the
 # number of replicas.
 FREE = frozenset(
-  ['compilation_cache', 'data.max_skipped', 'data.workers', 'sync.replicas']
+  [
+    'compilation_cache',
+    'data.max_skipped',
+    'data.workers',
+    'search.grace',
+    'search.max_trials',
+    'search.members',
+    'search.most_members',
+    'search.storage',
+    'search.trials',
+    'search.updates_per_call',
+    'search.widen',
+    'study.batch_sizes',
+    'study.optimizers',
+    'sync.replicas',
+  ]
 )
 
 

@@ -27,7 +27,7 @@ class Inputs(NamedTuple):
       `arrays`.
     streaming: whether they are read while they are trained on.
     workers: processes that read; 0 for a thread.
-    load_train: makes a training batch on the device, augmented.
+    load_train: seed -> what makes a training batch on the device, augmented.
     load: makes a batch for evaluation.
     tokens_per_example: predicted ones, of text; None for images.
     end_of_document: a token, of text.
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
   evaluation: Any
   streaming: bool
   workers: int
-  load_train: steps.Load
+  load_train: Callable[[Any], steps.Load]
   load: steps.Load
   tokens_per_example: int | None = None
   end_of_document: int | None = None
@@ -108,7 +108,7 @@ def open_inputs(
       evaluation,
       streaming,
       workers=0,  # tokens only have to be copied
-      load_train=gather,
+      load_train=lambda seed: gather,
       load=gather,
       tokens_per_example=train.shapes['tokens'].shape[0] - 1,
       end_of_document=end_of_document,
@@ -129,9 +129,9 @@ def open_inputs(
     evaluation,
     streaming,
     workers=_workers(d.workers) if streaming else 0,
-    load_train=make_load(
+    load_train=lambda seed: make_load(
       statistics,
-      seed=config.seed,
+      seed=seed,
       padding=d.crop_padding,
       flip=d.flip and not cropped,
     ),
@@ -285,7 +285,7 @@ def gather(arrays, indices, positions):
 def make_load(
   statistics: tuple[np.ndarray, np.ndarray],
   *,
-  seed: int = 0,
+  seed: jax.typing.ArrayLike = 0,
   padding: int = 0,
   flip: bool = False,
 ) -> Callable[..., dict[str, jax.Array]]:

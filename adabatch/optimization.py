@@ -31,11 +31,25 @@ WARMUPS = {
 }
 
 
+def run_examples(config: Config, num_examples: int) -> float:
+  """Examples of a whole run, as far as the config tells.
+
+  min(epochs x num_examples, max_updates x reference_batch_size)
+  """
+  examples = config.epochs * num_examples
+  if config.max_updates is None:
+    return examples
+  size = config.learning_rate.reference_batch_size
+  return min(examples, config.max_updates * size)
+
+
 def make_decay(config: Config, num_examples: int) -> optim.Schedule:
   """The learning-rate decay: examples -> multiplier."""
   decay, rate = config.learning_rate.decay, config.learning_rate
 
   def convert(length: float) -> float:
+    if decay.unit == 'run':
+      return length * run_examples(config, num_examples)
     return optim.to_examples(
       length,
       decay.unit,

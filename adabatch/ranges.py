@@ -60,6 +60,13 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'buckets.max_per_device': COUNT,
+  'search.trials': COUNT,
+  'search.max_trials': COUNT,
+  'search.widen': NATURAL,
+  'search.grace': POSITIVE,
+  'search.members': COUNT,
+  'search.updates_per_call': COUNT,
+  'search.most_members': COUNT,
   'sync.replicas': COUNT,
   'sync.local_steps': COUNT,
   'sync.post_local_sgd.epoch': NATURAL,
@@ -78,6 +85,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'checkpoint.keep': COUNT,
   'log.every_updates': COUNT,
   'eval.every_epochs': POSITIVE,
+  'eval.growth': COUNT,
   'eval.max_per_device': COUNT,
 }
 

@@ -229,6 +229,7 @@ def train_step(
   unroll: int = 1,
   place_stride: int = 1,
   replicas: Replicas | None = None,
+  one_of_many: bool = False,
 ) -> Callable[[Any, Data, StepBatch], tuple[Any, jax.Array]]:
   """The body of one or several updates in one bucket.
 
@@ -252,8 +253,11 @@ def train_step(
       1, or the number of replicas, or of processes where each reads every H-th
       example.
     replicas: for a SyncState; None for one model, a TrainState.
+    one_of_many: whether the model is one of many that have nothing to do with
+      one another, along the mesh's axis of replicas.
   """
-  axes = (DATA_AXIS,) if replicas is None else (sync.REPLICA_AXIS, DATA_AXIS)
+  many = one_of_many or replicas is not None
+  axes = (sync.REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
   update = _update(
     tx,
     _accumulate(

@@ -86,6 +86,16 @@ def next_multiple(examples: int, span: float) -> int:
   return math.ceil((spans + 1) * span * (1 - 1e-12))
 
 
+def next_evaluation(examples: int, span: float, growth: float) -> int:
+  """Examples after which the next evaluation is due.
+
+  >>> next_evaluation(176, 35.2, 1.0), next_evaluation(1000, 35.2, 1.05)
+  (212, 1050)
+  """
+  grown = math.ceil(examples * growth * (1 - 1e-12))
+  return max(next_multiple(examples, span), grown)
+
+
 class Run:
   """One run: its parts, its progress, and the phases of the loop.
 
@@ -99,9 +109,12 @@ class Run:
     experiment: Experiment,
     workdir: Workdir,
     stop: threading.Event,
+    last_update: int | None = None,
   ):
     self.config, self.experiment, self.workdir = config, experiment, workdir
     self.stop = stop
+    limits = [n for n in (config.max_updates, last_update) if n is not None]
+    self.last_update = min(limits, default=None)
     self.stopping = False
     self.writes = jax.process_index() == 0
     self.console = Console(experiment.total_examples, enabled=self.writes)
@@ -221,7 +234,9 @@ class Run:
       self.skipped.check(self.evaluator.skipped, split, 1)
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
-    progress.next_evaluation = next_multiple(progress.examples, span)
+    progress.next_evaluation = next_evaluation(
+      progress.examples, span, self.config.eval.growth
+    )
     progress.final[split] = metrics
     best = progress.best.setdefault(split, dict(metrics))
     for name, higher in self.experiment.task.higher_is_better.items():
@@ -269,7 +284,7 @@ class Run:
 
   def left(self, batch_size: int, examples: int | None = None) -> int:
     """Updates of this size until so many examples, or the end of the run."""
-    progress, limit = self.progress, self.config.max_updates
+    progress, limit = self.progress, self.last_update
     total = self.experiment.total_examples
     end = total if examples is None else min(examples, total)
     updates = math.ceil((end - progress.examples) / batch_size)
@@ -424,7 +439,7 @@ class Run:
       self.writer.write('replicas', record)
 
   def finished(self) -> bool:
-    limit = self.config.max_updates
+    limit = self.last_update
     return (
       self.progress.reached is not None
       or self.progress.examples >= self.experiment.total_examples
@@ -584,6 +599,8 @@ def train(
   devices: Sequence[Any] | None = None,
   splits: tuple[data.Split, data.Split] | None = None,
   stop: threading.Event | None = None,
+  cache: TextCache | None = None,
+  last_update: int | None = None,
 ) -> dict[str, Any]:
   """Trains to the end of the config, or resumes a run that was cut short.
 
@@ -594,6 +611,9 @@ def train(
     splits: training and evaluation split of your own arrays, made with
       `data.from_arrays`; None to load what `config.data` names.
     stop: set it to stop the run cleanly, as SIGTERM does.
+    cache: for the tokens of a text set; None: in `workdir`.
+    last_update: ends the run there, if nothing ends it earlier; unlike
+      `max_updates` it may be another one whenever the run is resumed.
 
   Returns:
     What `summary.json` holds.
@@ -610,9 +630,11 @@ def train(
     config = shrink(config)
   files = Workdir(workdir)
   files.check(config)
-  cache = TextCache(files.text_directory, parallel.is_first_process())
+  if cache is None:
+    cache = TextCache(files.text_directory, parallel.is_first_process())
   try:
-    run = Run(config, build(config, devices, splits, cache), files, stop)
+    experiment = build(config, devices, splits, cache)
+    run = Run(config, experiment, files, stop, last_update)
   except BaseException:
     files.unlock()  # which a text set has locked
     raise

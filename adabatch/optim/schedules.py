@@ -7,10 +7,12 @@ at 1 serves as well.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -108,14 +110,14 @@ def cosine(total: float, final: float = 0.0) -> Schedule:
   )
 
 
-def linear(total: float, final: float) -> Schedule:
+def linear(total: Any, final: Any) -> Schedule:
   """A straight line from 1 to `final`, then constant.
 
       m(e) = 1 - (1 - final) min(1, e / total)
 
   Args:
-    total: length of the decay in examples.
-    final: multiplier at and after `total` (alpha in the reference).
+    total: length of the decay in examples; a number, which may be traced.
+    final: multiplier at and after `total` (alpha in the reference); likewise.
 
   Returns:
     A schedule: examples seen (scalar) -> multiplier (float32 scalar).
@@ -134,7 +136,9 @@ def linear(total: float, final: float) -> Schedule:
 
 
 def polynomial(
-  total: float, power: float = 2.0, final: float = 0.0
+  total: Any,
+  power: float = 2.0,
+  final: Any = 0.0,
 ) -> Schedule:
   """A power of the remaining fraction, from 1 to `final`, then constant.
 
@@ -161,9 +165,15 @@ def polynomial(
   _check_total('polynomial', total)
   if not power > 0:
     raise ValueError(f'polynomial: power must be positive, got {power}')
-  return _of_examples(
-    optax.polynomial_schedule(1.0, final, power, float(total))  # pyright: ignore
-  )
+
+  total = 1.0 * total
+
+  # Written out, because total and final may be traced: trials that train side
+  # by side in one program differ in them.
+  def schedule(count):
+    return final + (1 - final) * (1 - jnp.minimum(1, count / total)) ** power
+
+  return _of_examples(schedule)
 
 
 def after_batch_growth(
@@ -234,18 +244,18 @@ def after_batch_growth(
 
 
 def to_examples(
-  length: float,
+  length: Any,
   unit: str,
   *,
   num_examples: float | None = None,
   reference_batch_size: float | None = None,
-) -> float:
+) -> Any:
   """Converts a length of training to examples.
 
       epochs: length * num_examples,  updates: length * reference_batch_size
 
   Args:
-    length: how much, in `unit`.
+    length: how much, in `unit`; a number, which may be traced.
     unit: 'epochs', 'examples' or 'updates'.
     num_examples: examples in an epoch; needed for 'epochs' only.
     reference_batch_size: examples in an update; needed for 'updates' only.
@@ -266,7 +276,7 @@ def to_examples(
       f'to_examples: unknown unit {unit!r}; choose one of {", ".join(_UNITS)}'
     )
   if unit == 'examples':
-    return float(length)
+    return 1.0 * length
   name, size = (
     ('num_examples', num_examples)
     if unit == 'epochs'
@@ -274,7 +284,7 @@ def to_examples(
   )
   if size is None:
     raise ValueError(f'to_examples: {unit} need {name}, got None')
-  return float(length) * float(size)
+  return length * float(size)
 
 
 def _of_examples(schedule: optax.Schedule) -> Schedule:
@@ -291,7 +301,9 @@ def _of_examples(schedule: optax.Schedule) -> Schedule:
   return of_examples
 
 
-def _check_total(name: str, total: float) -> None:
+def _check_total(name: str, total: Any) -> None:
+  if isinstance(total, Tracer):
+    return
   # optax reads a total of zero as "no decay at all".
   if not total > 0:
     raise ValueError(f'{name}: total must be positive, got {total}')

@@ -34,7 +34,7 @@ class Parameter(NamedTuple):
   def at(self, u: float) -> float:
     """The value at u in [0, 1].
 
-    >>> Parameter('log', (1e-4, 1.0)).at(0.5)
+    >>> round(Parameter('log', (1e-4, 1.0)).at(0.5), 12)
     0.01
     >>> round(Parameter('reverse_log', (0.9, 0.999)).at(0.5), 12)
     0.99
@@ -80,6 +80,8 @@ class Parameter(NamedTuple):
       return self
     low, high = self.values
     wider = self.at(-share if side == 'low' else 1 + share)
+    if self.scale == 'linear' and low >= 0:
+      wider = max(wider, 0.0)  # what was no less than 0 stays so
     ends = (wider, high) if side == 'low' else (low, wider)
     return self._replace(values=tuple(float(f'{v:.12g}') for v in ends))
 

@@ -1,0 +1,554 @@
+"""Searches on disk, in the form in which the published ones came.
+
+    DATASET/MODEL/OPTIMIZER/BATCH_SIZE/study.json
+    DATASET/MODEL/OPTIMIZER/BATCH_SIZE/TRIAL_ID/metadata.json
+    DATASET/MODEL/OPTIMIZER/BATCH_SIZE/TRIAL_ID/measurements.csv
+
+So ours can be read by what reads theirs, and theirs by us. Names of parameters
+and of the optimizer are theirs on disk and ours in memory.
+
+Reference: Shallue et al., Measuring the Effects of Data Parallelism on Neural
+Network Training, 2018 (arXiv:1811.03600); the archive is described in
+google-research/batch_science on GitHub.
+"""
+
+import bz2
+import csv
+import fnmatch
+import gzip
+import io
+import itertools
+import json
+import lzma
+import math
+import os
+import pathlib
+import shutil
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from adabatch.search.space import Parameter, make_space
+from adabatch.search.trials import (
+  COMPLETE,
+  INCOMPLETE,
+  INFEASIBLE,
+  Search,
+  Trial,
+)
+
+STUDY, METADATA, MEASUREMENTS = (
+  'study.json',
+  'metadata.json',
+  'measurements.csv',
+)
+
+# Ours -> theirs. A name that is not here is the same in both.
+PARAMETERS = {
+  'learning_rate.base': 'learning_rate',
+  'learning_rate.decay.final': 'end_learning_rate_factor',
+  'optimizer.momentum': 'momentum',
+  'optimizer.weight_decay': 'weight_decay',
+  'task.label_smoothing': 'label_smoothing',
+}
+OPTIMIZERS = {'nesterov': 'nesterov_momentum'}
+SCALES = {
+  'linear': 'LINEAR_SCALE',
+  'log': 'LOG_SCALE',
+  'reverse_log': 'REVERSE_LOG_SCALE',
+}
+
+# The parsed files of one trial, by their names.
+_Parts = dict[str, dict[str, Any]]
+
+
+def write_search(root: str | os.PathLike[str], search: Search) -> pathlib.Path:
+  """Writes a search below `root`; its directory.
+
+  Whatever kills it, a trial that is there is whole, and the next call goes on
+  from it: files that are right already are left alone. `study.json` comes last,
+  so no reader takes the first trials of a search for all of it.
+
+  Measurements are kept to 7 significant digits, as in the published files, and
+  can round onto a goal from which they were less than that away.
+
+  Args:
+    root: of the tree; made if it is not there.
+    search: to be written.
+
+  Raises:
+    ValueError: for what the form cannot hold, and if trials of another search
+      are in the directory.
+  """
+  files = dict(_search_files(search))
+  directory = pathlib.Path(root) / _place(search)
+  directory.mkdir(parents=True, exist_ok=True)
+  for path in _trial_directories(directory):
+    if path.name not in files:
+      raise ValueError(f'{path} is of another search: give another directory')
+  for name, content in files.items():
+    if isinstance(content, bytes):
+      _write_file(directory / name, content)
+    else:
+      _write_trial(directory / name, content)
+  return directory
+
+
+def write_tar(
+  path: str | os.PathLike[str], searches: Iterable[Search]
+) -> pathlib.Path:
+  """Writes searches to one archive; the same searches give the same bytes.
+
+  Args:
+    path: of the archive, which ends in `.tar.xz`.
+    searches: to be written, in any order.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: for another ending, for what the form cannot hold, and for two
+      searches that have the same place in it.
+  """
+  path = pathlib.Path(path)
+  if not path.name.endswith('.tar.xz'):
+    raise ValueError(f'{path} is not named as what it will be: use .tar.xz')
+  files: dict[str, bytes] = {}
+  for search in searches:
+    place = _place(search)
+    if f'{place}/{STUDY}' in files:
+      raise ValueError(f'two searches of {place}: write them apart')
+    for name, content in _search_files(search):
+      if isinstance(content, bytes):
+        files[f'{place}/{name}'] = content
+      else:
+        files |= {f'{place}/{name}/{k}': v for k, v in content.items()}
+  partial = _partial(path)
+  try:
+    with tarfile.open(partial, 'w:xz', format=tarfile.PAX_FORMAT) as tar:
+      for name, content in sorted(files.items()):
+        # Time, owner and mode stay at their constant defaults.
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return path
+
+
+def read_search(directory: str | os.PathLike[str]) -> Search:
+  """Reads the search whose `study.json` is in a directory.
+
+  Raises:
+    ValueError: naming the file that is missing or damaged.
+  """
+  directory = pathlib.Path(directory)
+  trials: dict[str, _Parts] = {}
+  for path in _trial_directories(directory):
+    parts = {name: _read(path / name) for name in (METADATA, MEASUREMENTS)}
+    trials[path.name] = {k: v for k, v in parts.items() if v is not None}
+  study = _read(directory / STUDY)
+  if study is None:
+    raise ValueError(f'{directory / STUDY} is missing')
+  return _search(str(directory), study, trials)
+
+
+def read_tree(path: str | os.PathLike[str], pattern: str = '*') -> list[Search]:
+  """Reads all searches below a directory, or in a tar archive.
+
+  An archive is read once from its beginning to its end and not unpacked.
+
+  Args:
+    path: a directory, or a tar archive, which may be compressed.
+    pattern: of the directories of searches in it, such as
+      `batch_science/mnist/*`, where `*` stands for slashes too.
+
+  Returns:
+    The searches, by workload and batch size. Workloads of one name may be there
+    twice, in `mnist/` and in `solution_quality/mnist/`.
+
+  Raises:
+    ValueError: naming the file that is missing or damaged; if nothing is there.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    found = _read_directories(path, pattern)
+  elif path.is_file():
+    found = _read_tar(path, pattern)
+  else:
+    raise ValueError(f'{path} is neither a directory nor a tar archive')
+  if not found:
+    raise ValueError(f'no {STUDY} in {path} in a directory like {pattern!r}')
+
+  def order(place: str):
+    s = found[place]
+    return s.dataset, s.model, s.optimizer, s.batch_size, place
+
+  return [found[place] for place in sorted(found, key=order)]
+
+
+def _place(search: Search) -> str:
+  optimizer = OPTIMIZERS.get(search.optimizer, search.optimizer)
+  for name in (search.dataset, search.model, optimizer):
+    if not name or name.startswith('.') or '/' in name or os.sep in name:
+      raise ValueError(f'{name!r} cannot be the name of a directory')
+  return f'{search.dataset}/{search.model}/{optimizer}/{search.batch_size}'
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+  # One name, not a random one: the next attempt takes away what this one left.
+  return path.with_name(f'.{path.name}.partial')
+
+
+def _write_file(path: pathlib.Path, content: bytes) -> None:
+  if path.is_file() and path.read_bytes() == content:
+    return
+  partial = _partial(path)
+  partial.write_bytes(content)
+  os.replace(partial, path)
+
+
+def _write_trial(path: pathlib.Path, files: Mapping[str, bytes]) -> None:
+  if path.is_dir():
+    if MEASUREMENTS not in files:
+      (path / MEASUREMENTS).unlink(missing_ok=True)
+    for name, content in files.items():
+      _write_file(path / name, content)
+    return
+  partial = _partial(path)
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir()
+  for name, content in files.items():
+    (partial / name).write_bytes(content)
+  os.replace(partial, path)
+
+
+def _search_files(
+  search: Search,
+) -> Iterator[tuple[str, bytes | dict[str, bytes]]]:
+  """Names and contents: a mapping for a trial, and `study.json` at last."""
+  numbers = [trial.number for trial in search.trials]
+  if len(set(numbers)) < len(numbers):
+    raise ValueError(f'two trials of {_place(search)} have the same number')
+  for trial in search.trials:
+    yield str(trial.number), _trial_files(_place(search), trial)
+  yield (
+    STUDY,
+    _json_bytes(
+      {
+        'batch_size': search.batch_size,
+        'dataset': search.dataset,
+        'early_stopping': search.early_stopping,
+        'model': search.model,
+        'optimizer': OPTIMIZERS.get(search.optimizer, search.optimizer),
+        'parameter_configs': {
+          key: _parameter_config(parameter)
+          for key, parameter in _their_names(search.space).items()
+        },
+        'train_steps': search.train_steps,
+      }
+    ),
+  )
+
+
+def _trial_files(place: str, trial: Trial) -> dict[str, bytes]:
+  where = f'trial {trial.number} of {place}'
+  if trial.number < 0:
+    raise ValueError(f'{where} needs a number that is not negative')
+  if trial.status == COMPLETE and not trial.measurements:
+    raise ValueError(f'{where} is {COMPLETE} but was not measured')
+  metadata = {
+    'parameters': _their_names(trial.parameters),
+    'status': trial.status,
+    'steps': trial.steps,
+    'trial_id': trial.number,
+  }
+  files = {METADATA: _json_bytes(metadata)}
+  if not trial.measurements:
+    return files
+  # Metadata last: it says that a trial is complete.
+  return {MEASUREMENTS: _csv_bytes(where, trial.measurements)} | files
+
+
+def _their_names(values: Mapping[str, Any]) -> dict[str, Any]:
+  named = {PARAMETERS.get(key, key): value for key, value in values.items()}
+  if len(named) < len(values):
+    raise ValueError(f'two parameters have one published name: {list(values)}')
+  return named
+
+
+def _parameter_config(parameter: Parameter) -> dict[str, Any]:
+  if parameter.scale == 'discrete':
+    return {'feasible_points': list(parameter.values), 'type': 'DISCRETE'}
+  low, high = parameter.values
+  return {
+    'max_value': high,
+    'min_value': low,
+    'scale': SCALES.get(parameter.scale, ''),
+    'type': 'INTEGER' if parameter.scale == 'integer' else 'DOUBLE',
+  }
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+  return (json.dumps(value, indent=2, sort_keys=True) + '\n').encode()
+
+
+def _csv_bytes(where: str, measurements: Mapping[str, np.ndarray]) -> bytes:
+  if 'step' not in measurements:
+    raise ValueError(f'{where} has measurements without a column step')
+  if len({len(column) for column in measurements.values()}) > 1:
+    raise ValueError(f'{where} has measurements of different lengths')
+  rest = {k: v for k, v in measurements.items() if k != 'step'}
+  columns = [[f'{int(step)}' for step in measurements['step']]]
+  columns += [[f'{value:.7g}' for value in column] for column in rest.values()]
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(['step', *rest])
+  writer.writerows(zip(*columns, strict=True))
+  return text.getvalue().encode()
+
+
+def _trial_directories(directory: pathlib.Path) -> list[pathlib.Path]:
+  """By number. Other directories are none of ours, or half written."""
+  try:
+    entries = list(os.scandir(directory))
+  except (FileNotFoundError, NotADirectoryError) as e:
+    raise ValueError(f'{directory} is no directory of a search') from e
+  names = [e.name for e in entries if e.name.isdecimal() and e.is_dir()]
+  return [directory / name for name in sorted(names, key=int)]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    return _parsed(str(path), path.read_bytes())
+  except FileNotFoundError:
+    return None
+
+
+def _read_directories(root: pathlib.Path, pattern: str) -> dict[str, Search]:
+  found = {}
+  for directory, below, files in os.walk(root):
+    if STUDY not in files:
+      continue
+    below.clear()  # Trials, which are many, hold no searches.
+    place = pathlib.Path(directory).relative_to(root).as_posix()
+    if fnmatch.fnmatchcase(place, pattern):
+      found[place] = read_search(directory)
+  return found
+
+
+def _read_tar(path: pathlib.Path, pattern: str) -> dict[str, Search]:
+  studies: dict[str, dict[str, Any]] = {}
+  trials: dict[str, dict[str, _Parts]] = defaultdict(lambda: defaultdict(dict))
+  for name, content in _tar_files(path, pattern):
+    directory, number, file = _split(name)
+    # Parsed at once: the text of all would be far larger than its numbers.
+    value = _parsed(f'{path}:{name}', content)
+    if file == STUDY:
+      studies[directory] = value
+    else:
+      trials[directory][number][file] = value
+  return {
+    place or '.': _search(f'{path}:{place}', study, trials[place])
+    for place, study in studies.items()
+  }
+
+
+def _split(name: str) -> tuple[str, str, str]:
+  """Directory of the search, number of the trial if it is of one, and file.
+
+  >>> _split('mnist/mlp/sgd/32/7/metadata.json')
+  ('mnist/mlp/sgd/32', '7', 'metadata.json')
+  """
+  directory, _, file = name.rpartition('/')
+  if file == STUDY:
+    return directory, '', file
+  directory, _, number = directory.rpartition('/')
+  return directory, number, file
+
+
+def _is_wanted(name: str, pattern: str) -> bool:
+  directory, number, file = _split(name)
+  if file != STUDY and not (
+    file in (METADATA, MEASUREMENTS) and number.isdecimal()
+  ):
+    return False
+  return fnmatch.fnmatchcase(directory or '.', pattern)
+
+
+def _tar_files(path: pathlib.Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+  try:
+    with _opened(path) as f, tarfile.open(fileobj=f, mode='r|') as tar:
+      while member := tar.next():
+        # It keeps all that it has seen, hundreds of thousands here.
+        tar.members = []  # pyright: ignore
+        name = member.name.removeprefix('./')
+        if member.isfile() and _is_wanted(name, pattern):
+          content = tar.extractfile(member)
+          yield name, content.read() if content else b''
+  except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as e:
+    raise ValueError(f'{path} is no whole tar archive: {e}') from e
+
+
+def _opened(path: pathlib.Path) -> IO[bytes] | gzip.GzipFile:
+  """The archive, decompressed.
+
+  By the decompressors themselves, because tarfile takes a compressed stream
+  that breaks off between two files for one that ends there.
+  """
+  with path.open('rb') as f:
+    start = f.read(6)
+    f.seek(-min(512, path.stat().st_size), os.SEEK_END)
+    end = f.read()
+  if start.startswith(b'BZh'):
+    return bz2.open(path)
+  if start.startswith(b'\xfd7zXZ\0'):
+    return lzma.open(path)
+  if start.startswith(b'\x1f\x8b'):
+    return gzip.open(path)
+  if len(end) < 512 or any(end):
+    raise EOFError('its end is missing')
+  return path.open('rb')
+
+
+def _parsed(where: str, content: bytes) -> dict[str, Any]:
+  try:
+    if where.endswith('.csv'):
+      return _columns(content.decode())
+    value = json.loads(content)
+    if not isinstance(value, dict):
+      raise ValueError('it holds no object')
+  except (ValueError, csv.Error) as e:
+    raise ValueError(f'{where} is damaged: {e}') from e
+  return value
+
+
+def _columns(text: str) -> dict[str, np.ndarray]:
+  """The columns of a CSV by name; {} if not even these are there.
+
+  >>> _columns('step,error\\n10,0.5\\n20,\\n')
+  {'step': array([10, 20]), 'error': array([0.5, nan])}
+  """
+  names, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+  if not names:
+    return {}
+  if 'step' not in names or len(set(names)) < len(names):
+    raise ValueError(f'its columns are {",".join(names)}')
+  if any(len(row) != len(names) for row in rows):
+    raise ValueError('its lines have different lengths')
+  fields = itertools.chain.from_iterable(rows)
+  table = np.array([float(field) if field else math.nan for field in fields])
+  table = np.ascontiguousarray(table.reshape(len(rows), len(names)).T)
+  columns: dict[str, np.ndarray] = dict(zip(names, table, strict=True))
+  steps = columns['step']
+  if not np.all(np.isfinite(steps) & (np.trunc(steps) == steps)):
+    raise ValueError('its steps are not all whole numbers')
+  return columns | {'step': steps.astype(np.int64)}
+
+
+def _search(
+  where: str, study: Mapping[str, Any], trials: Mapping[str, _Parts]
+) -> Search:
+  try:
+    space = make_space(
+      _space_row(key, config)
+      for key, config in study['parameter_configs'].items()
+    )
+    search = Search(
+      dataset=str(study['dataset']),
+      model=str(study['model']),
+      optimizer=_our_name(study['optimizer'], OPTIMIZERS),
+      batch_size=_whole(study['batch_size']),
+      space=space,
+      train_steps=_whole(study['train_steps']),
+      early_stopping=bool(study['early_stopping']),
+      trials=(),
+    )
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(f'{where}/{STUDY} is damaged: {_said(e)}') from e
+  found = [
+    _trial(f'{where}/{number}', number, trials[number], space)
+    for number in sorted(trials, key=int)
+  ]
+  found.sort(key=lambda trial: trial.number)
+  for trial, after in itertools.pairwise(found):
+    if trial.number == after.number:
+      raise ValueError(f'{where} has two trials {trial.number}')
+  return search._replace(trials=tuple(found))
+
+
+def _trial(
+  where: str, number: str, parts: _Parts, space: Mapping[str, Parameter]
+) -> Trial:
+  if METADATA not in parts:
+    raise ValueError(f'{where}/{METADATA} is missing')
+  metadata = parts[METADATA]
+  measurements = parts.get(MEASUREMENTS, {})
+  try:
+    status = metadata['status']
+    if status not in (COMPLETE, INFEASIBLE, INCOMPLETE):
+      raise ValueError(f'unknown status {status!r}')
+    parameters = {
+      _our_name(key, PARAMETERS): value
+      for key, value in metadata['parameters'].items()
+    }
+    for key in parameters.keys() & space.keys():
+      if space[key].scale == 'integer':
+        parameters[key] = _whole(parameters[key])
+    trial = Trial(
+      number=_whole(metadata.get('trial_id', number)),
+      parameters=parameters,
+      status=status,
+      steps=_whole(metadata['steps']),
+      measurements=measurements,
+    )
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(f'{where}/{METADATA} is damaged: {_said(e)}') from e
+  if status == COMPLETE and not measurements:
+    raise ValueError(f'{where}/{MEASUREMENTS} is missing, or has no columns')
+  return trial
+
+
+def _space_row(key: str, config: Mapping[str, Any]) -> tuple[Any, ...]:
+  """A row of a space from theirs, as `make_space` takes it."""
+  key, kind = _our_name(key, PARAMETERS), config['type']
+  if kind == 'DISCRETE':
+    return (key, 'discrete', *config['feasible_points'])
+  low, high = config['min_value'], config['max_value']
+  if low == high:
+    return key, 'discrete', low
+  if kind == 'INTEGER':
+    return key, 'integer', low, high
+  if kind != 'DOUBLE':
+    raise ValueError(f'unknown type {kind!r} of {key}')
+  # A scale that is not said is linear, as wherever it needs no saying.
+  scale = config.get('scale') or SCALES['linear']
+  return key, _our_name(scale, SCALES), low, high
+
+
+def _our_name(name: str, names: Mapping[str, str]) -> str:
+  """The inverse of a table of names; what is not in it stays as it is.
+
+  >>> _our_name('nesterov_momentum', OPTIMIZERS), _our_name('sgd', OPTIMIZERS)
+  ('nesterov', 'sgd')
+  """
+  return next((ours for ours, theirs in names.items() if theirs == name), name)
+
+
+def _whole(value: Any) -> int:
+  """The whole number that a JSON value is, however it is written."""
+  number = float(value)
+  if number % 1:
+    raise ValueError(f'{value} is not a whole number')
+  return int(value)
+
+
+def _said(error: Exception) -> str:
+  if isinstance(error, KeyError):
+    return f'it has no {error.args[0]!r}'
+  return str(error)

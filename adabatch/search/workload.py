@@ -1,0 +1,140 @@
+"""What is searched: the config of a workload, and of each of its trials."""
+
+import json
+from typing import Any, NamedTuple
+
+from adabatch import config as config_lib
+from adabatch.config import Config, ConfigError, refusing
+from adabatch.search.space import SAMPLERS, Parameter, make_space
+from adabatch.search.trials import ERROR, LOSS
+
+# Optimizers that read a momentum.
+WITH_MOMENTUM = frozenset(['momentum', 'nesterov', 'lars'])
+
+
+class Goal(NamedTuple):
+  """What a trial is to reach.
+
+  Attributes:
+    metric: column of the measurements; less is better.
+    value: reached by an evaluation strictly below it; None: no goal is set.
+  """
+
+  metric: str
+  value: float | None
+
+
+def columns(metrics: dict[str, float]) -> dict[str, float]:
+  """An evaluation in the published names, as errors.
+
+  Rounded, because 1 - 0.9 must not be less than 0.1.
+
+  >>> columns({'loss': 0.5, 'accuracy': 0.9})[ERROR]
+  0.1
+  """
+  return {LOSS: metrics['loss'], ERROR: round(1 - metrics['accuracy'], 12)}
+
+
+def make_goal(config: Config) -> Goal:
+  """The config's target in the published names.
+
+  >>> c = config_lib.default()
+  >>> c.target.value = 0.9
+  >>> make_goal(c)
+  Goal(metric='val/classification_error', value=0.1)
+
+  Raises:
+    ConfigError: for a metric that is no error or cross-entropy.
+  """
+  metric, value = config.target.metric, config.target.value
+  if metric == 'accuracy':
+    return Goal(ERROR, None if value is None else round(1 - value, 12))
+  if metric == 'loss':
+    return Goal(LOSS, value)
+  raise ConfigError(
+    f'target.metric={metric!r} cannot be searched for: choose accuracy or loss '
+    '(the logarithm of perplexity)'
+  )
+
+
+def search_space(config: Config) -> dict[str, Parameter]:
+  """The space for this config's optimizer.
+
+  Raises:
+    ConfigError: for rows that are no ranges, or of keys that do not exist.
+  """
+  with refusing('search.space'):
+    space = make_space(config.search.space)
+  flat = config_lib.flatten(config)
+  for key in space:
+    if key not in flat:
+      raise ConfigError(
+        f'search.space has the unknown key {key!r}{config_lib.nearest(key)}'
+      )
+    if key.startswith(('search.', 'study.', 'controller.initial')):
+      raise ConfigError(f'search.space cannot hold {key}')
+  if config.optimizer.name not in WITH_MOMENTUM:
+    space.pop('optimizer.momentum', None)
+  return space
+
+
+def check_search(config: Config) -> None:
+  """Refuses what no search can be made of."""
+  config_lib.choose(
+    dict.fromkeys((*SAMPLERS, 'tpe')), config.search.sampler, 'search.sampler'
+  )
+  make_goal(config)
+  if not search_space(config):
+    raise ConfigError('search.space is empty: give it a row')
+
+
+def trial_config(
+  config: Config, number: int, parameters: dict[str, float]
+) -> Config:
+  """The config that a trial trains with.
+
+  Trial n (from 1) has the seed `seed + n`, so that no two share theirs.
+  """
+  trial = config.copy_and_resolve_references()
+  flat = config_lib.flatten(config)
+  values: dict[str, Any] = {'seed': config.seed + number}
+  for key, value in parameters.items():
+    values[key] = int(value) if isinstance(flat[key], int) else value
+  if not config.search.early_stopping:
+    values['target.value'] = None
+  with trial.ignore_type():
+    trial.update_from_flattened_dict(values)
+  return trial
+
+
+def at_batch_size(config: Config, optimizer: str, batch_size: int) -> Config:
+  """The config of one search of a study.
+
+  Raises:
+    ConfigError: where the learning rate would change with the batch size by
+      itself.
+  """
+  if config.learning_rate.scaling != 'none':
+    raise ConfigError(
+      f'learning_rate.scaling={config.learning_rate.scaling!r}: a study tunes '
+      "the learning rate at each batch size, so set it to 'none'"
+    )
+  one = config.copy_and_resolve_references()
+  with one.ignore_type():
+    one.update_from_flattened_dict(
+      {
+        'optimizer.name': optimizer,
+        'learning_rate.reference_batch_size': batch_size,
+        'controller.name': 'constant',
+        'controller.initial_batch_size': batch_size,
+        'controller.max_batch_size': batch_size,
+        'controller.min_batch_size': None,
+      }
+    )
+  return one
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What may not change while a search goes on, as JSON would have it."""
+  flat = json.loads(json.dumps(config_lib.flatten(config.to_dict())))
+  return {k: v for k, v in flat.items() if k not in config_lib.FREE}

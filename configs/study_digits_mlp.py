@@ -1,0 +1,33 @@
+"""Steps to result of an MLP on scikit-learn's digits: a whole study, small.
+
+    python launch.py --config=configs/study_digits_mlp.py --job=study
+
+At each of six batch sizes learning rate and momentum are tuned anew, for plain
+SGD and for Nesterov momentum, as in Shallue et al., 2018 (arXiv:1811.03600).
+The goal is a validation accuracy above 0.95.
+"""
+
+from adabatch import config
+
+
+def get_config():
+  c = config.default()
+  c.epochs = 200.0
+  c.max_updates = 4000
+  c.data.name = 'digits'
+  c.data.train_split = 'train'
+  c.data.eval_split = 'validation'
+  c.model.name = 'mlp'
+  c.model.mlp.hidden_sizes = (64, 64)
+  c.eval.every_epochs = 0.01
+  c.eval.growth = 1.05
+  c.target.metric = 'accuracy'
+  c.target.value = 0.95
+  c.search.space = (
+    ('learning_rate.base', 'log', 1e-3, 10.0),
+    ('optimizer.momentum', 'reverse_log', 0.5, 0.99),
+  )
+  c.search.trials = 20
+  c.study.batch_sizes = (8, 16, 32, 64, 128, 256, 512, 1024)
+  c.study.optimizers = ('sgd', 'nesterov')
+  return c
