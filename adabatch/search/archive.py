@@ -314,13 +314,13 @@ def _csv_bytes(where: str, measurements: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _trial_directories(directory: pathlib.Path) -> list[pathlib.Path]:
-  """By number. Other directories are none of ours, or half written."""
+  """In no order. Other directories are none of ours, or half written."""
   try:
     entries = list(os.scandir(directory))
   except (FileNotFoundError, NotADirectoryError) as e:
     raise ValueError(f'{directory} is no directory of a search') from e
   names = [e.name for e in entries if e.name.isdecimal() and e.is_dir()]
-  return [directory / name for name in sorted(names, key=int)]
+  return [directory / name for name in names]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
@@ -472,8 +472,8 @@ def _search(
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(f'{where}/{STUDY} is damaged: {_said(e)}') from e
   found = [
-    _trial(f'{where}/{number}', number, trials[number], space)
-    for number in sorted(trials, key=int)
+    _trial(f'{where}/{number}', number, parts, space)
+    for number, parts in trials.items()
   ]
   found.sort(key=lambda trial: trial.number)
   for trial, after in itertools.pairwise(found):

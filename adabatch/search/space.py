@@ -83,7 +83,7 @@ class Parameter(NamedTuple):
     if self.scale == 'linear' and low >= 0:
       wider = max(wider, 0.0)  # what was no less than 0 stays so
     ends = (wider, high) if side == 'low' else (low, wider)
-    return self._replace(values=tuple(float(f'{v:.12g}') for v in ends))
+    return self._replace(values=tuple(float(f'{v:.15g}') for v in ends))
 
 
 Space = Mapping[str, Parameter]

@@ -63,6 +63,17 @@ def open_storage(url: str | None, workdir: pathlib.Path) -> BaseStorage:
     raise ConfigError(f'cannot open search.storage={url!r}: {reason}') from None
 
 
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """One process at a time."""
+  file = os.open(path, os.O_CREAT | os.O_RDWR)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(file)
+
+
 class Worker:
   """This process's signs of life.
 
