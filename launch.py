@@ -1,8 +1,8 @@
 """Runs an experiment: python launch.py --config=configs/NAME.py.
 
 Any key of the config can be overridden (--config.optimizer.name=adam);
---config.smoke=True is a short try. A run started again in its own workdir goes
-on where it was.
+--config.smoke=True is a short try. Started again in its own workdir it goes on
+where it was; a search or a study started twice has two workers.
 """
 
 import sys
@@ -14,16 +14,17 @@ from adabatch import command_line, parallel, report
 from adabatch.checkpoint import CheckpointError
 from adabatch.config import ConfigError
 from adabatch.data import DatasetError
+from adabatch.search.job import search
+from adabatch.study.job import study
 from adabatch.train import train
 
-EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 1}
-EXIT_PREEMPTED = 130
+JOBS = {'train': train, 'search': search, 'study': study}
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, f'The experiment. Default: {command_line.DEFAULT_CONFIG}.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/NAME.')
-JOB = flags.DEFINE_enum('job', 'train', ['train'], 'What to do.')
+JOB = flags.DEFINE_enum('job', 'train', list(JOBS), 'What to do.')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join other processes.')
 COORDINATOR = flags.DEFINE_string(
   'coordinator_address', None, 'HOST:PORT of process 0, where not found.'
@@ -45,13 +46,13 @@ def main(argv: list[str]) -> None:
   except ValueError as error:
     sys.exit(f'error: cannot join the other processes: {error}')
   try:
-    summary = train(CONFIG.value, workdir)
+    summary = JOBS[JOB.value](CONFIG.value, workdir)
   except (ConfigError, DatasetError, CheckpointError) as error:
     sys.exit(f'error: {error}')
   if parallel.is_first_process():
     print(command_line.describe(summary))
     print(f'report: {report.write_report(workdir)}')
-  sys.exit(EXIT_CODES.get(summary['status'], EXIT_PREEMPTED))
+  sys.exit(command_line.EXIT_CODES[summary['status']])
 
 
 if __name__ == '__main__':

@@ -10,6 +10,12 @@ from absl import flags
 from adabatch import config
 
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
+EXIT_CODES = {
+  'completed': 0,
+  'target_reached': 0,
+  'diverged': 1,
+  'preempted': 130,
+}
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -52,12 +58,14 @@ def run_name(config_file: str) -> str:
 
 
 def describe(summary: dict[str, Any]) -> str:
-  """A run in two or three lines.
+  """A run in two or three lines; a search or a study in a line for each size.
 
   >>> print(describe({'status': 'completed', 'updates': 9, 'examples': 1000,
   ...                 'epochs': 2.5, 'seconds': 1.25, 'final': {}}))
   completed: 9 updates, 1,000 examples, 2.5 epochs, 1.2 s of training
   """
+  if 'job' in summary:
+    return _describe_search(summary)
   lines = [
     f'{summary["status"]}: {summary["updates"]:,} updates, '
     f'{summary["examples"]:,} examples, {summary["epochs"]:.1f} epochs, '
@@ -69,3 +77,37 @@ def describe(summary: dict[str, Any]) -> str:
     values = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
     lines.append(f'{split}: {values}')
   return '\n'.join(lines)
+
+
+def _describe_search(summary: dict[str, Any]) -> str:
+  trials = summary['trials']
+  lines = [
+    f'{summary["status"]}: {trials["complete"]:,} trials and '
+    f'{trials["infeasible"]:,} that diverged, {summary["seconds"]:.0f} s'
+  ]
+  best = summary.get('best')
+  if best:
+    steps = '' if best['steps'] is None else f', goal after {best["steps"]:,}'
+    lines.append(f'best: trial {best["trial"]}, {best["value"]:.4f}{steps}')
+    lines += [f'  {key} {v:.4g}' for key, v in best['parameters'].items()]
+  for workload in summary.get('workloads', []):
+    lines += [_describe_row(workload['optimizer'], r) for r in workload['rows']]
+    fit = workload['fit']
+    if fit is not None:
+      lines.append(
+        f'{workload["optimizer"]}: least updates {fit["min_steps"]:,.0f}, '
+        f'critical batch size {fit["critical_batch_size"]:,.0f}'
+      )
+  return '\n'.join(lines)
+
+
+def _describe_row(optimizer: str, row: dict[str, Any]) -> str:
+  values = ', '.join(f'{k} {v:.4g}' for k, v in row['parameters'].items())
+  steps = row['steps']
+  result = f'more than {row["longest"]:,}' if steps is None else f'{steps:,}'
+  edges = ''.join(
+    f'; near the {side} end of {key}' for key, side in row['edges']
+  )
+  return (
+    f'{optimizer} {row["batch_size"]:>6}: {result} updates  {values}{edges}'
+  )

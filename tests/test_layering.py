@@ -57,6 +57,9 @@ FLOORS = {
   'stop': 3,
   'workdir': 3,
   'train': 3,
+  # Many trainings, and what they say together.
+  'search': 4,
+  'study': 4,
   # What a person uses.
   'report': 4,
   'command_line': 4,
@@ -83,6 +86,8 @@ PACKAGES = {
   'tensorboardX': 3,
   'tqdm': 1,
   'matplotlib': 4,
+  'optuna': 4,
+  'scipy': 4,
 }
 
 # Floor 0 promises less than its floor allows.

@@ -126,7 +126,8 @@ class Page(html.parser.HTMLParser):
     if 'id' in attributes:
       self.ids.append(attributes['id'])
     if tag == 'svg':
-      group = next(c for _, c in self.open if c.startswith('axis'))
+      groups = (c for _, c in self.open if c.startswith('axis'))
+      group = next(groups, 'axis by-all')
       label = attributes['aria-label']
       self.groups.setdefault(group[len('axis by-') :], []).append(label)
 

@@ -30,7 +30,7 @@ MAX_IN_MEMORY = 2**27
 # How many permutations are kept (train and evaluation sets, concurrent trials),
 # and what they may occupy together. The latest two always stay, whatever their
 # size, because a batch or a prefetcher can straddle two epochs.
-_CACHE_ENTRIES = 16
+_CACHE_ENTRIES = 128
 _CACHE_BYTES = 256 * 2**20
 
 

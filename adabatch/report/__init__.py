@@ -1,40 +1,137 @@
-"""A run's directory in one page: `WORKDIR/report.html`.
+"""A directory in one page: `WORKDIR/report.html`, of a run, a search, a study.
 
 The page is one self-contained file: pictures are inline SVG, there are no
 scripts, fonts or images to fetch, so it opens offline, on a phone and years
 later. It may be written at any time, of a finished run, of one that was killed
-in the middle of a line, or of one that diverged.
+in the middle of a line, or of one that diverged; of a search or a study while
+its trials go on.
 
     python -m adabatch.report WORKDIR
+
+Of trials in the published form, which need not be ours (`search.archive`):
+
+    python -m adabatch.report study.tar.xz --metric=val/classification_error \\
+      --goal=0.01
 """
 
+import math
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from adabatch.config import ConfigError
 from adabatch.report.page import build_page
-from adabatch.report.records import read_json, read_metrics
+from adabatch.report.points import Task, guess_metric
+from adabatch.report.records import number, read_json, read_metrics
+from adabatch.report.search_page import build_search_page
+from adabatch.report.study_page import build_study_page
+from adabatch.search.archive import read_tree
+from adabatch.search.trials import Search
+from adabatch.search.workload import make_goal
 
-__all__ = ['read_metrics', 'write_report']
+__all__ = ['read_metrics', 'write_report', 'write_study_report']
+
+PAGE = 'report.html'
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes `WORKDIR/report.html` from what the run has left; its path.
+  """Writes `WORKDIR/report.html` from what is there so far; its path.
 
-  Needs `metrics.jsonl`; uses `summary.json` and `config.json` if they are
-  there. A reader sees the old page or the new one, never a half of it.
+  With `metrics.jsonl` it is the page of a run, with `trials/` that of a search
+  or a study; uses `summary.json` and `config.json` if they are there. A reader
+  sees the old page or the new one, never a half of it.
 
   Raises:
-    FileNotFoundError: if the directory holds no `metrics.jsonl`.
+    FileNotFoundError: if the directory holds none of the two.
   """
   workdir = pathlib.Path(workdir)
-  page = build_page(
-    workdir.resolve().name,
-    *read_metrics(workdir),
-    summary=read_json(workdir / 'summary.json'),
-    config=read_json(workdir / 'config.json'),
-  )
-  path = workdir / 'report.html'
-  temporary = workdir / f'.report.html.{os.getpid()}'
+  name = workdir.resolve().name
+  summary = read_json(workdir / 'summary.json')
+  config = read_json(workdir / 'config.json')
+  trials = workdir / 'trials'
+  if trials.is_dir() and not (workdir / 'metrics.jsonl').exists():
+    page = _page_of_trials(name, trials, summary, config)
+  else:
+    page = build_page(
+      name, *read_metrics(workdir), summary=summary, config=config
+    )
+  return _write(workdir / PAGE, page)
+
+
+def write_study_report(
+  path: str | os.PathLike[str],
+  metric: str,
+  goal: float | None,
+  *,
+  higher_is_better: bool = False,
+  pattern: str = '*',
+  output: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+  """Writes the page of a study of anybody's trials; its path.
+
+  Args:
+    path: a directory or a tar archive in the published form.
+    metric: column of the measurements.
+    goal: to be strictly better than; None if there is none.
+    higher_is_better: of the metric.
+    pattern: of the directories of the searches to be read.
+    output: the page; None: `report.html` in the directory or next to the
+      archive.
+
+  Raises:
+    ValueError: for a damaged archive, one without searches, or one with two of
+      a workload at one batch size.
+  """
+  path = pathlib.Path(path)
+  searches = read_tree(path, pattern)
+  task = Task(metric, goal, higher_is_better)
+  name = path.resolve().name
+  page = build_study_page(name, searches, task, {'status': 'archive'}, {})
+  output = output or (path if path.is_dir() else path.parent) / PAGE
+  return _write(pathlib.Path(output), page)
+
+
+def _page_of_trials(
+  name: str,
+  trials: pathlib.Path,
+  summary: dict[str, Any],
+  config: dict[str, Any],
+) -> str:
+  searches: Sequence[Search] = ()
+  remark = ''
+  if any(trials.iterdir()):
+    try:
+      searches = read_tree(trials)
+    # A search that has just begun has no trial that is whole.
+    except ValueError as error:
+      remark = f'The trials could not be read: {error}'
+  task = _task(summary, config, searches)
+  job = summary.get('job') or ('study' if len(searches) > 1 else 'search')
+  if job == 'search' and len(searches) == 1:
+    return build_search_page(name, searches[0], task, summary, config)
+  return build_study_page(name, searches, task, summary, config, remark)
+
+
+def _task(
+  summary: dict[str, Any], config: dict[str, Any], searches: Sequence[Search]
+) -> Task:
+  """What a job says it is for; before its first summary its config tells."""
+  metric = summary.get('metric')
+  if not metric:
+    try:
+      return Task(*make_goal(ConfigDict(config)))
+    except (ConfigError, AttributeError, TypeError):
+      return Task(guess_metric(searches), None)
+  goal = number(summary.get('goal'))
+  goal = None if math.isnan(goal) else goal
+  return Task(str(metric), goal, bool(summary.get('higher_is_better')))
+
+
+def _write(path: pathlib.Path, page: str) -> pathlib.Path:
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     # A torn record may have left half a surrogate pair: never fail on it.
     temporary.write_text(page, encoding='utf-8', errors='replace')

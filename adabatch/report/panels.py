@@ -8,15 +8,14 @@ import numpy as np
 from adabatch.report import scales
 from adabatch.report.lines import smooth
 from adabatch.report.records import NOT_METRICS, Record, column, positions
-
-COLORS = ('s1', 's2', 's3', 's4', 's5', 's6')  # the page's palette
+from adabatch.report.style import SERIES
 
 
 class Line(NamedTuple):
   """One line of a panel; values that are not finite are not drawn."""
 
   name: str  # for the key; '' for none
-  color: str  # one of COLORS
+  color: str  # one of SERIES
   x: Mapping[str, np.ndarray]  # for every axis
   y: np.ndarray
   look: str = ''  # 'dashed', 'faint'
@@ -102,7 +101,7 @@ def eval_panels(records: Sequence[Record]) -> list[Panel]:
   # A dict keeps the order in which they appear.
   for metric in {'loss': None} | {key: None for r in records for key in r}:
     lines = [
-      Line(split, COLORS[i % len(COLORS)], x[split], column(part, metric))
+      Line(split, SERIES[i % len(SERIES)], x[split], column(part, metric))
       for i, (split, part) in enumerate(by_split.items())
     ]
     values = np.concatenate([np.empty(0), *(line.y for line in lines)])

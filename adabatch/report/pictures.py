@@ -4,22 +4,24 @@ import html
 import io
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adabatch.report import scales
 from adabatch.report.lines import since_start, thin
-from adabatch.report.panels import COLORS, Panel
+from adabatch.report.panels import Panel
+from adabatch.report.style import LIGHT
 
 MAX_MARKERS = 60  # a line with more points than this is drawn without markers
 
 # Matplotlib writes colours as hex. These stand for the page's own colours, so
 # that one picture is legible on light, dark and paper.
-NAMES = ('ink', 'grid', *COLORS)
-COLOR = {name: f'#0000{i:02x}' for i, name in enumerate(NAMES, start=1)}
+COLOR = {name: f'#0000{i:02x}' for i, name in enumerate(LIGHT, start=1)}
 CSS_COLORS = {color: f'var(--{name})' for name, color in COLOR.items()}
 INK, GRID = COLOR['ink'], COLOR['grid']
 DOTTED: Any = (0, (1, 2))
@@ -68,8 +70,7 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
   with matplotlib.rc_context(RC):
     figure = Figure(figsize=(4.5, 2.6))
     axes = figure.add_axes((0.115, 0.17, 0.85, 0.80))
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
+    dress(axes, COLOR)
     if scale.log:
       axes.set_yscale('log', nonpositive='mask')
     axes.set_xlim(0, end)
@@ -78,12 +79,7 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
     axes.set_xticks(x_ticks, scales.tick_labels(x_ticks))
     axes.set_yticks(scale.ticks, scale.labels)
     axes.minorticks_off()
-    axes.tick_params(length=0, colors=INK, pad=4)
     axes.set_xlabel(label, color=INK, labelpad=4)
-    axes.grid(axis='y', color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right', 'left']].set_visible(False)
-    axes.spines['bottom'].set_color(GRID)
     if panel.limit:
       axes.axhline(panel.limit, color=INK, linewidth=0.9, linestyle=DOTTED)
     if panel.stop and math.isfinite(panel.stop[axis]):
@@ -101,9 +97,26 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
         marker='o' if marked else '',
         **LOOKS[line.look],
       )
-    buffer = io.StringIO()
+  return to_svg(figure, prefix, f'{panel.title} against {label}')
+
+
+def dress(axes: Axes, palette: Mapping[str, str]) -> None:
+  """Nothing but horizontal lines, in the palette's colours, on no ground."""
+  axes.patch.set_visible(False)
+  axes.tick_params(length=0, colors=palette['ink'], pad=4)
+  axes.grid(axis='y', color=palette['grid'], linewidth=0.7)
+  axes.set_axisbelow(True)
+  axes.spines[['top', 'right', 'left']].set_visible(False)
+  axes.spines['bottom'].set_color(palette['grid'])
+
+
+def to_svg(figure: Figure, prefix: str, description: str) -> str:
+  """A figure drawn in the colours `COLOR` as an element of a page."""
+  figure.patch.set_visible(False)
+  buffer = io.StringIO()
+  with matplotlib.rc_context(RC):
     figure.savefig(buffer, format='svg', metadata={'Date': None})
-  return embed_svg(buffer.getvalue(), prefix, f'{panel.title} against {label}')
+  return embed_svg(buffer.getvalue(), prefix, description)
 
 
 def embed_svg(svg: str, prefix: str, description: str) -> str:

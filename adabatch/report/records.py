@@ -37,7 +37,8 @@ def read_metrics(
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.is_file():
     raise FileNotFoundError(
-      f'{path} does not exist; give the directory of a run (its --workdir)'
+      f'{path} does not exist; give the directory of a run, a search or a study'
+      ' (its --workdir), or --metric and --goal with an archive of trials'
     )
   records: dict[str, list[Record]] = defaultdict(list)
   # A process can be killed between two bytes of one character.

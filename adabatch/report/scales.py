@@ -53,11 +53,7 @@ def choose_scale(values: np.ndarray, rule: ScaleRule) -> Scale:
     low = float(positive.min())
     if rule.quantile > 0:
       low = max(low, float(np.quantile(positive, 0.01)) / 10)
-    margin = (high / low) ** 0.05
-    low, high = low / margin, high * margin
-    ticks = _log_ticks(low, high, rule.base if high / low < 2**14 else 10)
-    labels = [_label(tick, tick, 4 if tick < 1e4 else 3) for tick in ticks]
-    return Scale(True, low, high, ticks, labels)
+    return log_scale(low, high, rule.base)
   if rule.from_zero and low >= 0:
     low, high = 0.0, (high or 1.0) * 1.08
   else:
@@ -67,6 +63,22 @@ def choose_scale(values: np.ndarray, rule: ScaleRule) -> Scale:
     low, high = low - margin, high + margin
   ticks = linear_ticks(low, high)
   return Scale(False, low, high, ticks, tick_labels(ticks))
+
+
+def log_scale(low: float, high: float, base: int = 10) -> Scale:
+  """A logarithmic axis around two positive values, with at least one tick.
+
+  >>> log_scale(700, 900).labels, log_scale(3, 40_000).labels
+  (['500', '1000'], ['10', '100', '1000', '10k'])
+  """
+  if high < 4 * low:
+    middle = math.sqrt(low * high)
+    low, high = middle / 2, middle * 2
+  margin = (high / low) ** 0.05
+  low, high = low / margin, high * margin
+  ticks = _log_ticks(low, high, base if high / low < 2**14 else 10)
+  labels = [_label(tick, tick, 4 if tick < 1e4 else 3) for tick in ticks]
+  return Scale(True, low, high, ticks, labels)
 
 
 def linear_ticks(low: float, high: float) -> list[float]:

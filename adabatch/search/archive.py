@@ -66,7 +66,9 @@ SCALES = {
 _Parts = dict[str, dict[str, Any]]
 
 
-def write_search(root: str | os.PathLike[str], search: Search) -> pathlib.Path:
+def write_search(
+  root: str | os.PathLike[str], search: Search, *, replace: bool = False
+) -> pathlib.Path:
   """Writes a search below `root`; its directory.
 
   Whatever kills it, a trial that is there is whole, and the next call goes on
@@ -79,6 +81,7 @@ def write_search(root: str | os.PathLike[str], search: Search) -> pathlib.Path:
   Args:
     root: of the tree; made if it is not there.
     search: to be written.
+    replace: whether to remove trials that are there and not in the search.
 
   Raises:
     ValueError: for what the form cannot hold, and if trials of another search
@@ -88,7 +91,9 @@ def write_search(root: str | os.PathLike[str], search: Search) -> pathlib.Path:
   directory = pathlib.Path(root) / _place(search)
   directory.mkdir(parents=True, exist_ok=True)
   for path in _trial_directories(directory):
-    if path.name not in files:
+    if path.name not in files and replace:
+      shutil.rmtree(path)
+    elif path.name not in files:
       raise ValueError(f'{path} is of another search: give another directory')
   for name, content in files.items():
     if isinstance(content, bytes):

@@ -210,7 +210,7 @@ def write_archive(path: pathlib.Path, searches: Sequence[Search]) -> None:
   with locked(path / 'workers' / 'archive.lock'):
     for search in searches:
       if search.trials:
-        archive.write_search(path / 'trials', search)
+        archive.write_search(path / 'trials', search, replace=True)
 
 
 def make_directory(

@@ -1,0 +1,514 @@
+"""Searches and studies: real trainings, a real storage, real processes."""
+
+import collections
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import optuna
+import pytest
+
+from adabatch.config import ConfigError
+from adabatch.search import archive
+from adabatch.search.bench import Bench, Task
+from adabatch.search.job import search
+from adabatch.search.space import points
+from adabatch.search.storage import Entry, Ledger, Worker, open_storage
+from adabatch.search.survey import survey
+from adabatch.search.trials import COMPLETE, ERROR, INFEASIBLE
+from adabatch.search.workload import (
+  Goal,
+  at_batch_size,
+  make_goal,
+  search_space,
+)
+from adabatch.study.job import study
+from tests.experiments import digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+
+def workload(**overrides):
+  """Short trials, of which some diverge and some reach the goal."""
+  c = digits(
+    **{
+      'controller.name': 'constant',
+      'controller.initial_batch_size': 32,
+      'controller.max_batch_size': 32,
+      'optimizer.name': 'nesterov',
+      'optimizer.weight_decay': 0.05,  # large rates times this diverge
+      'epochs': 3.0,
+      'eval.every_epochs': 0.1,
+      'target.value': 0.9,
+      'search.trials': 6,
+      'search.members': 4,
+      'search.updates_per_call': 8,
+      'compilation_cache': False,
+    }
+  )
+  c.search.space = (
+    ('learning_rate.base', 'log', 1e-3, 1e4),
+    ('optimizer.momentum', 'reverse_log', 0.5, 0.99),
+  )
+  c.study.batch_sizes = (32, 64)
+  with c.ignore_type():
+    c.update_from_flattened_dict(overrides)
+  return c
+
+
+def one_device():
+  return jax.devices()[:1]
+
+
+def table(workdir):
+  """What a search found, without the clock."""
+  rows = []
+  for found in archive.read_tree(workdir / 'trials'):
+    for trial in found.trials:
+      columns = {
+        k: v.tolist() for k, v in trial.measurements.items() if k != 'seconds'
+      }
+      rows.append(
+        (
+          found.optimizer,
+          found.batch_size,
+          trial.number,
+          trial.status,
+          trial.steps,
+          trial.parameters,
+          columns,
+        )
+      )
+  return sorted(rows, key=lambda row: row[:3])
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+  """A search by one worker that nobody disturbed."""
+  workdir = tmp_path_factory.mktemp('search')
+  summary = search(workload(), workdir, devices=one_device())
+  return workdir, summary
+
+
+def test_the_budget_is_of_trials_that_do_not_diverge(found):
+  workdir, summary = found
+  assert summary['status'] == 'completed'
+  rows = table(workdir)
+  status = collections.Counter(row[3] for row in rows)
+  assert status[COMPLETE] == 6
+  assert status[INFEASIBLE] > 0
+  assert summary['trials'] == {
+    'complete': 6,
+    'infeasible': status[INFEASIBLE],
+  }
+  # Not one more than it takes, and none left out.
+  assert [row[2] for row in rows] == list(range(1, len(rows) + 1))
+  assert rows[-1][3] == COMPLETE
+
+
+def test_trials_are_the_points_written_down_in_advance(found):
+  workdir, _ = found
+  c = workload()
+  rows = table(workdir)
+  expected = points(search_space(c), 'halton', c.seed, len(rows))
+  assert [row[5] for row in rows] == expected
+
+
+def test_no_trial_runs_past_an_earlier_one_that_reached_the_goal(found):
+  rows = table(found[0])
+  least, cut = 10**9, 0
+  for *_, status, steps, _, columns in rows:
+    assert steps <= least
+    cut += steps == least
+    goal = [
+      s
+      for s, e in zip(columns['step'], columns[ERROR], strict=True)
+      if e < 0.1
+    ]
+    if status == COMPLETE and goal:
+      assert steps == goal[0]
+      least = min(least, steps)
+  assert least < 10**9
+  assert cut
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'search.members': 1},
+    {'search.members': 16, 'search.updates_per_call': 1},
+    {'search.storage': 'journal'},
+  ],
+)
+def test_neither_modes_nor_storage_change_the_table(found, tmp_path, changes):
+  c = workload(**changes)
+  if c.search.storage:
+    c.search.storage = f'journal:{tmp_path}/trials.journal'
+  search(c, tmp_path / 'w', devices=one_device())
+  ours, theirs = table(tmp_path / 'w'), table(found[0])
+  assert [row[:6] for row in ours] == [row[:6] for row in theirs]
+  for a, b in zip(ours, theirs, strict=True):
+    assert a[6]['step'] == b[6]['step']
+    assert a[6][ERROR] == b[6][ERROR]
+
+
+def test_trials_that_are_runs_of_their_own(found, tmp_path):
+  """What no population can do is done by `train`, with the same result."""
+  c = workload()
+  c.search.space = (
+    *c.search.space,
+    ('task.label_smoothing', 'discrete', 0.0, 0.0),
+  )
+  search(c, tmp_path, devices=one_device())
+  ours, theirs = table(tmp_path), table(found[0])
+  # Another space has other points; these are compared by what they reach.
+  assert len({row[2] for row in ours}) == len(ours)
+  runs = sorted((tmp_path / 'runs/digits/mlp/nesterov/32').iterdir())
+  assert len(runs) == len(ours)
+  assert all((run / 'summary.json').exists() for run in runs)
+  assert not any((run / 'checkpoints').exists() for run in runs)
+  assert collections.Counter(r[3] for r in ours)[COMPLETE] == 6
+  assert len(theirs) > 0
+
+
+def test_a_finished_search_has_nothing_to_do(found):
+  workdir, _ = found
+  before = table(workdir)
+  trials = optuna_trials(workdir)
+  search(workload(), workdir, devices=one_device())
+  assert table(workdir) == before
+  assert optuna_trials(workdir) == trials
+
+
+def test_a_larger_budget_goes_on(found, tmp_path):
+  c = workload(**{'search.trials': 3})
+  search(c, tmp_path, devices=one_device())
+  assert len(table(tmp_path)) < len(table(found[0]))
+  search(workload(), tmp_path, devices=one_device())
+  ours, theirs = table(tmp_path), table(found[0])
+  assert [row[:6] for row in ours] == [row[:6] for row in theirs]
+
+
+def test_another_config_is_refused(found):
+  with pytest.raises(ConfigError, match=r'epochs \(3.0 there, 2.0 here\)'):
+    search(workload(epochs=2.0), found[0], devices=one_device())
+
+
+def optuna_trials(workdir):
+  storage = open_storage(None, workdir)
+  return sorted(
+    (t.number, t.state.name)
+    for s in optuna.get_all_study_summaries(storage)
+    for t in optuna.load_study(
+      study_name=s.study_name, storage=storage
+    ).get_trials()
+  )
+
+
+def test_what_all_diverges_comes_to_an_end(tmp_path):
+  c = workload(**{'search.trials': 2, 'search.max_trials': 3})
+  c.search.space = (('learning_rate.base', 'log', 1e7, 1e9),)
+  summary = search(c, tmp_path, devices=one_device())
+  assert summary['trials'] == {'complete': 0, 'infeasible': 3}
+  assert summary['best'] is None
+
+
+def test_tpe_learns_from_what_has_ended(tmp_path):
+  c = workload(**{'search.sampler': 'tpe', 'search.trials': 14})
+  c.search.early_stopping = False
+  c.epochs = 0.3
+  c.target.value = None
+  search(c, tmp_path, devices=one_device())
+  rates = [row[5]['learning_rate.base'] for row in table(tmp_path)]
+  assert len(set(rates)) == len(rates)
+  # After ten at random, it stays away from the rates that diverge.
+  late = rates[10:]
+  assert sorted(late)[len(late) // 2] < 10
+
+
+def test_a_space_whose_edge_is_best_is_widened(tmp_path):
+  c = workload(**{'search.widen': 2, 'search.trials': 3})
+  c.search.space = (('learning_rate.base', 'log', 1e-4, 2e-4),)
+  search(c, tmp_path, devices=one_device())
+  (found,) = archive.read_tree(tmp_path / 'trials')
+  low, high = found.space['learning_rate.base'].values
+  assert (low, high) == pytest.approx((1e-4, 2e-4 * 2**1.25), rel=1e-6)
+  assert [t.number for t in found.trials] == list(range(1, 10))
+  beyond = [t.parameters['learning_rate.base'] > 2e-4 for t in found.trials]
+  assert not any(beyond[:3])
+  assert any(beyond[3:])
+
+
+def test_study(tmp_path):
+  summary = study(workload(), tmp_path, devices=one_device())
+  sizes = {
+    w['optimizer']: [row['batch_size'] for row in w['rows']]
+    for w in summary['workloads']
+  }
+  assert sizes == {'nesterov': [32, 64], 'sgd': [32, 64]}
+  for found in archive.read_tree(tmp_path / 'trials'):
+    assert sum(t.status == COMPLETE for t in found.trials) == 6
+    momentum = 'optimizer.momentum' in found.space
+    assert momentum == (found.optimizer == 'nesterov')
+  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'target.value': None}, 'target.value'),
+    ({'target.metric': 'perplexity'}, 'target.metric'),
+    ({'study.batch_sizes': ()}, 'study.batch_sizes'),
+    ({'study.batch_sizes': (8, 8)}, 'study.batch_sizes'),
+    ({'study.optimizers': ('adagrad',)}, 'unknown optimizer.name'),
+    ({'learning_rate.scaling': 'linear'}, 'learning_rate.scaling'),
+    ({'search.sampler': 'grid'}, 'unknown search.sampler'),
+    ({'search.space': ()}, 'search.space is empty'),
+    ({'search.space': (('seed', 'log', 0, 1),)}, 'low > 0'),
+    ({'search.storage': 'somewhere'}, 'search.storage'),
+    ({'search.storage': 'sqlite:////no/such/dir/x.db'}, 'search.storage'),
+    (
+      {'search.space': (('optimizer.momentum', 'linear', 0.5, 1.5),)},
+      'optimizer.momentum must be',
+    ),
+  ],
+)
+def test_bad_studies_are_refused(tmp_path, changes, reason):
+  with pytest.raises(ConfigError, match=reason) as error:
+    study(workload(**changes), tmp_path / 'w', devices=one_device())
+  assert '\n' not in str(error.value)
+
+
+def test_a_directory_with_a_run_is_refused(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{}\n')
+  with pytest.raises(ConfigError, match='holds a training run'):
+    search(workload(), tmp_path, devices=one_device())
+
+
+# What is to be done, as a plain function of what is there.
+
+
+def entry(point, status=None, steps=10, errors=(0.5,)):
+  if status is None:
+    return Entry(point, {}, None)
+  columns = {'step': [*range(10, 10 * len(errors) + 1, 10)], ERROR: [*errors]}
+  result = {'status': status, 'steps': steps, 'columns': columns}
+  return Entry(point, {}, result)
+
+
+def test_survey_takes_no_more_than_can_be_needed():
+  def free(*entries, wanted=3, most=9):
+    state = survey({e.point: e for e in entries}, None, wanted, most)
+    return state.free, state.running, len(state.counted)
+
+  assert free() == ([0, 1, 2], 0, 0)
+  assert free(entry(0), entry(1)) == ([2], 2, 0)
+  assert free(entry(0), entry(1, INFEASIBLE)) == ([2, 3], 1, 1)
+  # The gap that a dead worker left comes first.
+  assert free(entry(1, COMPLETE), entry(2)) == ([0], 1, 1)
+  # What somebody did beyond the budget does not count.
+  done = [entry(i, COMPLETE) for i in range(4)]
+  assert free(*done) == ([], 0, 3)
+  assert free(entry(0, INFEASIBLE), most=1) == ([], 0, 1)
+
+
+def test_survey_counts_what_an_earlier_trial_made_feasible():
+  goal = Goal(ERROR, 0.3)
+  entries = {
+    0: entry(0, COMPLETE, 20, (0.5, 0.2)),
+    1: entry(1, INFEASIBLE, 25, (0.5, 0.5)),
+    2: entry(2, INFEASIBLE, 15, (0.5,)),
+  }
+  state = survey(entries, goal, 3, 9)
+  assert [t.status for t in state.counted] == [
+    COMPLETE,
+    COMPLETE,
+    INFEASIBLE,
+  ]
+  assert state.free == [3]
+
+
+# Workers.
+
+
+@pytest.fixture(params=['sqlite', 'journal'])
+def storage(request, tmp_path):
+  url = None if request.param == 'sqlite' else f'journal:{tmp_path}/journal'
+  return lambda: open_storage(url, tmp_path)
+
+
+def test_of_two_that_take_a_point_one_gets_it(storage, tmp_path):
+  space = search_space(workload())
+  ledgers = [
+    Ledger(storage(), 'a', space, Worker(tmp_path / f'{i}', 60.0))
+    for i in range(4)
+  ]
+  values = points(space, 'halton', 0, 40)
+  got = collections.defaultdict(list)
+  barrier = threading.Barrier(4)
+
+  def work(i):
+    barrier.wait()
+    for point in range(40):
+      if ledgers[i].take(point, values[point]) is not None:
+        got[point].append(i)
+
+  threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert sorted(got) == list(range(40))
+  assert all(len(winners) == 1 for winners in got.values())
+  entries = ledgers[0].entries()
+  assert [e.parameters for e in entries.values()] == values
+
+
+def test_a_dead_workers_points_are_free_again(storage, tmp_path):
+  space = search_space(workload())
+  here, elsewhere = tmp_path / 'here', tmp_path / 'elsewhere'
+  me = Ledger(storage(), 'a', space, Worker(here, 0.5))
+  near, far = Worker(here, 0.5), Worker(elsewhere, 0.5)
+  value = points(space, 'halton', 0, 1)[0]
+  by_near = Ledger(storage(), 'a', space, near)
+  by_far = Ledger(storage(), 'a', space, far)
+  with by_near.working(), by_far.working():
+    claims = by_near.take(0, value), by_far.take(1, value)
+    time.sleep(1.0)
+    me.bury()
+    assert sorted(me.entries()) == [0, 1]
+  near.close()  # as the system does when a process is killed
+  me.bury()
+  assert sorted(me.entries()) == [1]
+  time.sleep(0.7)
+  me.bury()
+  assert sorted(me.entries()) == []
+  # One that was only slow finds that its trial is no longer its own.
+  again = me.take(0, value)
+  result = {'status': COMPLETE, 'steps': 1, 'columns': {}}
+  assert not by_near.finish(claims[0], result, 1.0, {})
+  assert me.finish(again, result, 1.0, {})
+  assert me.entries()[0].result == result
+
+
+SCRIPT = """
+import sys
+import jax
+from adabatch.study.job import study
+from tests.test_search import workload
+c = workload(**{'search.members': 1, 'search.updates_per_call': 4})
+if len(sys.argv) > 2:
+  c.search.storage = sys.argv[2]
+c.search.grace = 5.0
+study(c, sys.argv[1])
+"""
+
+
+def start(workdir, *more):
+  return subprocess.Popen(
+    [sys.executable, '-c', SCRIPT, str(workdir), *more],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': ''},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'w'
+  assert start(workdir).wait(300) == 0
+  return table(workdir)
+
+
+def same(ours, theirs):
+  assert [row[:6] for row in ours] == [row[:6] for row in theirs]
+  assert [row[6][ERROR] for row in ours] == [row[6][ERROR] for row in theirs]
+
+
+@pytest.mark.parametrize('kind', ['sqlite', 'journal'])
+def test_two_workers_split_the_trials(undisturbed, tmp_path, kind):
+  """Each in a directory of its own, as on two machines."""
+  url = (
+    f'sqlite:///{tmp_path}/all.db'
+    if kind == 'sqlite'
+    else f'journal:{tmp_path}/all.journal'
+  )
+  workers = [start(tmp_path / name, url) for name in ('a', 'b')]
+  for worker in workers:
+    _, errors = worker.communicate(timeout=300)
+    assert worker.returncode == 0, errors
+  same(table(tmp_path / 'a'), undisturbed)
+  same(table(tmp_path / 'b'), undisturbed)
+  storage = open_storage(url, tmp_path)
+  owners, seen = collections.Counter(), set()
+  for summary in optuna.get_all_study_summaries(storage):
+    loaded = optuna.load_study(study_name=summary.study_name, storage=storage)
+    for trial in loaded.get_trials():
+      if trial.state.name in ('COMPLETE', 'PRUNED'):
+        key = summary.study_name, trial.user_attrs['point']
+        assert key not in seen
+        seen.add(key)
+        owners[trial.user_attrs['worker']] += 1
+  assert len(owners) == 2
+  assert min(owners.values()) >= 2
+
+
+def test_killed_and_started_again_gives_the_same_table(undisturbed, tmp_path):
+  """kill -9, three times, then to the end."""
+  for wait in (2, 4, 6):
+    worker = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+      done = sum(state != 'RUNNING' for _, state in safe_trials(tmp_path))
+      if done >= wait or worker.poll() is not None:
+        break
+      time.sleep(0.05)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stderr.close()
+  worker = start(tmp_path)
+  _, errors = worker.communicate(timeout=300)
+  assert worker.returncode == 0, errors
+  same(table(tmp_path), undisturbed)
+
+
+def safe_trials(workdir):
+  return optuna_trials(workdir) if (workdir / 'trials.db').exists() else []
+
+
+def test_asked_to_stop_it_gives_its_trials_back(undisturbed, tmp_path):
+  worker = start(tmp_path)
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and len(safe_trials(tmp_path)) < 4:
+    time.sleep(0.05)
+  worker.send_signal(signal.SIGTERM)
+  _, errors = worker.communicate(timeout=60)
+  assert worker.returncode == 0, errors
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert summary['status'] == 'preempted'
+  assert all(state != 'RUNNING' for _, state in optuna_trials(tmp_path))
+  assert start(tmp_path).wait(300) == 0
+  same(table(tmp_path), undisturbed)
+
+
+def test_tasks_of_a_bench_share_the_data(tmp_path):
+  c = workload()
+  bench = Bench(
+    c, tmp_path, devices=one_device(), splits=None, stop=threading.Event()
+  )
+  tasks = []
+  for size in (32, 64):
+    one = at_batch_size(c, 'sgd', size)
+    tasks.append(Task(str(size), one, search_space(one)))
+  first, second = (bench.population(task) for task in tasks)
+  assert first.arrays is second.arrays
+  assert make_goal(c).metric == ERROR
+  bench.close()
