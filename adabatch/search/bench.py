@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -310,11 +311,9 @@ class Bench:
     lines = (directory / 'metrics.jsonl').read_text().splitlines()
     records = [json.loads(line) for line in lines]
     evaluations = tuple(
-      population.Evaluation(
-        record['update'], record['examples'], record['seconds'], record
-      )
-      for record in records
-      if record['kind'] == 'eval'
+      population.Evaluation(r['update'], r['examples'], r['seconds'], r)
+      for r in map(_finite_or_nan, records)
+      if r['kind'] == 'eval'
     )
     diverged = summary['status'] == 'diverged'
     updates = summary['diverged_update'] if diverged else summary['updates']
@@ -375,6 +374,11 @@ def _result(outcome: Outcome) -> dict[str, Any]:
       **{name: [float(row[name]) for row in rows] for name in names},
     },
   }
+
+
+def _finite_or_nan(record: dict[str, Any]) -> dict[str, Any]:
+  """A line of `metrics.jsonl`, where null stands for what is not finite."""
+  return {k: math.nan if v is None else v for k, v in record.items()}
 
 
 def say(message: str) -> None:
