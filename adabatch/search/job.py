@@ -187,6 +187,7 @@ def run_job(
       except Stopped:
         status = 'preempted'
     searches = [bench.read_all(line) for line in lines]
+    examples = bench.experiment(tasks[0]).inputs.train.num_examples
   finally:
     progress.close()
     bench.close()
@@ -198,6 +199,7 @@ def run_job(
     'goal': goal.value,
     'higher_is_better': False,
     'trials': count_trials(searches),
+    'train_examples': examples,
     'seconds': time.monotonic() - begin,  # of this worker, since its start
     **conclude(goal, searches),
   }
