@@ -11,12 +11,22 @@ import pytest
 from adabatch import config as config_lib
 from adabatch import data, experiment, optimization, report, smoke
 from adabatch.config import ConfigError
+from adabatch.search.archive import read_tree
+from adabatch.search.workload import (
+  at_batch_size,
+  check_search,
+  search_space,
+  trial_config,
+)
+from adabatch.study.job import study
 from adabatch.train import train
 from tests.experiments import digits, records
 
 ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+STUDIES = [name for name in CONFIGS if name.startswith('study_')]
+RUNS = [name for name in CONFIGS if name not in STUDIES]
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
   'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
@@ -54,7 +64,7 @@ def check_run(config, workdir):
   return trained, evaluated
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', RUNS)
 def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
@@ -65,6 +75,47 @@ def test_config(name, tmp_path):
     for record in trained:
       assert record['tokens'] == 16 * record['examples']
       assert record['tokens_per_second'] > 0
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_study(name, tmp_path):
+  """Those that stream are runs of their own."""
+  config = get_config(name)
+  config.data.data_dir = str(TFDS)
+  config.smoke = True
+  config.compilation_cache = False
+  config.study.optimizers = config.study.optimizers[-1:]
+  config.study.batch_sizes = config.study.batch_sizes[:1]
+  streams = name == 'study_resnet50_imagenet' and TFDS.exists()
+  if streams:
+    config.search.trials, config.data.workers = 1, 0
+  summary = study(config, tmp_path, devices=jax.devices()[:2])
+  assert summary['status'] == 'completed'
+  (workload,) = summary['workloads']
+  assert [row['batch_size'] for row in workload['rows']] == [4]
+  wanted = 1 if streams else 2
+  assert summary['trials'] == {'complete': wanted, 'infeasible': 0}
+  for found in read_tree(tmp_path / 'trials'):
+    assert set(found.space) <= {row[0] for row in config.search.space}
+    for trial in found.trials:
+      assert trial.steps == 3
+      assert np.isfinite(trial.measurements['val/cross_entropy_error']).all()
+  assert (tmp_path / 'runs').exists() == streams
+  page = report.write_report(tmp_path).read_text()
+  assert '<svg' in page
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_search_of_a_study_is_valid(name):
+  """At full size: both ends of its space, at each batch size."""
+  config = get_config(name)
+  check_search(config)
+  for optimizer in config.study.optimizers:
+    for batch_size in config.study.batch_sizes:
+      one = at_batch_size(config, optimizer, batch_size)
+      for end in (0.0, 1.0):
+        ends = {k: p.at(end) for k, p in search_space(one).items()}
+        experiment.check(trial_config(one, 1, ends), devices=8)
 
 
 @pytest.mark.parametrize('name', ['cnn_mnist', 'transformer_shakespeare'])
@@ -86,7 +137,9 @@ def test_each_paper_has_its_config():
     'resnet50_imagenet resnet50_imagenet_adadamp vgg11_imagenet '
     'resnet8_cifar10 resnet20_cifar10 resnet34_cifar10 wrn16_4_cifar10 '
     'wrn28_10_cifar100 densenet40_cifar100 cnn_mnist fc_mnist '
-    'cnn_fashion_mnist transformer_lm1b lstm_lm1b transformer_shakespeare'
+    'cnn_fashion_mnist transformer_lm1b lstm_lm1b transformer_shakespeare '
+    'study_digits_mlp study_fashion_mnist_fc study_cnn_mnist '
+    'study_resnet8_cifar10 study_resnet50_imagenet study_transformer_lm1b'
   )
   assert set(papers.split()) <= set(CONFIGS)
 

@@ -295,7 +295,7 @@ def task_name(config: Config, last: str) -> str:
 
 
 def shrink_search(config: Config) -> Config:
-  """A short try: two trials at two batch sizes, a few updates each."""
+  """A short try: at most two trials at two batch sizes, a few updates each."""
   small = shrink(config)
   with small.ignore_type():
     small.update_from_flattened_dict(
@@ -303,10 +303,10 @@ def shrink_search(config: Config) -> Config:
         'controller.name': 'constant',
         'controller.max_batch_size': 4,
         'target.value': config.target.value,
-        'search.trials': 2,
+        'search.trials': min(2, config.search.trials),
         'search.members': 2,
         'search.updates_per_call': 1,
-        'study.batch_sizes': (4, 8),
+        'study.batch_sizes': (4, 8)[: len(config.study.batch_sizes)],
       }
     )
   return small

@@ -1,0 +1,123 @@
+"""Trials an hour of a small network, by how they are run.
+
+    python -m benchmarks.trials_per_hour
+
+Sixteen trials of the digits MLP at one batch size, 1,000 updates each: as one
+population (a vmap on each device), one after the other with many updates in a
+call, one after the other with one update in a call, and in the way that the
+automatic choice finds. The ways take turns, so that a disturbance of the machine
+does not fall on one of them alone; compiling is left out, the first measurement
+of the automatic choice too. Writes `docs/trials_per_hour.json` and prints a
+table: median (least, most).
+"""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+from absl import app, flags, logging
+
+from adabatch.experiment import build
+from adabatch.search import modes
+from adabatch.search.population import Member, Mode, Population
+from adabatch.search.workload import at_batch_size
+from configs import study_digits_mlp
+
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Times that each way is run.')
+BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['16', '64', '256'], 'Which.')
+
+TRIALS = 16
+UPDATES = 1000
+LOG = pathlib.Path(__file__).parent.parent / 'docs/trials_per_hour.json'
+
+
+def make_population(batch_size: int) -> Population:
+  config = study_digits_mlp.get_config()
+  config.max_updates = UPDATES
+  config.epochs = 1e6
+  config.eval.growth = 2.0
+  one = at_batch_size(config, 'nesterov', batch_size)
+  return Population(one, build(one), ('learning_rate.base',))
+
+
+def run(population: Population, mode: Mode) -> float:
+  """Seconds of all trials, without compiling."""
+  members = [Member(i, (0.01,)) for i in range(TRIALS)]
+  compiled, begin = population.compile_seconds, time.perf_counter()
+  size = mode.members * population.devices
+  for first in range(0, TRIALS, size):
+    some = members[first : first + size]
+    ended = list(population.run(some, mode, limit=lambda i, known: None))
+    assert len(ended) == len(some)
+    assert all(o.updates == UPDATES and not o.diverged for _, o in ended)
+  compiling = population.compile_seconds - compiled
+  return time.perf_counter() - begin - compiling
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  each = -(-TRIALS // jax.device_count())
+  many = modes.UPDATES_PER_CALL
+  ways = {
+    'a population, one update a call': Mode(each, 1),
+    'a population, many updates a call': Mode(each, many),
+    'one after the other, many updates a call': Mode(1, many),
+    'one after the other, one update a call': Mode(1, 1),
+  }
+  rows, log = [], {}
+  for batch_size in map(int, BATCH_SIZES.value):
+    population = make_population(batch_size)
+    found = modes.candidates(population, each, (None, None))
+    members = [Member(0, (0.01,))]
+    chosen = modes.choose(modes.seconds_per_update(population, members, found))
+    seconds = {way: [] for way in ways}
+    for repeat in range(1 + REPEATS.value):  # the first compiles
+      for way, mode in ways.items():
+        passed = run(population, mode)
+        if repeat:
+          seconds[way].append(passed)
+    hourly = {w: [3600 * TRIALS / s for s in t] for w, t in seconds.items()}
+    medians = {way: statistics.median(rates) for way, rates in hourly.items()}
+    automatic = next(way for way, mode in ways.items() if mode == chosen)
+    share = medians[automatic] / max(medians.values())
+    log[batch_size] = {
+      'trials_per_hour': hourly,
+      'chosen': automatic,
+      'share_of_best': share,
+    }
+    rows.append(
+      [str(batch_size)]
+      + [
+        f'{statistics.median(r):,.0f} ({min(r):,.0f}–{max(r):,.0f})'
+        for r in hourly.values()
+      ]
+      + [f'{automatic}: {share:.0%} of the best']
+    )
+  device = jax.devices()[0]
+  LOG.write_text(
+    json.dumps(
+      {
+        'hardware': f'{jax.device_count()} x {device.device_kind}, '
+        f'{platform.machine()}, {os.cpu_count()} cores',
+        'jax': jax.__version__,
+        'trials': TRIALS,
+        'updates': UPDATES,
+        'batch_sizes': log,
+      },
+      indent=1,
+    )
+    + '\n'
+  )
+  print('| ' + ' | '.join(['batch size', *ways, 'the automatic choice']) + ' |')
+  print('|---' * (2 + len(ways)) + '|')
+  for row in rows:
+    print('| ' + ' | '.join(row) + ' |')
+
+
+if __name__ == '__main__':
+  app.run(main)
