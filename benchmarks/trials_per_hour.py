@@ -4,11 +4,10 @@
 
 Sixteen trials of the digits MLP at one batch size, 1,000 updates each: as one
 population (a vmap on each device), one after the other with many updates in a
-call, one after the other with one update in a call, and in the way that the
-automatic choice finds. The ways take turns, so that a disturbance of the machine
-does not fall on one of them alone; compiling is left out, the first measurement
-of the automatic choice too. Writes `docs/trials_per_hour.json` and prints a
-table: median (least, most).
+call, one after the other with one update in a call; which of them the automatic
+choice finds is said, too. The ways take turns, so that a disturbance of the
+machine does not fall on one of them alone; compiling is left out. Writes
+`docs/trials_per_hour.json` and prints a table: median (least–most).
 """
 
 import json

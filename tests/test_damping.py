@@ -6,6 +6,8 @@ import pytest
 from adabatch.train import train
 from tests.experiments import digits, records
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 BASE = 0.02
 
 

@@ -1,25 +1,23 @@
 """Two processes with two devices each run the main job like one process."""
 
+import functools
 import json
 import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests import commands
+
 CONSTANT = '--config.controller.name=constant'
 PMAP = '--config.parallel.backend=pmap'
 
 
 def command(workdir, *flags):
   return [
-    sys.executable,
     'launch.py',
     '--config=configs/digits_mlp.py',
     '--config.max_updates=60',
@@ -32,7 +30,8 @@ def command(workdir, *flags):
 
 def environment(devices):
   return os.environ | {
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+    + commands.QUICKLY
   }
 
 
@@ -45,7 +44,7 @@ def free_port():
 def start_two(workdir, *flags):
   port = free_port()
   return [
-    subprocess.Popen(
+    commands.Process(
       command(
         workdir,
         '--distributed',
@@ -54,11 +53,7 @@ def start_two(workdir, *flags):
         f'--process_id={i}',
         *flags,
       ),
-      cwd=ROOT,
-      env=environment(2),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+      environment(2),
     )
     for i in range(2)
   ]
@@ -90,6 +85,20 @@ def replicas(method, number, local_steps):
   )
 
 
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+  """What one process with these flags records; of each it runs one."""
+
+  @functools.cache
+  def run(flags):
+    workdir = tmp_path_factory.mktemp('one')
+    result = commands.run(command(workdir, *flags), environment(1))
+    assert result.returncode == 0, result.stderr
+    return records(workdir)
+
+  return run
+
+
 @pytest.mark.parametrize(
   ('placement', 'flags'),
   [
@@ -101,18 +110,8 @@ def replicas(method, number, local_steps):
     ('streaming', replicas('local_sgd', 8, 3)),
   ],
 )
-def test_same_as_one_process(placement, flags, tmp_path):
+def test_same_as_one_process(one_process, placement, flags, tmp_path):
   """In streaming each process reads every second example."""
-  one = tmp_path / 'one'
-  result = subprocess.run(
-    command(one, *flags),
-    cwd=ROOT,
-    env=environment(1),
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert result.returncode == 0, result.stderr
   two = tmp_path / 'two'
   how = f'--config.data.placement={placement}', '--config.data.workers=0'
   (out_0, _), (out_1, err_1) = finish(start_two(two, *flags, *how))
@@ -120,7 +119,7 @@ def test_same_as_one_process(placement, flags, tmp_path):
   for text in (out_1, err_1):
     assert 'completed' not in text, 'only the first process reports'
     assert 'epoch' not in text, 'only the first process reports'
-  a, b = records(one), records(two)
+  a, b = one_process(flags), records(two)
   assert [x['update'] for x in b] == list(range(1, 61))
   for key in ('batch_size', 'nominal_batch_size'):
     assert [x[key] for x in a] == [x[key] for x in b]

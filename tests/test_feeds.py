@@ -11,6 +11,8 @@ from adabatch.feeds import Window
 from adabatch.train import train
 from tests.experiments import column, digits, records
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 STREAMING = {'data.placement': 'streaming', 'data.workers': 0}
 
 

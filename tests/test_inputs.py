@@ -19,6 +19,8 @@ from tests.test_data_text import SENTENCES, write_set
 from tests.test_launch import ROOT
 from tests.tfds_sets import write_tfds
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 COUNT = 12
 
 

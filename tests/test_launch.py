@@ -11,19 +11,28 @@ import time
 
 import pytest
 
+from tests import commands
+
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits_mlp.py'
 
 
-def launch(*arguments, cwd=ROOT, timeout=300, **environment):
+def launch_anew(*arguments, **environment):
+  """The command in all its length."""
   return subprocess.run(
-    [sys.executable, str(ROOT / 'launch.py'), *arguments],
-    cwd=cwd,
+    [sys.executable, 'launch.py', *arguments],
+    cwd=ROOT,
     env=os.environ | {'XLA_FLAGS': ''} | environment,
     capture_output=True,
     text=True,
-    timeout=timeout,
+    timeout=300,
   )
+
+
+def launch(*arguments):
+  """The same without its imports, and compiled quickly."""
+  environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
+  return commands.run(['launch.py', *arguments], environment)
 
 
 def one_line(result):
@@ -39,7 +48,7 @@ def one_line(result):
 def digits(tmp_path_factory):
   """The main job, as the README runs it."""
   workdir = tmp_path_factory.mktemp('runs') / 'digits'
-  result = launch(DIGITS, f'--workdir={workdir}')
+  result = launch_anew(DIGITS, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   return workdir, result
 
@@ -339,7 +348,7 @@ def test_divergence(tmp_path):
 
 def test_the_default_config_is_as_careful(tmp_path):
   workdir = f'--workdir={tmp_path}/run'
-  line = one_line(launch('--config.optimzer.name=adam', workdir))
+  line = one_line(launch_anew('--config.optimzer.name=adam', workdir))
   assert "'optimizer.name'" in line
   assert 'many' in one_line(launch('--config.epochs=many', workdir))
   assert launch('--config.max_updates=2', workdir).returncode == 0
@@ -374,7 +383,7 @@ def test_two_runs_in_one_workdir(tmp_path):
 
 
 def test_help_names_the_flags():
-  result = launch('--helpshort')
+  result = launch_anew('--helpshort')
   for flag in ('--config', '--workdir', '--job', '--[no]distributed'):
     assert flag in result.stdout
 
@@ -387,7 +396,7 @@ def test_compiled_programs_are_kept(tmp_path):
   }
   for name in ('first', 'second'):
     workdir = tmp_path / name
-    result = launch(*flags, f'--workdir={workdir}', **environment)
+    result = launch_anew(*flags, f'--workdir={workdir}', **environment)
     assert result.returncode == 0, result.stderr
     programs = list((tmp_path / 'cache/adabatch/programs').iterdir())
     assert programs

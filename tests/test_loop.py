@@ -15,6 +15,8 @@ from adabatch.updates import Updates
 from adabatch.workdir import Workdir
 from tests.experiments import column, digits, records
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 EXAMPLES = 100  # in an epoch
 
 

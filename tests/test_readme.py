@@ -19,15 +19,24 @@ def test_first_block_is_the_two_commands():
   assert test.endswith('pytest')
 
 
-def test_the_snippet_runs():
-  snippets = blocks('python')
-  assert snippets
-  for snippet in snippets:
-    names = {}
-    exec(compile(snippet, 'README.md', 'exec'), names)
-    sizes = names['batch_sizes']
-    assert sizes[-1] > 4 * sizes[0]
-    assert names['loss'] < 0.1 * names['first_loss']
+def run(snippet):
+  names = {}
+  exec(compile(snippet, 'README.md', 'exec'), names)
+  return names
+
+
+def test_the_snippets_run(capsys):
+  study, loop = blocks('python')
+  run(study)
+  steps, size, low, high = map(
+    float, re.findall(r'[\d.]+', capsys.readouterr().out)
+  )
+  assert 50 < steps < 130
+  assert low < size < high
+  names = run(loop)
+  sizes = names['batch_sizes']
+  assert sizes[-1] > 4 * sizes[0]
+  assert names['loss'] < 0.1 * names['first_loss']
 
 
 def test_linked_files_exist():

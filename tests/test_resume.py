@@ -1,10 +1,8 @@
 """A run that is killed or stopped goes on exactly where it was."""
 
 import json
-import pathlib
+import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,9 +12,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from adabatch.train import train
+from tests import commands
 from tests.experiments import digits, records
 
-ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 SCRIPT = """
 import sys
 from adabatch.train import train
@@ -44,13 +44,10 @@ RULES = {
 
 
 def start(workdir, overrides):
-  return subprocess.Popen(
-    [sys.executable, '-c', SCRIPT, str(workdir), repr(overrides)],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  script = workdir / 'script.py'
+  script.write_text(SCRIPT)
+  environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
+  return commands.Process([script, workdir, overrides], environment)
 
 
 def wait_for_updates(process, workdir, updates):

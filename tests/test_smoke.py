@@ -87,8 +87,9 @@ def test_study(name, tmp_path):
   config.study.optimizers = config.study.optimizers[-1:]
   config.study.batch_sizes = config.study.batch_sizes[:1]
   streams = name == 'study_resnet50_imagenet' and TFDS.exists()
-  if streams:
+  if streams:  # with the true pipeline; the network is test_config's business
     config.search.trials, config.data.workers = 1, 0
+    config.model.name = 'mlp'
   summary = study(config, tmp_path, devices=jax.devices()[:2])
   assert summary['status'] == 'completed'
   (workload,) = summary['workloads']

@@ -1,5 +1,6 @@
 """A worker's place: where it takes points and trains them."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from adabatch import config as config_lib
@@ -78,26 +78,45 @@ class Bench:
   ):
     self.workdir, self.stop = workdir, stop
     self._devices, self._splits = devices, splits
-    self._storage = open_storage(config.search.storage, workdir)
-    self._worker = Worker(workdir, config.search.grace)
-    self._cache = TextCache(self._text_directory, jax.process_index() == 0)
+    self._config = config
+    self._worker: Worker | None = None
+    self._reading = contextlib.ExitStack()
+    self._cache = TextCache(self._text_directory, writer=True)
     self._arrays: tuple[Any, Any] | None = None
     self._experiments: dict[str, Experiment] = {}
     self._modes: dict[Any, Mode] = {}
     self._populations: dict[str, Population | None] = {}
     self._ledgers: dict[str, Ledger] = {}
 
+  def open(self, tasks: Sequence[Task]) -> None:
+    """Opens the storage, where all of the searches are.
+
+    Raises:
+      ConfigError: if it cannot be opened, or holds them with another config.
+    """
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    storage = open_storage(self._config.search.storage, self.workdir)
+    self._storage = storage
+    self._worker = Worker(self.workdir, self._config.search.grace)
+    try:
+      for task in tasks:
+        self.ledger(task)
+    except ConfigError:
+      self.close()
+      raise
+
   def _text_directory(self, writer: bool) -> pathlib.Path:
     path = self.workdir / 'text'
     if writer:
-      path.mkdir(exist_ok=True)
+      path.mkdir(parents=True, exist_ok=True)
+      # Of several workers one turns the text into tokens.
+      self._reading.enter_context(locked(path / 'lock'))
     return path
 
   def experiment(self, task: Task) -> Experiment:
     """The parts of a search's trials; the data are read once."""
     if task.name not in self._experiments:
-      # Of several workers one turns a text into tokens.
-      with locked(self.workdir / 'workers' / 'data.lock'):
+      with self._reading:
         found = build(task.config, self._devices, self._splits, self._cache)
       self._experiments[task.name] = found
       ours = found.inputs.train, found.inputs.evaluation
@@ -112,6 +131,7 @@ class Bench:
       ConfigError: if they belong to another config.
     """
     if task.name not in self._ledgers:
+      assert self._worker is not None, 'open() makes it'
       ledger = Ledger(self._storage, task.name, task.space, self._worker)
       mine = identity(task.config)
       theirs = ledger.study.user_attrs.get('config')
@@ -357,7 +377,9 @@ class Bench:
       self._populations.pop(task.name, None)
 
   def close(self) -> None:
-    self._worker.close()
+    """Other workers see this one gone."""
+    if self._worker is not None:
+      self._worker.close()
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

@@ -7,13 +7,14 @@ to what it would have needed if they had run one after the other. So the result
 depends neither on the number of workers nor on who died.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,36 +69,36 @@ def widened(bench: Bench, generations: list[Task]) -> Task | None:
   return Task(name, task.config, space, first=len(found.trials))
 
 
-def work(bench: Bench, tasks: Sequence[Task]) -> Iterator[list[list[Task]]]:
+def work(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[int, Search]]:
   """Takes part in searches until all of them are done.
 
   Yields:
-    After each piece of work, the generations of every search.
+    After each piece of work, and when it is done, the index of a search and
+    what it has found so far.
 
   Raises:
     Stopped: if the worker was asked to stop.
   """
-  lines = [[task] for task in tasks]
-  unfinished = list(lines)
+  unfinished = {i: [task] for i, task in enumerate(tasks)}
   while unfinished:
     busy = False
-    for generations in list(unfinished):
+    for i, generations in list(unfinished.items()):
       while bench.advance(generations[-1]):
         busy = True
-        yield lines
+        yield i, bench.read_all(generations)
       state = bench.survey(generations[-1])
       if state.free or state.running:
         continue  # others are at work on the last of it
       wider = widened(bench, generations)
       if wider is None:
-        unfinished.remove(generations)
+        del unfinished[i]
         bench.forget(generations)
+        yield i, bench.read_all(generations)
       else:
         generations.append(wider)
         busy = True
     if unfinished and not busy and bench.stop.wait(PATIENCE):
       raise Stopped
-  yield lines
 
 
 class Progress:
@@ -112,7 +113,7 @@ class Progress:
     self._wanted, self._between = wanted, seconds_between_lines
     self._last = time.monotonic()
 
-  def show(self, searches: Sequence[Search]) -> None:
+  def show(self, searches: Iterable[Search]) -> None:
     """Trials that did not diverge count."""
     trials = [trial for search in searches for trial in search.trials]
     done = sum(trial.status == COMPLETE for trial in trials)
@@ -168,26 +169,41 @@ def run_job(
       ends = {key: p.at(end) for key, p in task.space.items()}
       with refusing('search.space'):
         check(trial_config(task.config, 1, ends), count)
-  path = make_directory(workdir, config)
+  path = pathlib.Path(workdir).absolute()
+  if (path / 'metrics.jsonl').exists():
+    raise ConfigError(f'{path} holds a training run: choose another --workdir')
+  if jax.process_count() > 1:
+    raise ConfigError(
+      f'a {job} is shared by workers that do not know one another: start them '
+      'without --distributed, with one --workdir or search.storage for all'
+    )
   stop = stop or threading.Event()
   bench = Bench(config, path, devices=devices, splits=splits, stop=stop)
-  goal = make_goal(config)
+  # Before anything is written: a set that is not there ends it here.
+  examples = bench.experiment(tasks[0]).inputs.train.num_examples
+  with writing(path):
+    bench.open(tasks)
+    with locked(path / 'workers' / 'files.lock'):
+      write_json(path / 'config.json', config.to_dict())
+  goal, status = make_goal(config), 'completed'
   progress = Progress(sum(task.config.search.trials for task in tasks))
-  lines, status = [[task] for task in tasks], 'completed'
+  found: dict[int, Search] = {}
   written = time.monotonic()
   try:
     with stop_on_signals(stop):
       try:
-        for lines in work(bench, tasks):
-          searches = [bench.read_all(line) for line in lines]
-          progress.show(searches)
+        for i, one in work(bench, tasks):
+          found[i] = one
+          progress.show(found.values())
           if time.monotonic() - written > ARCHIVE_SECONDS:
             written = time.monotonic()
-            write_archive(path, searches)
+            write_archive(path, found.values())
       except Stopped:
         status = 'preempted'
-    searches = [bench.read_all(line) for line in lines]
-    examples = bench.experiment(tasks[0]).inputs.train.num_examples
+    searches = [
+      found[i] if i in found else bench.read(task)
+      for i, task in enumerate(tasks)
+    ]
   finally:
     progress.close()
     bench.close()
@@ -203,39 +219,29 @@ def run_job(
     'seconds': time.monotonic() - begin,  # of this worker, since its start
     **conclude(goal, searches),
   }
-  write_json(path / 'summary.json', metrics.finite(summary))
+  with locked(path / 'workers' / 'files.lock'):
+    write_json(path / 'summary.json', metrics.finite(summary))
   return summary
 
 
-def write_archive(path: pathlib.Path, searches: Sequence[Search]) -> None:
+def write_archive(path: pathlib.Path, searches: Iterable[Search]) -> None:
   """All trials that have ended, in the published form."""
-  with locked(path / 'workers' / 'archive.lock'):
+  with locked(path / 'workers' / 'files.lock'):
     for search in searches:
       if search.trials:
         archive.write_search(path / 'trials', search, replace=True)
 
 
-def make_directory(
-  workdir: str | os.PathLike[str], config: Config
-) -> pathlib.Path:
-  """The job's directory, with its config.
-
-  Raises:
-    ConfigError: if it holds something else, or cannot be written.
-  """
-  path = pathlib.Path(workdir).absolute()
-  if (path / 'metrics.jsonl').exists():
-    raise ConfigError(f'{path} holds a training run: choose another --workdir')
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Says which directory cannot be written."""
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    (path / 'workers').mkdir(exist_ok=True)
-    write_json(path / 'config.json', config.to_dict())
+    yield
   except OSError as error:
     raise ConfigError(
       f'cannot write to workdir {path} ({error.strerror}): choose another '
       '--workdir'
     ) from None
-  return path
 
 
 def count_trials(searches: Sequence[Search]) -> dict[str, int]:

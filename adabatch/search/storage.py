@@ -25,11 +25,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from adabatch.config import ConfigError
 from adabatch.search.space import Space
 
 BEATS = 4  # signs of life in the time after which a worker counts as dead
+OPENINGS, OPENING_SECONDS = 5, 0.3  # attempts, and the time between two
 SQLITE_TIMEOUT = 120.0  # seconds to wait for another worker's transaction
 
 
@@ -52,15 +54,23 @@ def open_storage(url: str | None, workdir: pathlib.Path) -> BaseStorage:
       f'search.storage={url!r} is no storage: give journal:PATH or a database '
       'URL such as sqlite:///PATH or postgresql://USER@HOST/NAME'
     )
-  try:
-    if kind == 'journal':
-      return JournalStorage(JournalFileBackend(path))
-    arguments = {'timeout': SQLITE_TIMEOUT} if kind == 'sqlite' else {}
-    return RDBStorage(url, engine_kwargs={'connect_args': arguments})
-  # What is raised depends on the database's own driver.
-  except Exception as error:  # noqa: BLE001
-    reason = ' '.join(str(error).split())
-    raise ConfigError(f'cannot open search.storage={url!r}: {reason}') from None
+  for attempt in range(OPENINGS):
+    try:
+      if kind == 'journal':
+        return JournalStorage(JournalFileBackend(path))
+      arguments = {'timeout': SQLITE_TIMEOUT} if kind == 'sqlite' else {}
+      return RDBStorage(url, engine_kwargs={'connect_args': arguments})
+    # What is raised depends on the database's own driver.
+    except Exception as error:  # noqa: BLE001
+      # Another worker that creates the tables at this moment is no obstacle.
+      if isinstance(error, DBAPIError) and attempt + 1 < OPENINGS:
+        time.sleep(OPENING_SECONDS)
+        continue
+      reason = ' '.join(str(error).split())
+      raise ConfigError(
+        f'cannot open search.storage={url!r}: {reason}'
+      ) from None
+  raise AssertionError('the last attempt returns or raises')
 
 
 @contextlib.contextmanager

@@ -1,0 +1,132 @@
+"""Commands that run for real, without the seconds that their imports take.
+
+A server imports what they need and then becomes each of them, by a fork: the
+process has its own arguments, environment, files and exit status, and JAX has
+not started in it.
+"""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Compiling is most of a small run; the results of a run are the same.
+QUICKLY = '--xla_backend_optimization_level=0'
+
+
+class Process:
+  """As much of `subprocess.Popen` as the tests need."""
+
+  def __init__(self, arguments, environment):
+    self._files = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115
+    paths = [f'/proc/{os.getpid()}/fd/{file.fileno()}' for file in self._files]
+    request = list(map(str, arguments)), dict(environment), paths
+    self.pid = _ask('start', *request)
+    self.returncode = self._outputs = None
+
+  def poll(self):
+    if self.returncode is None:
+      self.returncode = _ask('poll', self.pid)
+    return self.returncode
+
+  def send_signal(self, number):
+    if self.poll() is None:
+      os.kill(self.pid, number)
+
+  def kill(self):
+    self.send_signal(9)
+
+  def communicate(self, timeout=300):
+    """What it wrote; raises `subprocess.TimeoutExpired` if it goes on."""
+    deadline = time.monotonic() + timeout
+    while self.poll() is None:
+      if time.monotonic() > deadline:
+        raise subprocess.TimeoutExpired(str(self.pid), timeout)
+      time.sleep(0.01)
+    if self._outputs is None:
+      self._outputs = tuple(map(_read, self._files))
+    return self._outputs
+
+
+def _read(file):
+  with file:
+    file.seek(0)
+    return file.read()
+
+
+def run(arguments, environment, timeout=300):
+  """Like `subprocess.run`; a process that takes longer is killed."""
+  process = Process(arguments, environment)
+  try:
+    outputs = process.communicate(timeout)
+  finally:
+    process.kill()
+  return subprocess.CompletedProcess(arguments, process.returncode, *outputs)
+
+
+@functools.cache
+def _server():
+  server = subprocess.Popen(
+    [sys.executable, '-m', 'tests.commands'],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': ''},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  atexit.register(server.communicate)
+  return server
+
+
+def _ask(*request):
+  server = _server()
+  print(json.dumps(request), file=server.stdin, flush=True)
+  return json.loads(server.stdout.readline())
+
+
+def _become(arguments, environment, paths):
+  """Goes on as that command; returns its process id in the server."""
+  if pid := os.fork():
+    return pid
+  for number, path in ((0, os.devnull), *enumerate(paths, 1)):
+    file = os.open(path, os.O_RDWR)
+    os.dup2(file, number)
+    os.close(file)
+  os.environ.clear()
+  os.environ.update(environment)
+  sys.argv = arguments
+  sys.path[0] = str(ROOT)
+  runpy.run_path(arguments[0], run_name='__main__')
+  sys.exit()
+
+
+def _poll(pid):
+  done, status = os.waitpid(pid, os.WNOHANG)
+  return os.waitstatus_to_exitcode(status) if done else None
+
+
+def _serve():
+  import absl.app  # noqa: F401
+  import ml_collections.config_flags  # noqa: F401
+
+  import adabatch.report
+  import adabatch.search.job
+  import adabatch.study.job
+  import adabatch.train  # noqa: F401
+
+  for line in sys.stdin:
+    name, *rest = json.loads(line)
+    reply = {'start': _become, 'poll': _poll}[name](*rest)
+    print(json.dumps(reply), flush=True)
+
+
+if __name__ == '__main__':
+  _serve()
