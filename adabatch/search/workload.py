@@ -135,6 +135,10 @@ def at_batch_size(config: Config, optimizer: str, batch_size: int) -> Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """What may not change while a search goes on, as JSON would have it."""
+  """What may not change while a search goes on, as JSON would have it.
+
+  Workers on other machines may have their data elsewhere.
+  """
   flat = json.loads(json.dumps(config_lib.flatten(config.to_dict())))
-  return {k: v for k, v in flat.items() if k not in config_lib.FREE}
+  free = config_lib.FREE | {'data.data_dir'}
+  return {k: v for k, v in flat.items() if k not in free}
