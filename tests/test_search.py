@@ -518,3 +518,64 @@ def test_tasks_of_a_bench_share_the_data(tmp_path):
   assert first.arrays is second.arrays
   assert make_goal(c).metric == ERROR
   bench.close()
+
+
+# The command.
+
+
+def launch(*arguments):
+  return subprocess.run(
+    [sys.executable, str(ROOT / 'launch.py'), *arguments],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_the_command_leaves_its_files(tmp_path):
+  workdir = tmp_path / 'w'
+  result = launch(
+    '--config=configs/study_digits_mlp.py',
+    '--job=study',
+    '--config.smoke=True',
+    f'--workdir={workdir}',
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'completed: 8 trials and 0 that diverged' in result.stdout
+  assert {path.name for path in workdir.iterdir()} == {
+    'config.json',
+    'report.html',
+    'summary.json',
+    'trials',
+    'trials.db',
+    'workers',
+  }
+  page = (workdir / 'report.html').read_text()
+  assert '<svg' in page
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'reason'),
+  [
+    (('--config.search.sampler=grid',), 'unknown search.sampler'),
+    (('--config.study.batch_sizes=(8, 8)',), 'study.batch_sizes'),
+    (('--config.data.name=no_such_set',), 'no_such_set'),
+  ],
+)
+def test_a_refused_command_is_one_line_and_leaves_nothing(
+  tmp_path, arguments, reason
+):
+  workdir = tmp_path / 'w'
+  result = launch(
+    '--config=configs/study_digits_mlp.py',
+    '--job=study',
+    f'--workdir={workdir}',
+    *arguments,
+  )
+  assert result.returncode != 0
+  (line,) = (x for x in result.stderr.splitlines() if x.strip())
+  assert line.startswith('error: ')
+  assert reason in line
+  assert not workdir.exists()
