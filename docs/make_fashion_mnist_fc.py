@@ -3,9 +3,10 @@
     python docs/make_fashion_mnist_fc.py
 
 Reads `docs/fashion_mnist_fc.tar.xz` (all trials, in the published form) and
-writes `docs/fashion_mnist_fc.md` with its pictures, and the interactive-free
-report `docs/fashion_mnist_fc.html`. With `--trials=WORKDIR/trials` the archive
-is first made anew from a finished study.
+writes `docs/fashion_mnist_fc.md` with its pictures, around the words of
+`docs/fashion_mnist_fc_words.md`, and the report `docs/fashion_mnist_fc.html`.
+With `--trials=WORKDIR/trials` the archive is first made anew from a finished
+study.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from adabatch import study
-from adabatch.report import style, study_figures, write_study_report
-from adabatch.report.charts import SIZE, name_x
+from adabatch.report import study_figures, style, write_study_report
+from adabatch.report.charts import SIZE, blank, log_axis, name_x, size_axis
 from adabatch.search import archive
 from adabatch.search.trials import ERROR, Search
 
@@ -59,9 +61,7 @@ def save(figure: Figure | None, name: str, ylabel: str) -> None:
 
 
 def compared(ours: study.Workload) -> Figure:
-  """Our curve and the published one, each in units of its smallest steps."""
-  from adabatch.report.charts import blank, log_axis, size_axis
-
+  """Our curve and the published one, each with its fit."""
   figure, axes = blank(style.LIGHT, height=2.8)
   curves = {
     'fully connected, error 0.12 (this study)': {
@@ -82,8 +82,7 @@ def compared(ours: study.Workload) -> Figure:
       color=style.LIGHT[color],
       label=label,
     )
-    some = [2 ** (x / 8) for x in range(8 * int(math.log2(max(sizes))) + 1)]
-    some = [b for b in some if min(curve) <= b <= max(curve)]
+    some = np.geomspace(min(curve), max(curve), 100).tolist()
     axes.plot(
       some, [study.predict(fit, b) for b in some], color=style.LIGHT[color]
     )
