@@ -113,8 +113,7 @@ class Run:
   ):
     self.config, self.experiment, self.workdir = config, experiment, workdir
     self.stop = stop
-    limits = [n for n in (config.max_updates, last_update) if n is not None]
-    self.last_update = min(limits, default=None)
+    self.cut = math.inf if last_update is None else last_update
     self.stopping = False
     self.writes = jax.process_index() == 0
     self.console = Console(experiment.total_examples, enabled=self.writes)
@@ -284,11 +283,14 @@ class Run:
 
   def left(self, batch_size: int, examples: int | None = None) -> int:
     """Updates of this size until so many examples, or the end of the run."""
-    progress, limit = self.progress, self.last_update
+    progress, limit = self.progress, self.config.max_updates
     total = self.experiment.total_examples
     end = total if examples is None else min(examples, total)
     updates = math.ceil((end - progress.examples) / batch_size)
-    return updates if limit is None else min(updates, limit - progress.update)
+    updates = min(updates, self.cut - progress.update)
+    if limit is not None:
+      updates = min(updates, limit - progress.update)
+    return int(updates)
 
   def count(self, batch_size: int) -> int:
     """How many updates may be dispatched at once: until anything else is due.
@@ -439,7 +441,11 @@ class Run:
       self.writer.write('replicas', record)
 
   def finished(self) -> bool:
-    limit = self.last_update
+    return self.progress.update >= self.cut or self.ended()
+
+  def ended(self) -> bool:
+    """Whether the run is at its own end, and not cut short."""
+    limit = self.config.max_updates
     return (
       self.progress.reached is not None
       or self.progress.examples >= self.experiment.total_examples
@@ -451,8 +457,9 @@ class Run:
     progress = self.progress
     while True:
       finished = self.finished()
+      # Where it is cut short there is no evaluation that it would not have had.
       if progress.update > progress.evaluated and (
-        finished or progress.examples >= progress.next_evaluation
+        self.ended() or progress.examples >= progress.next_evaluation
       ):
         self.drain()
         if finished and self.last is not None:
@@ -612,8 +619,9 @@ def train(
       `data.from_arrays`; None to load what `config.data` names.
     stop: set it to stop the run cleanly, as SIGTERM does.
     cache: for the tokens of a text set; None: in `workdir`.
-    last_update: ends the run there, if nothing ends it earlier; unlike
-      `max_updates` it may be another one whenever the run is resumed.
+    last_update: cuts the run short there, without an evaluation that it would
+      not have had; unlike `max_updates` it may be another one whenever the run
+      is resumed.
 
   Returns:
     What `summary.json` holds.
@@ -641,7 +649,11 @@ def train(
   try:
     with stop_on_signals(stop):
       run.start()
-      if run.finished() and run.resumed_at and (old := files.read_summary()):
+      old = files.read_summary()
+      # A run that was cut short may have gone beyond where it is now to end.
+      if old is not None and old['status'] == 'preempted':
+        old = None
+      if run.finished() and run.resumed_at and old is not None:
         run.console.say(f'{files.path} is complete: nothing to do')
         return old
       try:

@@ -17,8 +17,8 @@ import pytest
 from adabatch.config import ConfigError
 from adabatch.search import archive
 from adabatch.search.bench import Bench, Task
-from adabatch.search.job import search
-from adabatch.search.space import points
+from adabatch.search.job import allowed, search
+from adabatch.search.space import Parameter, points
 from adabatch.search.storage import Entry, Ledger, Worker, open_storage
 from adabatch.search.survey import survey
 from adabatch.search.trials import COMPLETE, ERROR, INFEASIBLE
@@ -29,9 +29,12 @@ from adabatch.search.workload import (
   search_space,
 )
 from adabatch.study.job import study
-from tests.experiments import digits
+from adabatch.train import train
+from configs import transformer_shakespeare
+from tests.experiments import digits, records
 
 ROOT = pathlib.Path(__file__).parent.parent
+TFDS = ROOT.parent / 'shared' / 'tfds'
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
@@ -272,7 +275,11 @@ def test_study(tmp_path):
     ({'learning_rate.scaling': 'linear'}, 'learning_rate.scaling'),
     ({'search.sampler': 'grid'}, 'unknown search.sampler'),
     ({'search.space': ()}, 'search.space is empty'),
-    ({'search.space': (('seed', 'log', 0, 1),)}, 'low > 0'),
+    ({'search.space': (('seed', 'integer', 0, 9),)}, 'cannot hold seed'),
+    (
+      {'search.space': (('optimizer.momentum', 'linear', 0.5, 0.9),)},
+      "nothing that optimizer.name='sgd' reads",
+    ),
     ({'search.storage': 'somewhere'}, 'search.storage'),
     ({'search.storage': 'sqlite:////no/such/dir/x.db'}, 'search.storage'),
     (
@@ -518,6 +525,60 @@ def test_tasks_of_a_bench_share_the_data(tmp_path):
   assert first.arrays is second.arrays
   assert make_goal(c).metric == ERROR
   bench.close()
+
+
+# Runs that are cut short.
+
+
+def test_cut_short_a_run_has_the_evaluations_that_it_would_have_had(tmp_path):
+  """With a batch size of its own, so that s is on nobody's grid."""
+  c = digits(**{'eval.every_epochs': 0.13, 'compilation_cache': False})
+  train(c, tmp_path / 'whole', devices=one_device())
+  whole = records(tmp_path / 'whole', 'eval')
+  for cut in (7, whole[1]['update'], whole[3]['update'] + 1):
+    workdir = tmp_path / str(cut)
+    summary = train(c, workdir, devices=one_device(), last_update=cut)
+    assert (summary['status'], summary['updates']) == ('completed', cut)
+    some = [r['loss'] for r in whole if r['update'] <= cut]
+    assert [r['loss'] for r in records(workdir, 'eval')] == some
+
+
+def test_stopped_beyond_where_it_is_to_be_cut_a_run_is_complete(tmp_path):
+  stop = threading.Event()
+  stop.set()
+  c = digits(compilation_cache=False)
+  summary = train(c, tmp_path, devices=one_device(), stop=stop)
+  assert summary['status'] == 'preempted'
+  assert summary['updates'] >= 1
+  again = train(c, tmp_path, devices=one_device(), last_update=1)
+  assert again['status'] == 'completed'
+  assert again['updates'] == summary['updates']
+
+
+@pytest.mark.skipif(not TFDS.exists(), reason='needs prepared TFDS sets')
+def test_trials_that_stream_a_text_do_not_wait_for_each_other(tmp_path):
+  c = transformer_shakespeare.get_config()
+  c.data.data_dir, c.data.placement, c.data.workers = str(TFDS), 'streaming', 0
+  c.smoke, c.compilation_cache = True, False
+  c.learning_rate.scaling, c.learning_rate.warmup.kind = 'none', 'none'
+  c.search.space = (('learning_rate.base', 'log', 1e-4, 1e-3),)
+  summary = search(c, tmp_path, devices=one_device())
+  assert summary['trials'] == {'complete': 2, 'infeasible': 0}
+  assert len(list((tmp_path / 'runs').rglob('summary.json'))) == 2
+  assert not list((tmp_path / 'runs').rglob('text'))
+
+
+def test_a_range_is_not_widened_beyond_what_the_key_may_be():
+  c = workload()
+  momentum, base = Parameter('linear', (0.5, 0.9)), Parameter('log', (1, 10.0))
+  key = 'optimizer.momentum'
+  assert allowed(c, key, momentum.widened('high'), momentum) == momentum
+  lower = momentum.widened('low')
+  assert allowed(c, key, lower, momentum) == lower
+  wider = base.widened('high')
+  assert allowed(c, 'learning_rate.base', wider, base) == wider
+  reverse = Parameter('reverse_log', (0.5, 0.999)).widened('low')
+  assert reverse.values[0] == 0.0
 
 
 # The command.

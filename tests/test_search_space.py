@@ -82,7 +82,7 @@ def test_near_edges():
 
 @pytest.mark.parametrize('side', ['low', 'high'])
 def test_widened(side):
-  for key in 'abc':
+  for key in 'ac' if side == 'low' else 'abc':
     parameter = SPACE[key]
     wider = parameter.widened(side, 0.5)
     inner = wider.place(parameter.values[0]), wider.place(parameter.values[1])
@@ -90,6 +90,7 @@ def test_widened(side):
     assert inner == pytest.approx(expected, abs=1e-9)
   assert SPACE['d'].widened(side) == SPACE['d']
   assert Parameter('linear', (0.0, 1.0)).widened('low').values == (0.0, 1.0)
+  assert SPACE['b'].widened('low').values == (0.0, 0.9999)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,17 @@ def test_keys_that_mean_nothing_are_refused():
   c.search.space = (('learning_rate.bse', 'log', 0.1, 1.0),)
   with pytest.raises(ConfigError, match=r'mean .learning_rate\.base'):
     workload.search_space(c)
-  c.search.space = (('search.trials', 'integer', 1, 9),)
-  with pytest.raises(ConfigError, match='cannot hold'):
+  for key in ('search.trials', 'seed', 'epochs', 'data.crop_padding',
+              'data.workers', 'model.mlp.hidden_sizes', 'target.value',
+              'optimizer.decay_norms_and_biases'):  # fmt: skip
+    c.search.space = ((key, 'integer', 1, 9),)
+    with pytest.raises(ConfigError, match=f'cannot hold {key}'):
+      workload.search_space(c)
+  c.search.space = (('controller.every', 'log', 1, 9),)
+  with pytest.raises(ConfigError, match='is a whole number'):
+    workload.search_space(c)
+  c.search.space = (('learning_rate.decay.final', 'log', 0.1, 0.9),)
+  with pytest.raises(ConfigError, match='does not read'):
     workload.search_space(c)
 
 

@@ -82,6 +82,7 @@ class Bench:
     self._worker: Worker | None = None
     self._reading = contextlib.ExitStack()
     self._cache = TextCache(self._text_directory, writer=True)
+    self._num_examples = 0
     self._arrays: tuple[Any, Any] | None = None
     self._experiments: dict[str, Experiment] = {}
     self._modes: dict[Any, Mode] = {}
@@ -119,6 +120,7 @@ class Bench:
       with self._reading:
         found = build(task.config, self._devices, self._splits, self._cache)
       self._experiments[task.name] = found
+      self._num_examples = found.inputs.train.num_examples
       ours = found.inputs.train, found.inputs.evaluation
       if all(isinstance(split, data.Split) for split in ours):
         self._splits = ours
@@ -196,7 +198,11 @@ class Bench:
     s, seed = task.config.search, task.config.seed
     if s.sampler == 'tpe':
       ledger = self.ledger(task)
-      return [ledger.suggest(task.first + n, seed) for n in numbers]
+      begun = ledger.begun()  # goes on as it began, whatever is known by now
+      return [
+        begun[n] if n in begun else ledger.suggest(task.first + n, seed)
+        for n in numbers
+      ]
     # A widened space is sampled anew.
     known = points(task.space, s.sampler, seed + task.first, max(numbers) + 1)
     return [known[n] for n in numbers]
@@ -265,21 +271,26 @@ class Bench:
 
   def total_updates(self, task: Task) -> int:
     """Updates of a trial that nothing ends earlier."""
-    e, c = self.experiment(task), task.config
-    updates = -(-e.total_examples // c.controller.initial_batch_size)
+    c = task.config
+    examples = round(c.epochs * self._num_examples)
+    updates = -(-examples // c.controller.initial_batch_size)
     return updates if c.max_updates is None else min(updates, c.max_updates)
 
-  def _limit(self, task: Task, point: int) -> int | None:
-    """Updates after which a point need not go on, because an earlier one had
+  def _limits(self, task: Task, some: Sequence[int]) -> list[int | None]:
+    """Updates after which points need not go on, because an earlier one had
     reached the goal by then."""
     goal = make_goal(task.config)
     if goal.value is None or not task.config.search.early_stopping:
-      return None
-    before = [
-      t for t in ended(self.ledger(task).entries()) if t.number <= point
+      return [None for _ in some]
+    reached = [
+      (trial.number, steps)
+      for trial in ended(self.ledger(task).entries())
+      if (steps := first_below(trial, goal.metric, goal.value)) is not None
     ]
-    reached = [first_below(t, goal.metric, goal.value) for t in before]
-    return min((steps for steps in reached if steps is not None), default=None)
+    return [
+      min((steps for n, steps in reached if n <= point), default=None)
+      for point in some
+    ]
 
   def _train_population(
     self, task: Task, claims: list[Claim], programs: Population, mode: Mode
@@ -290,7 +301,7 @@ class Bench:
       Member(seed + claim.point, tuple(claim.parameters.values()))
       for claim in claims
     ]
-    before = [self._limit(task, claim.point) for claim in claims]
+    before = self._limits(task, [claim.point for claim in claims])
     reached: dict[int, int] = {}
 
     def limit(i: int, known: Mapping[int, Outcome]) -> int | None:
@@ -323,8 +334,9 @@ class Bench:
       devices=self._devices,
       splits=self._splits,
       stop=self.stop,
-      cache=self._cache,
-      last_update=self._limit(task, claim.point),
+      # Its tokens are there since `experiment`, so nobody waits for them.
+      cache=TextCache(lambda writer: self.workdir / 'text', writer=True),
+      last_update=self._limits(task, [claim.point])[0],
     )
     if summary['status'] == 'preempted':
       return
@@ -355,7 +367,7 @@ class Bench:
     config, goal = task.config, make_goal(task.config)
     counted = self.survey(task).counted
     return Search(
-      dataset=config.data.name,
+      dataset=config.data.name.replace('/', '-'),  # it names a directory
       model=config.model.name,
       optimizer=config.optimizer.name,
       batch_size=config.controller.initial_batch_size,

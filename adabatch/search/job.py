@@ -18,14 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from adabatch import data, metrics
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.experiment import check
+from adabatch.ranges import check_numbers
 from adabatch.search import archive
 from adabatch.search.bench import Bench, Stopped, Task, say
-from adabatch.search.space import near_edges
+from adabatch.search.space import Parameter, near_edges
 from adabatch.search.storage import locked
 from adabatch.search.survey import best_trial, objective
 from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, first_below
@@ -58,15 +61,29 @@ def widened(bench: Bench, generations: list[Task]) -> Task | None:
   edges = [] if best is None else near_edges(task.space, best.parameters)
   space = dict(task.space)
   for key, side in edges:
-    space[key] = space[key].widened(side)
+    space[key] = allowed(task.config, key, space[key].widened(side), space[key])
   if space == task.space:
     return None
-  name = f'{generations[0].name}/widened-{len(generations)}'
+  # A larger budget finds another edge, and searches anew beyond it.
+  trials = len(found.trials)
+  name = f'{generations[0].name}/widened-{len(generations)}-after-{trials}'
   say(
     f'{name}: the best point is near '
     + ', '.join(f'the {side} end of {key}' for key, side in edges)
   )
-  return Task(name, task.config, space, first=len(found.trials))
+  return Task(name, task.config, space, first=trials)
+
+
+def allowed(
+  config: Config, key: str, wider: Parameter, now: Parameter
+) -> Parameter:
+  """The wider range, if both its ends are values that the key may have."""
+  try:
+    for value in wider.values:
+      check_numbers(trial_config(config, 1, {key: value}))
+  except ConfigError:
+    return now
+  return wider
 
 
 def work(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[int, Search]]:
@@ -181,33 +198,37 @@ def run_job(
   bench = Bench(config, path, devices=devices, splits=splits, stop=stop)
   # Before anything is written: a set that is not there ends it here.
   examples = bench.experiment(tasks[0]).inputs.train.num_examples
-  with writing(path):
+  with failing(path):
     bench.open(tasks)
+    (path / 'trials').mkdir(exist_ok=True)
     with locked(path / 'workers' / 'files.lock'):
       write_json(path / 'config.json', config.to_dict())
   goal, status = make_goal(config), 'completed'
   progress = Progress(sum(task.config.search.trials for task in tasks))
   found: dict[int, Search] = {}
+  changed: set[int] = set()
   written = time.monotonic()
   try:
-    with stop_on_signals(stop):
+    with stop_on_signals(stop), failing(path):
       try:
         for i, one in work(bench, tasks):
           found[i] = one
+          changed.add(i)
           progress.show(found.values())
           if time.monotonic() - written > ARCHIVE_SECONDS:
             written = time.monotonic()
-            write_archive(path, found.values())
+            write_archive(path, [found[i] for i in changed])
+            changed.clear()
       except Stopped:
         status = 'preempted'
-    searches = [
-      found[i] if i in found else bench.read(task)
-      for i, task in enumerate(tasks)
-    ]
+      write_archive(path, [found[i] for i in changed])
+      searches = [
+        found[i] if i in found else bench.read(task)
+        for i, task in enumerate(tasks)
+      ]
   finally:
     progress.close()
     bench.close()
-  write_archive(path, searches)
   summary = {
     'job': job,
     'status': status,
@@ -219,7 +240,7 @@ def run_job(
     'seconds': time.monotonic() - begin,  # of this worker, since its start
     **conclude(goal, searches),
   }
-  with locked(path / 'workers' / 'files.lock'):
+  with failing(path), locked(path / 'workers' / 'files.lock'):
     write_json(path / 'summary.json', metrics.finite(summary))
   return summary
 
@@ -233,15 +254,21 @@ def write_archive(path: pathlib.Path, searches: Iterable[Search]) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Says which directory cannot be written."""
+def failing(path: pathlib.Path) -> Iterator[None]:
+  """Says in one line what cannot be read or written."""
   try:
     yield
+  except (OptunaError, SQLAlchemyError) as error:
+    reason = ' '.join(str(error).split())
+    raise ConfigError(
+      f'the storage of the trials failed ({reason}): what has ended is kept, '
+      'start the command again'
+    ) from error
   except OSError as error:
     raise ConfigError(
-      f'cannot write to workdir {path} ({error.strerror}): choose another '
-      '--workdir'
-    ) from None
+      f'cannot use {error.filename or path} ({error.strerror}): make room or '
+      'choose another --workdir'
+    ) from error
 
 
 def count_trials(searches: Sequence[Search]) -> dict[str, int]:

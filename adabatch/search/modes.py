@@ -75,16 +75,23 @@ def seconds_per_update(
       continue
     size = mode.members * population.devices
     repeated = [members[i % len(members)] for i in range(size)]
-    groups[mode] = population.start(repeated)
-    call(mode, 1)  # compiles
     few = min(PROBE, mode.updates_per_call)
-    # More than an update costs in a full call, so it condemns nobody wrongly.
-    seconds = min(call(mode, few) for _ in range(PROBES))
+    try:
+      groups[mode] = population.start(repeated)
+      call(mode, 1)  # compiles
+      # More than an update costs in a full call, so it condemns nobody wrongly.
+      seconds = min(call(mode, few) for _ in range(PROBES))
+    except jax.errors.JaxRuntimeError:  # so many have no room on the device
+      groups.pop(mode, None)
+      if mode.members == min(m.members for m in modes):
+        raise
+      continue
     least[mode] = seconds / (few * size)
     if few == 1:
       single[mode.members] = seconds
   best = min(least.values())
   alive = [mode for mode in least if least[mode] <= HOPELESS * best]
+  groups = {mode: groups[mode] for mode in alive}
   for turn in range(ROUNDS):
     for mode in alive:
       size = mode.members * population.devices

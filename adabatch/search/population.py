@@ -367,10 +367,16 @@ class Population:
       return
     index = [*left, *[left[0]] * (room - len(left))]
     arrays = group.seeds, group.values, group.state
-    group.seeds, group.values, group.state = jax.jit(
-      lambda arrays, index: jax.tree.map(lambda x: x[index], arrays),
-      out_shardings=parallel.shardings(REPLICAS, self._mesh),
-    )(arrays, np.array(index, np.int32))
+    args = arrays, np.array(index, np.int32)
+    program = self._program(
+      ('keep', len(group.orders), room),
+      lambda: jax.jit(
+        lambda arrays, index: jax.tree.map(lambda x: x[index], arrays),
+        out_shardings=parallel.shardings(REPLICAS, self._mesh),
+      ),
+      *args,
+    )
+    group.seeds, group.values, group.state = program(*args)
     group.orders = [group.orders[place] for place in index]
     group.places = dict(enumerate(group.places.values()))
 

@@ -80,7 +80,7 @@ class Parameter(NamedTuple):
       return self
     low, high = self.values
     wider = self.at(-share if side == 'low' else 1 + share)
-    if self.scale == 'linear' and low >= 0:
+    if low >= 0:
       wider = max(wider, 0.0)  # what was no less than 0 stays so
     ends = (wider, high) if side == 'low' else (low, wider)
     return self._replace(values=tuple(float(f'{v:.15g}') for v in ends))

@@ -14,10 +14,11 @@ import datetime
 import fcntl
 import os
 import pathlib
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import optuna
@@ -25,7 +26,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from adabatch.config import ConfigError
 from adabatch.search.space import Space
@@ -96,15 +97,13 @@ class Worker:
 
   def __init__(self, workdir: pathlib.Path, grace: float):
     """`grace`: seconds without a sign of life after which one is dead."""
-    self.name, self._grace = uuid.uuid4().hex, grace
+    self.name, self._grace, self._host = uuid.uuid4().hex, grace, _host()
     self._directory = workdir / 'workers'
     self._directory.mkdir(parents=True, exist_ok=True)
     self._path = self._directory / self.name
     self._file = os.open(self._path, os.O_CREAT | os.O_RDWR)
     fcntl.flock(self._file, fcntl.LOCK_EX)
-    self._ended = threading.Event()
-    self._thread: threading.Thread | None = None
-    self._beat: Callable[[], None] = lambda: None
+    os.write(self._file, self._host.encode())
 
   @contextlib.contextmanager
   def beating(self, study: optuna.Study) -> Iterator[None]:
@@ -113,9 +112,13 @@ class Worker:
 
     def beat() -> None:
       while not ended.wait(self._grace / BEATS):
-        study.set_user_attr(key, time.time())
+        # A storage that cannot be reached now may be there the next time.
+        with contextlib.suppress(
+          optuna.exceptions.OptunaError, SQLAlchemyError, OSError
+        ):
+          study.set_user_attr(key, [time.time(), self._grace])
 
-    study.set_user_attr(key, time.time())
+    study.set_user_attr(key, [time.time(), self._grace])
     thread = threading.Thread(target=beat, daemon=True, name='beat')
     thread.start()
     try:
@@ -131,15 +134,21 @@ class Worker:
     try:
       file = os.open(self._directory / name, os.O_RDWR)
     except FileNotFoundError:
-      seen = study.user_attrs.get(self._key(name), 0.0)
-      return time.time() - seen < self._grace
+      return self._was_seen(name, study)
     try:
+      # Not every file system shares its locks between machines.
+      if os.read(file, 1000).decode() != self._host:
+        return self._was_seen(name, study)
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       return True
     finally:
       os.close(file)
     return False
+
+  def _was_seen(self, name: str, study: optuna.Study) -> bool:
+    seen, grace = study.user_attrs.get(self._key(name), (0.0, 0.0))
+    return time.time() - seen < grace
 
   @staticmethod
   def _key(name: str) -> str:
@@ -148,6 +157,12 @@ class Worker:
   def close(self) -> None:
     self._path.unlink(missing_ok=True)
     os.close(self._file)
+
+
+def _host() -> str:
+  """Tells this machine from others, and from itself before a restart."""
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  return f'{socket.gethostname()} {boot.read_text() if boot.exists() else ""}'
 
 
 class Claim(NamedTuple):
@@ -204,6 +219,14 @@ class Ledger:
         valid.setdefault(trial.user_attrs['point'], trial)
     return dict(sorted(valid.items()))
 
+  def begun(self) -> dict[int, dict[str, float]]:
+    """The parameters of points that somebody took and did not finish."""
+    return {
+      trial.user_attrs['point']: trial.user_attrs['parameters']
+      for trial in self.study.get_trials(deepcopy=False)
+      if trial.state == TrialState.FAIL and 'point' in trial.user_attrs
+    }
+
   def bury(self) -> None:
     """Frees the points of workers that have died."""
     alive: dict[str, bool] = {}
@@ -240,7 +263,8 @@ class Ledger:
     self.study.add_trial(trial)
     trials = self.study.get_trials(deepcopy=False)
     mine = next(t for t in trials if t.user_attrs.get('token') == token)
-    if self._valid()[point]._trial_id == mine._trial_id:
+    first = self._valid().get(point)
+    if first is not None and first._trial_id == mine._trial_id:
       return Claim(point, parameters, mine._trial_id)
     self._fail(mine._trial_id)
     return None

@@ -8,8 +8,26 @@ from adabatch.config import Config, ConfigError, refusing
 from adabatch.search.space import SAMPLERS, Parameter, make_space
 from adabatch.search.trials import ERROR, LOSS
 
-# Optimizers that read a momentum.
-WITH_MOMENTUM = frozenset(['momentum', 'nesterov', 'lars'])
+# What may be searched: keys of these tables that hold a number. The others tell
+# what a trial is measured on and for how long, which must be the same for all.
+SEARCHED = (
+  'buckets.',
+  'controller.',
+  'learning_rate.',
+  'model.',
+  'optimizer.',
+  'sync.',
+  'task.',
+)
+_ADAM = frozenset(['adam', 'adamw', 'lamb'])
+# Optimizers that read a key; a space leaves it out for the others.
+READ_BY = {
+  'optimizer.momentum': frozenset(['momentum', 'nesterov', 'lars']),
+  'optimizer.beta1': _ADAM,
+  'optimizer.beta2': _ADAM,
+  'optimizer.epsilon': _ADAM,
+  'optimizer.trust_coefficient': frozenset(['lars']),
+}
 
 
 class Goal(NamedTuple):
@@ -71,11 +89,37 @@ def search_space(config: Config) -> dict[str, Parameter]:
       raise ConfigError(
         f'search.space has the unknown key {key!r}{config_lib.nearest(key)}'
       )
-    if key.startswith(('search.', 'study.', 'controller.initial')):
-      raise ConfigError(f'search.space cannot hold {key}')
-  if config.optimizer.name not in WITH_MOMENTUM:
-    space.pop('optimizer.momentum', None)
-  return space
+    _check_key(config, key, space[key])
+  return {
+    key: parameter
+    for key, parameter in space.items()
+    if key not in READ_BY or config.optimizer.name in READ_BY[key]
+  }
+
+
+def _check_key(config: Config, key: str, parameter: Parameter) -> None:
+  default = config_lib.flatten(config_lib.default())[key]
+  optional = key == 'learning_rate.decay.length'  # None: the whole run
+  number = isinstance(default, int | float) and not isinstance(default, bool)
+  if not key.startswith(SEARCHED) or not (number or optional):
+    raise ConfigError(
+      f'search.space cannot hold {key}: numbers of '
+      f'{", ".join(name[:-1] for name in SEARCHED)} can be searched'
+    )
+  if isinstance(default, int) and parameter.scale not in (
+    'integer',
+    'discrete',
+  ):
+    raise ConfigError(
+      f"search.space: {key} is a whole number, so its scale is 'integer' or "
+      f"'discrete', got {parameter.scale!r}"
+    )
+  decay = config.learning_rate.decay.name
+  if key.startswith('learning_rate.decay.') and decay == 'constant':
+    raise ConfigError(
+      f'search.space holds {key}, which learning_rate.decay.name='
+      f'{decay!r} does not read'
+    )
 
 
 def check_search(config: Config) -> None:

@@ -43,7 +43,12 @@ def study(
       for batch_size in config.study.batch_sizes:
         one = at_batch_size(config, optimizer, batch_size)
         name = task_name(one, str(batch_size))
-        tasks.append(Task(name, one, search_space(one)))
+        space = search_space(one)
+        if not space:
+          raise ConfigError(
+            f'search.space has nothing that optimizer.name={optimizer!r} reads'
+          )
+        tasks.append(Task(name, one, space))
     return tasks
 
   return run_job('study', config, workdir, make_tasks, conclude, **options)
