@@ -307,10 +307,10 @@ def default() -> Config:
   # for workers on many machines.
   c.search.storage = placeholder(str)
   c.search.grace = 120.0  # seconds without a sign of life: a worker is dead
-  c.search.members = placeholder(
-    int
-  )  # trials at once on a device; None: by ...
-  c.search.updates_per_call = placeholder(int)  # ... measuring; likewise
+  # Small networks: trials at once on a device; None: whatever a short
+  # measurement finds fastest.
+  c.search.members = placeholder(int)
+  c.search.updates_per_call = placeholder(int)  # most; None: likewise
   c.search.most_members = 16  # that are tried in measuring
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own

@@ -136,7 +136,7 @@ def test_each_key_of_a_crop_counts(varied):
 
 def test_a_cropped_image_is_not_augmented_again(varied):
   opened = open_set(varied, **{'data.image_size': 16, 'data.flip': True})
-  got = batch(opened.load_train, opened.train, np.arange(COUNT))
+  got = batch(opened.load_train(0), opened.train, np.arange(COUNT))
   raw = opened.train.read(np.arange(COUNT), np.arange(COUNT)).arrays['image']
   mean, std = (x / 255 for x in (raw.mean((0, 1, 2)), raw.std((0, 1, 2))))
   # The same pixels, up to a scale and an offset for each channel.
@@ -159,7 +159,7 @@ def test_images_of_one_size_are_augmented_alike_wherever_they_lie(uniform):
   got = []
   for placement in ('resident', 'streaming'):
     opened = open_set(uniform, **overrides, **{'data.placement': placement})
-    got.append(batch(opened.load_train, opened.train, np.arange(COUNT)))
+    got.append(batch(opened.load_train(0), opened.train, np.arange(COUNT)))
   for key in ('image', 'label'):
     np.testing.assert_array_equal(got[0][key], got[1][key])
   plain = batch(opened.load, opened.train)

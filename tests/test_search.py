@@ -283,7 +283,10 @@ def test_study(tmp_path):
     ({'search.storage': 'somewhere'}, 'search.storage'),
     ({'search.storage': 'sqlite:////no/such/dir/x.db'}, 'search.storage'),
     (
-      {'search.space': (('optimizer.momentum', 'linear', 0.5, 1.5),)},
+      {
+        'study.optimizers': ('nesterov',),
+        'search.space': (('optimizer.momentum', 'linear', 0.5, 1.5),),
+      },
       'optimizer.momentum must be',
     ),
   ],
