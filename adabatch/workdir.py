@@ -136,15 +136,19 @@ class Workdir:
 
   def read_summary(self) -> dict[str, Any] | None:
     """`summary.json`, if there is one."""
-    path = self.path / 'summary.json'
-    try:
-      return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a killed run, or a full disk
-      return None
+    return read_json(self.path / 'summary.json')
 
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`; numbers that are not finite become null."""
     write_json(self.path / 'summary.json', finite(summary))
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What is in a JSON file; None if there is none, or not a whole one."""
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):  # a killed run, or a full disk
+    return None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

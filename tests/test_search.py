@@ -204,6 +204,11 @@ def test_another_config_is_refused(found):
   assert (found[0] / 'config.json').read_text() == before
 
 
+def test_another_job_is_refused(found):
+  with pytest.raises(ConfigError, match='holds a search'):
+    study(workload(), found[0], devices=one_device())
+
+
 def optuna_trials(workdir):
   storage = open_storage(None, workdir)
   return sorted(

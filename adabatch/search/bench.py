@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.experiment import Experiment, build
@@ -35,6 +34,7 @@ from adabatch.search.workload import (
   columns,
   identity,
   make_goal,
+  refuse_another,
   trial_config,
 )
 from adabatch.train import train
@@ -139,15 +139,7 @@ class Bench:
       theirs = ledger.study.user_attrs.get('config')
       if theirs is None:
         ledger.study.set_user_attr('config', mine)
-      elif keys := config_lib.differences(theirs, mine):
-        shown = ', '.join(
-          f'{k} ({theirs.get(k)!r} there, {mine.get(k)!r} here)'
-          for k in keys[:3]
-        )
-        raise ConfigError(
-          f'the storage holds {task.name} with another config: {shown}; choose '
-          'another --workdir or search.storage'
-        )
+      refuse_another(f'{task.name} in the storage', theirs or mine, mine)
       self._ledgers[task.name] = ledger
     return self._ledgers[task.name]
 
@@ -298,8 +290,8 @@ class Bench:
     goal = make_goal(task.config)
     seed = task.config.seed + task.first + 1
     members = [
-      Member(seed + claim.point, tuple(claim.parameters.values()))
-      for claim in claims
+      Member(seed + c.point, tuple(c.parameters[key] for key in task.space))
+      for c in claims
     ]
     before = self._limits(task, [claim.point for claim in claims])
     reached: dict[int, int] = {}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
@@ -35,14 +36,16 @@ from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, first_below
 from adabatch.search.workload import (
   Goal,
   check_search,
+  identity,
   make_goal,
+  refuse_another,
   search_space,
   trial_config,
 )
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
-from adabatch.workdir import write_json
+from adabatch.workdir import read_json, write_json
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
 ARCHIVE_SECONDS = 30.0  # between two times that the trials are written
@@ -187,8 +190,7 @@ def run_job(
       with refusing('search.space'):
         check(trial_config(task.config, 1, ends), count)
   path = pathlib.Path(workdir).absolute()
-  if (path / 'metrics.jsonl').exists():
-    raise ConfigError(f'{path} holds a training run: choose another --workdir')
+  check_directory(path, job, config)
   if jax.process_count() > 1:
     raise ConfigError(
       f'a {job} is shared by workers that do not know one another: start them '
@@ -243,6 +245,18 @@ def run_job(
   with failing(path), locked(path / 'workers' / 'files.lock'):
     write_json(path / 'summary.json', metrics.finite(summary))
   return summary
+
+
+def check_directory(path: pathlib.Path, job: str, config: Config) -> None:
+  """Refuses a directory of something else."""
+  if (path / 'metrics.jsonl').exists():
+    raise ConfigError(f'{path} holds a training run: choose another --workdir')
+  before = (read_json(path / 'summary.json') or {}).get('job', job)
+  if before != job:
+    raise ConfigError(f'{path} holds a {before}: choose another --workdir')
+  old = read_json(path / 'config.json')
+  if old:
+    refuse_another(str(path), identity(ConfigDict(old)), identity(config))
 
 
 def write_archive(path: pathlib.Path, searches: Iterable[Search]) -> None:

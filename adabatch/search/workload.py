@@ -186,3 +186,22 @@ def identity(config: Config) -> dict[str, Any]:
   flat = json.loads(json.dumps(config_lib.flatten(config.to_dict())))
   free = config_lib.FREE | {'data.data_dir'}
   return {k: v for k, v in flat.items() if k not in free}
+
+
+def refuse_another(
+  what: str, theirs: dict[str, Any], mine: dict[str, Any]
+) -> None:
+  """Refuses to go on with something of another identity.
+
+  Raises:
+    ConfigError: in one line that names the keys that differ.
+  """
+  keys = config_lib.differences(theirs, mine)
+  if keys:
+    shown = ', '.join(
+      f'{k} ({theirs.get(k)!r} there, {mine.get(k)!r} here)' for k in keys[:3]
+    )
+    raise ConfigError(
+      f'{what} has another config: {shown}; choose another --workdir or '
+      'search.storage'
+    )

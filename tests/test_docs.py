@@ -1,0 +1,30 @@
+"""Pages in docs/ are what their data say."""
+
+import importlib.util
+import pathlib
+
+from adabatch import study
+from adabatch.search import archive
+from adabatch.search.trials import COMPLETE, ERROR
+
+DOCS = pathlib.Path(__file__).parent.parent / 'docs'
+
+
+def test_the_study_is_made_from_its_trials():
+  path = DOCS / 'make_fashion_mnist_fc.py'
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  make = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(make)
+  searches = archive.read_tree(DOCS / 'fashion_mnist_fc.tar.xz')
+  words = (DOCS / 'fashion_mnist_fc_words.md').read_text()
+  page = (DOCS / 'fashion_mnist_fc.md').read_text()
+  assert make.page(searches, words) == page
+  assert len(searches) == 20
+  for search in searches:
+    assert sum(t.status == COMPLETE for t in search.trials) == 30
+  for workload in study.summarize(searches, ERROR, make.GOAL):
+    sizes = [row.batch_size for row in workload.rows]
+    assert sizes == [16 * 2**i for i in range(10)]
+    fit = workload.fit
+    for number in (fit.min_steps, *fit.critical_batch_size_interval):
+      assert f'{number:,.0f}' in page
