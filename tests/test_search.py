@@ -160,6 +160,18 @@ def test_neither_modes_nor_storage_change_the_table(found, tmp_path, changes):
     assert a[6][ERROR] == b[6][ERROR]
 
 
+@pytest.mark.parametrize('members', [1, 4])
+def test_an_earlier_trial_goes_on_when_a_later_one_is_done(tmp_path, members):
+  """Side by side too: what it would have done alone."""
+  c = workload(**{'optimizer.weight_decay': 0.0, 'search.members': members})
+  c.search.trials = 3
+  search(c, tmp_path, devices=one_device())
+  first, second, third = (row[4] for row in table(tmp_path))
+  assert first == 135  # all of its three epochs
+  assert second < 60
+  assert third == second
+
+
 def test_trials_that_are_runs_of_their_own(found, tmp_path):
   """What no population can do is done by `train`, with the same result."""
   c = workload()
