@@ -312,7 +312,7 @@ def test_bad_studies_are_refused(tmp_path, changes, reason):
   with pytest.raises(ConfigError, match=reason) as error:
     study(workload(**changes), tmp_path / 'w', devices=one_device())
   assert '\n' not in str(error.value)
-  assert not (tmp_path / 'w' / 'config.json').exists()
+  assert not (tmp_path / 'w').exists()
 
 
 def test_a_directory_with_a_run_is_refused(tmp_path):

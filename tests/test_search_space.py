@@ -105,6 +105,7 @@ def test_widened(side):
     (('a', 'log', '1', 2.0), 'numbers'),
     (('a', 'log', 1.0, math.nan), 'numbers'),
     ('learning_rate.base', 'no row'),
+    (5, 'no row'),
   ],
 )
 def test_bad_rows_are_refused(row, reason):

@@ -96,8 +96,12 @@ class Bench:
       ConfigError: if it cannot be opened, or holds them with another config.
     """
     self.workdir.mkdir(parents=True, exist_ok=True)
-    storage = open_storage(self._config.search.storage, self.workdir)
-    self._storage = storage
+    try:
+      self._storage = open_storage(self._config.search.storage, self.workdir)
+    except ConfigError:
+      with contextlib.suppress(OSError):  # unless something is in it
+        self.workdir.rmdir()
+      raise
     self._worker = Worker(self.workdir, self._config.search.grace)
     try:
       for task in tasks:

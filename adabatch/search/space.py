@@ -100,7 +100,7 @@ def make_space(rows: Iterable[Sequence[Any]]) -> dict[str, Parameter]:
   """
   space = {}
   for row in rows:
-    if isinstance(row, str) or len(row) < 3:
+    if not isinstance(row, list | tuple) or len(row) < 3:
       raise ValueError(
         f'{row!r} is no row of a space: give (key, scale, low, high)'
       )
