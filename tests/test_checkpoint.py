@@ -332,7 +332,8 @@ def test_other_complaints_are_still_heard(three, tmp_path, opened, monkeypatch):
   empty(directory / '3' / 'host' / 'metadata')
   opened(directory).restore(make_state(0), warn=lambda message: None)
   Complains()
-  assert said == [Complains.__del__]
+  # Reads that an earlier test abandoned may be collected at any time.
+  assert Complains.__del__ in said
 
 
 def test_two_broken_records(three, tmp_path, opened):
