@@ -11,8 +11,9 @@ minutes.
 
 Expected: docs/fashion_mnist_fc.md. With Nesterov momentum perfect scaling up to
 512, a plateau of about 150 updates from 1,024 on; plain SGD leaves the line at
-32 and needs 400. An hour and a half of one core (x86-64, JAX 0.10.2): the same
-command started twice is done in less.
+32 and needs 400. Took an hour on two CPU cores (x86-64, JAX 0.10.2) beside
+other work, the last quarter of it with two workers: the same command started
+twice.
 """
 
 from adabatch import config
