@@ -7,6 +7,7 @@ from adabatch.buckets import Bucket, Ladder, Plan
 from adabatch.config import ConfigError
 from adabatch.controllers import BatchSizeController, GradientNoise, Signals
 from adabatch.evaluate import Measurements
+from adabatch.run_end import PROGRESS
 from adabatch.steps import StepSignals
 from adabatch.sync import State
 
@@ -54,7 +55,7 @@ class Decisions:
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
     self.evaluated_examples = 0
-    self.measured = bool(controller.needs - {'update', 'examples', 'epoch'})
+    self.measured = bool(controller.needs - PROGRESS)
 
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""

@@ -128,15 +128,16 @@ def test_everything_is_due_where_it_says(tmp_path, events):
     (16 * a, b - a) for a, b in zip(ends, ends[1:], strict=False)
   ]
   assert events.index(('evaluate', 15)) < events.index(('checkpoint', 15))
-  assert (summary['updates'], summary['examples']) == (16, 256)
-  assert summary['epochs'] == 2.56
+  # The last batch is cut, so that the epochs are exact.
+  assert (summary['updates'], summary['examples']) == (16, 250)
+  assert summary['epochs'] == 2.5
   lines = records(tmp_path, 'eval')
   assert [(line['update'], line['examples']) for line in lines] == [
-    (u, 16 * u) for u in (4, 8, 12, 15, 16)
+    (u, min(16 * u, 250)) for u in (4, 8, 12, 15, 16)
   ]
   assert all(line['epoch'] == line['examples'] / EXAMPLES for line in lines)
-  assert column(tmp_path, 'examples') == list(range(16, 257, 16))
-  assert column(tmp_path, 'epoch') == [0.16 * u for u in range(1, 17)]
+  assert column(tmp_path, 'examples') == [*range(16, 241, 16), 250]
+  assert column(tmp_path, 'batch_size') == [16] * 15 + [10]
 
 
 def test_evaluations_where_floating_point_misses_the_multiple(tmp_path, events):
@@ -150,14 +151,14 @@ def test_evaluations_where_floating_point_misses_the_multiple(tmp_path, events):
 
 
 @pytest.mark.parametrize(
-  ('overrides', 'updates'),
+  ('overrides', 'updates', 'calls'),
   [
-    ({'max_updates': 9}, 9),
-    ({'epochs': 0.96}, 6),  # exactly
-    ({'epochs': 0.97}, 7),
+    ({'max_updates': 9}, 9, [0]),
+    ({'epochs': 0.96}, 6, [0]),  # exactly
+    ({'epochs': 0.97}, 7, [0, 96]),  # a batch of one is another size
   ],
 )
-def test_the_end(tmp_path, events, overrides, updates):
+def test_the_end(tmp_path, events, overrides, updates, calls):
   summary = run(
     tmp_path, updates_per_call=50, **{'eval.every_epochs': 9.0} | overrides
   )
@@ -165,7 +166,7 @@ def test_the_end(tmp_path, events, overrides, updates):
   assert summary['updates'] == updates
   assert column(tmp_path, 'update') == list(range(1, updates + 1))
   assert at(events, 'evaluate') == at(events, 'checkpoint') == [updates]
-  assert at(events, 'run') == [0]
+  assert at(events, 'run') == calls
 
 
 def test_an_update_reports_while_the_next_one_runs(tmp_path, events):
@@ -196,9 +197,11 @@ def test_decisions_act_on_the_next_update_and_are_logged(tmp_path, scripted):
     'eval.every_epochs': 100.0,
   }
   summary = run(tmp_path / 'all', **overrides)
-  sizes = [16] * 3 + [32] * 3 + [128] * 4
+  # No batch is larger than the set.
+  sizes = [16] * 3 + [32] * 3 + [100] * 4
   assert column(tmp_path / 'all', 'batch_size') == sizes
-  assert column(tmp_path / 'all', 'nominal_batch_size') == sizes
+  nominal = [16] * 3 + [32] * 3 + [128] * 4
+  assert column(tmp_path / 'all', 'nominal_batch_size') == nominal
   # Before the first update and after updates 3, 6 and 9.
   assert summary['loss_evaluation_examples'] == 4 * EXAMPLES
 
