@@ -171,9 +171,10 @@ def run_length(
   if examples >= end.examples or lasts(examples)[1] == examples:
     return RunLength(updates, examples)
   # A rule that is spread over more examples grows later, and the run is
-  # shorter: between these two lies the length that agrees with itself.
+  # shorter: between these two lies the length that agrees with itself, but for
+  # less than a batch.
   low, high = examples, end.examples
   while high - low > 1:
     middle = (low + high) // 2
     low, high = (middle, high) if lasts(middle)[1] >= middle else (low, middle)
-  return RunLength(*lasts(low))
+  return RunLength(lasts(low)[0], low)
