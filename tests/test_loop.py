@@ -1,5 +1,6 @@
 """The loop: what it does when, on runs so small that only compiling counts."""
 
+import math
 import threading
 
 import jax
@@ -265,6 +266,36 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
   assert summary['status'] == 'diverged'
   assert summary['diverged_update'] == 4
   assert column(tmp_path, 'update') == [1, 2, 3]
+
+
+LARGE = {'learning_rate.base': 1e30}  # the loss after an update overflows
+INFINITE = {**LARGE, 'optimizer.weight_decay': 1e20}  # the update itself does
+
+
+@pytest.mark.parametrize('overrides', [LARGE, INFINITE])
+def test_a_last_update_that_diverges(tmp_path, overrides):
+  """Its own loss and gradient are finite; what it leaves is not."""
+  summary = run(tmp_path, max_updates=1, **overrides)
+  assert summary['status'] == 'diverged'
+  assert summary['diverged_update'] == 1
+  assert summary['best'] == {}
+  assert records(tmp_path, 'eval') == []
+  assert column(tmp_path, 'update') == [1]
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_result_that_is_not_finite_is_not_kept(tmp_path):
+  """Where a checkpoint is due and no evaluation."""
+  overrides = {**INFINITE, 'checkpoint.every_updates': 1}
+  summary = run(tmp_path, max_updates=5, **overrides)
+  assert summary['diverged_update'] == 1
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_best_is_a_number_if_there_is_one():
+  for higher in (True, False):
+    for values in ((0.5, math.nan), (math.nan, 0.5)):
+      assert train_lib.better(*values, higher=higher) == 0.5
 
 
 # Stopping and going on.
