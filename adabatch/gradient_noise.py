@@ -9,7 +9,7 @@ Reference: McCandlish et al., An Empirical Model of Large-Batch Training, 2018
 (arXiv:1812.06162), appendix A.1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,8 @@ def inner_product(a: optax.Updates, b: optax.Updates) -> jax.Array:
       return of_leaf(x.real, y.real) + of_leaf(x.imag, y.imag)
     return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32))
 
-  return sum(
-    map(of_leaf, jax.tree.leaves(a), jax.tree.leaves(b)), start=jnp.float32(0)
-  )
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return sum((of_leaf(x, y) for x, y in pairs), start=jnp.zeros([]))
 
 
 def of_microbatch(gradient_sum: optax.Updates, weight: jax.Array):
@@ -144,17 +143,14 @@ def from_difference(
   >>> float(noise.trace_covariance), float(noise.squared_norm)
   (1.0, 2.0)
   """
-  known = (size > 0) & (previous_size > 0)
-  sizes = size * previous_size / jnp.maximum(size + previous_size, 1e-30)
+  # NaN where there is none of one.
+  known: Any = jnp.where((size > 0) & (previous_size > 0), 1.0, jnp.nan)
   distance = squared_norm(
     jax.tree.map(jnp.subtract, gradient, previous_gradient)
   )
-  return GradientNoise(
-    trace_covariance=jnp.where(known, distance * sizes, jnp.nan),
-    squared_norm=jnp.where(
-      known, inner_product(gradient, previous_gradient), jnp.nan
-    ),
-  )
+  product = inner_product(gradient, previous_gradient)
+  sizes = size * previous_size / jnp.maximum(size + previous_size, 1e-30)
+  return GradientNoise(distance * sizes * known, product * known)
 
 
 def unknown() -> GradientNoise:

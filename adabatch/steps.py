@@ -560,6 +560,74 @@ def evaluation_step(
   return body
 
 
+def calibration_step(
+  model: nn.Module,
+  task: Task,
+  load: Load,
+  slots: int,
+  limit: int,
+  *,
+  devices: int,
+  rng: jax.Array,
+):
+  """The body that adds what one chunk makes of running statistics.
+
+  A running statistic is affine in its old value, s' = m s + (1 - m) b, with b
+  that of the batch. From what becomes of zeros and of ones both m and b follow:
+  b is what the statistics would be after many updates that changed no
+  parameter. XLA computes b once for both.
+
+  Arguments as for `evaluation_step`; `devices` are those that share a chunk,
+  `rng` is for dropout. `sums` is a triple: the summed statistics from zeros and
+  from ones, both with the structure of `model_state`, and the sum of the
+  weights.
+  """
+
+  def body(params, model_state, data, sums, first):
+    batch, weights = _chunk(load, data, first, slots, limit)
+    weight = jnp.sum(weights)
+    rows = Rows(
+      weights=(weights > 0).astype(jnp.float32),
+      places=first + jnp.arange(slots, dtype=jnp.int32),
+      devices=devices,
+      axis=DATA_AXIS,
+    )
+
+    def from_value(value):
+      start = jax.tree.map(lambda x: jnp.full_like(x, value), model_state)
+      _, new = model.apply(
+        {'params': params, **start},
+        task.inputs(batch),
+        train=True,
+        rows=rows,
+        mutable=list(model_state),
+        rngs={'dropout': rng},
+      )
+      return jax.tree.map(lambda x: x * weight, dict(new))
+
+    chunk = jax.lax.psum((from_value(0), from_value(1), weight), DATA_AXIS)
+    return jax.tree.map(jnp.add, sums, chunk)
+
+  return body
+
+
+def calibrated(model_state: Any, sums: Any) -> Any:
+  """The statistics of the batches in `sums`; see `calibration_step`.
+
+  A variable that is no running statistic, because training leaves it as it is
+  or it is a whole number, keeps its value.
+  """
+  zeros, ones, weight = sums
+
+  def one(old, zero, one):
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+      return old
+    new = 1 - (one - zero) / weight  # 1 - m
+    return jnp.where(new > 1e-6, zero / weight / jnp.maximum(new, 1e-6), old)
+
+  return jax.tree.map(one, model_state, zeros, ones)
+
+
 def gradient_step(
   model: nn.Module, task: Task, load: Load, slots: int, limit: int
 ):

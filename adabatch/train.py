@@ -154,7 +154,11 @@ class Run:
     self.apart = experiment.replicas > 1 and jax.process_count() > 1
     self.in_flight = self.new_queue()
     self.evaluator, measurements = make_evaluators(
-      config, experiment, self.updates.feed.data, self.skipped.in_split
+      config,
+      experiment,
+      self.updates.feed.data,
+      self.skipped.in_split,
+      has_statistics=bool(jax.tree.leaves(self.updates.state.model_state)),
     )
     self.decisions = Decisions(
       experiment.controller,
