@@ -102,6 +102,32 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
   return Sync(rule, s.average_momentum)
 
 
+def check_sizes(config: Config) -> None:
+  """Refuses sizes of a schedule that the run could not have.
+
+  Rules that grow without an end are damped beyond the largest size; a size that
+  was written down is meant.
+  """
+  c = config.controller
+  if c.name == 'step_table':
+    with refusing('controller.step_table'):
+      sizes = [size for _, size in controllers.parse_table(c.step_table.table)]
+    key = 'step_table.table'
+  elif c.name == 'ramp_up':
+    sizes, key = [c.ramp_up.final_batch_size], 'ramp_up.final_batch_size'
+  else:
+    return
+  limits = c.initial_batch_size, c.max_batch_size
+  for size in sizes:
+    if not limits[0] <= size <= limits[1]:
+      bound = 'initial' if size < limits[0] else 'max'
+      raise ConfigError(
+        f'controller.{key} asks for a batch of {size:g}, outside '
+        f'{limits[0]} to {limits[1]}: change it or '
+        f'controller.{bound}_batch_size'
+      )
+
+
 def make_controller(config: Config, num_examples: int) -> BatchSizeController:
   """The batch-size rule with its wrappers."""
   c = config.controller
@@ -113,6 +139,13 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
       max_batch_size=c.max_batch_size,
       epochs=config.epochs,
       num_examples=num_examples,
+    )
+  scaling = config.learning_rate.scaling
+  if c.name == 'cabs' and scaling in ('linear', 'adascale'):
+    raise ConfigError(
+      'controller.name=cabs takes a batch size in proportion to the learning '
+      f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
+      "the batch size, without an end: set it to 'none' or 'sqrt'"
     )
   if c.name == 'geodamp':
     del parameters['lr_factor']
@@ -128,6 +161,10 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
         'schedule: leave it unset'
       )
     parameters['floor'] = False
+  if 'initial_updates' in accepted:
+    # What comes before the first decision tells where the run began.
+    parameters['initial_updates'] = c.wait or c.every
+  check_sizes(config)
   with refusing(f'controller.{c.name}'):
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
   with refusing('controller.every'):
