@@ -301,6 +301,16 @@ def test_radadamp(seed, reduction, minimum, window, first):
   assert len(set(expected)) > 3
 
 
+def test_radadamp_does_not_run_away_with_its_own_effect():
+  """Where ||g||^2 is nothing but noise over B, sizes end at B_0 F_0 / F."""
+  controller = c.radadamp(initial_batch_size=B0, window=1, rho=0.0)
+  size, state, losses = B0, controller.init(), [2.0, *[0.25] * 30]
+  for k, loss in enumerate(losses, start=1):
+    signals = c.Signals(k, loss=loss, gradient_norm_squared=3.0 / size)
+    size, state = controller.update(state, signals)
+  assert size == pytest.approx(B0 * 2.0 / 0.25, rel=1e-2)
+
+
 def test_padadamp(seed):
   compare(
     c.padadamp(initial_batch_size=B0, rate=0.37),
