@@ -9,6 +9,7 @@ from adabatch.config import ConfigError
 from adabatch.controllers import BatchSizeController, GradientNoise, Signals
 from adabatch.evaluate import Measurements
 from adabatch.in_flight import Update
+from adabatch.run_end import PROGRESS
 from adabatch.sync import State
 
 # Updates among which a decision is looked for when guessing a future one.
@@ -45,7 +46,7 @@ class Decisions:
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
     self.evaluated_examples = 0
-    self.measured = bool(controller.needs - {'update', 'examples', 'epoch'})
+    self.measured = bool(controller.needs - PROGRESS)
 
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""

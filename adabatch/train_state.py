@@ -52,3 +52,15 @@ def create(
       jax.tree.map(jnp.zeros_like, params) if keep_gradient else None
     ),
   )
+
+
+def is_finite(tree: Any) -> jax.Array:
+  """Whether every floating-point entry of a pytree is finite; bool scalar.
+
+  >>> bool(is_finite({'w': jnp.array([1.0, jnp.inf]), 'count': jnp.array(3)}))
+  False
+  """
+  leaves = [
+    x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))

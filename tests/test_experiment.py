@@ -21,9 +21,16 @@ from adabatch import (
 from adabatch import config as config_lib
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
+from adabatch.run_end import Extent, RunEnd
 from tests.experiments import digits
 
 EXAMPLES = 1000  # in an epoch
+
+
+def extent(config):
+  """Of a run that ends after its epochs."""
+  top = config.controller.max_batch_size
+  return Extent(EXAMPLES, config.epochs * EXAMPLES, top)
 
 
 def splits(examples=EXAMPLES):
@@ -42,7 +49,8 @@ def build(**overrides):
 
 def sizes(steps, **overrides):
   """What the rule asks for where (update, examples) are as given."""
-  controller = experiment.make_controller(digits(**overrides), EXAMPLES)
+  config = digits(**overrides)
+  controller = experiment.make_controller(config, extent(config))
   state, sizes = controller.init(), []
   for update, examples in steps:
     signals = Signals(update, examples, examples / EXAMPLES)
@@ -71,7 +79,7 @@ def test_decay(name, overrides, halfway):
   config = digits(
     **DECAY, **{f'learning_rate.decay.{k}': v for k, v in keys.items()}
   )
-  decay = optimization.make_decay(config, EXAMPLES)
+  decay = optimization.make_decay(config, extent(config))
   # At half the length a straight line, and half a cosine, are half-way.
   left = 0.125 if name == 'polynomial' else 0.5
   assert float(decay(0)) == pytest.approx(1.0)
@@ -97,25 +105,23 @@ def test_piecewise_decay(unit, boundaries):
       'learning_rate.decay.factor': 0.5,
     },
   )
-  decay = optimization.make_decay(config, EXAMPLES)
+  decay = optimization.make_decay(config, extent(config))
   got = [float(decay(e)) for e in (499, 500, 1999, 2000)]
   assert got == [1.0, 0.5, 0.5, 0.25]
 
 
 def test_warmup_that_grows_with_the_batch_size():
   """a + b B = 0.5 + 0.01 x 50 = 1 epoch."""
-  tx = optimization.make_learning_rate(
-    digits(
-      **{
-        'learning_rate.scaling': 'linear',
-        'learning_rate.reference_batch_size': 10,
-        'learning_rate.warmup.kind': 'constant',
-        'learning_rate.warmup.epochs': 0.5,
-        'learning_rate.warmup.epochs_per_example': 0.01,
-      }
-    ),
-    EXAMPLES,
+  config = digits(
+    **{
+      'learning_rate.scaling': 'linear',
+      'learning_rate.reference_batch_size': 10,
+      'learning_rate.warmup.kind': 'constant',
+      'learning_rate.warmup.epochs': 0.5,
+      'learning_rate.warmup.epochs_per_example': 0.01,
+    }
   )
+  tx = optimization.make_learning_rate(config, extent(config))
   for examples, factor in ((0, 1), (999, 1), (1000, 5)):
     _, state = tx.update(
       jnp.ones(1), tx.init(jnp.ones(1)), batch_size=50, examples=examples
@@ -158,7 +164,7 @@ def test_optimizer(name, in_examples, everywhere):
     beta2_reference_batch_size=8 if in_examples else None,
   )
   results = []
-  for tx in (optimization.make_optimizer(config, EXAMPLES), expected):
+  for tx in (optimization.make_optimizer(config, extent(config)), expected):
     state, p = tx.init(params), params
     for gradient in (0.5, -0.25, 1.0):
       gradients = jax.tree.map(lambda x, g=gradient: g * x + g, params)
@@ -233,7 +239,7 @@ def test_wrappers(overrides, expected):
 def test_only_a_floor_of_its_own_lets_the_size_fall_below_the_first():
   def floor(**overrides):
     config = digits(**{'controller.name': 'cabs'} | overrides)
-    controller = experiment.make_controller(config, EXAMPLES)
+    controller = experiment.make_controller(config, extent(config))
     _, state = controller.update(controller.init(), Signals())
     signals = Signals(
       update=20,
@@ -317,7 +323,7 @@ def test_ladder():
 
 def test_task_and_length():
   parts = build(epochs=1.2346, **{'task.label_smoothing': 0.3})
-  assert parts.total_examples == 1235
+  assert parts.end == RunEnd(1235)
   logits, batch = jnp.array([[1.0, -2.0]]), {'label': jnp.array([0])}
   for got, expected in (
     (parts.task, tasks.classification(0.3)),

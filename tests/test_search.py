@@ -288,6 +288,7 @@ def test_study(tmp_path):
     ({'target.metric': 'perplexity'}, 'target.metric'),
     ({'study.batch_sizes': ()}, 'study.batch_sizes'),
     ({'study.batch_sizes': (8, 8)}, 'study.batch_sizes'),
+    ({'study.batch_sizes': (8, 2048)}, '2048 is above the 1438 examples'),
     ({'study.optimizers': ('adagrad',)}, 'unknown optimizer.name'),
     ({'learning_rate.scaling': 'linear'}, 'learning_rate.scaling'),
     ({'search.sampler': 'grid'}, 'unknown search.sampler'),

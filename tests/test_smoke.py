@@ -11,6 +11,7 @@ import pytest
 from adabatch import config as config_lib
 from adabatch import data, experiment, optimization, report, smoke
 from adabatch.config import ConfigError
+from adabatch.run_end import Extent
 from adabatch.search.archive import read_tree
 from adabatch.search.workload import (
   at_batch_size,
@@ -224,7 +225,12 @@ def test_a_warmup_warms_up(name):
     if config.learning_rate.warmup.kind != 'gradual':
       continue
     examples = 100_000
-    tx = optimization.make_learning_rate(config, examples)
+    extent = Extent(
+      examples,
+      config.epochs * examples,
+      config.controller.max_batch_size,
+    )
+    tx = optimization.make_learning_rate(config, extent)
     size = config.controller.initial_batch_size
 
     def rate(seen, tx=tx, size=size):
