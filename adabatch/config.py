@@ -215,7 +215,8 @@ def default() -> Config:
   c.controller.geodamp.lr_factor = 1.0  # AdaBatch: lr too, at the same epochs
   c.controller.radadamp = ConfigDict()
   c.controller.radadamp.rho = 0.2  # weight of the past in its averages
-  c.controller.radadamp.window = 20  # updates in a window
+  # Updates in a window; the first one lasts to the first decision, if longer.
+  c.controller.radadamp.window = 20
   c.controller.radadamp.reduction = 'min'  # 'min', 'mean', 'median', 'max'
   c.controller.radadamp.minimum_loss = 0.0  # F*
   c.controller.adadamp_grad = ConfigDict()

@@ -311,9 +311,9 @@ def test_a_missing_signal_is_named_where_a_decision_is_due(name):
   rule = CASES[name]()
   signals = random_signals(7)
   for field in sorted(measured(rule)):
-    lacking = replaced(signals, **{field: None})
     if field == 'update':
-      continue
+      continue  # which is always there
+    lacking = replaced(signals, **{field: None})
     _, state = run(rule, signals[:31])
     with pytest.raises(c.MissingSignal, match=repr(field)) as error:
       rule.update(state, lacking[31])
@@ -329,9 +329,9 @@ def test_a_missing_signal_is_named_where_a_decision_is_due(name):
 
 @pytest.mark.parametrize('name', NEEDY)
 def test_before_the_first_update_only_measurements_are_missed(name):
-  """Nothing has a minibatch loss yet, but F(x_0) and the epoch are known."""
+  """There is no minibatch loss yet, but F(x_0) and the counts are known."""
   controller = CASES[name]()
-  known = controller.needs - {'examples', 'update'}
+  known = controller.needs - {'update'}
   for_updates = {
     'loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate'
   }  # fmt: skip

@@ -432,7 +432,7 @@ def test_from_lr_schedule_does_not_see_float32(power):
     lambda examples: np.float32(0.3) * (decay if examples else 1),
     initial_batch_size=B0,
   )
-  signals = [c.Signals(), c.Signals(update=1, examples=64)]
+  signals = [c.Signals(examples=0), c.Signals(update=1, examples=64)]
   assert run(controller, signals)[0] == [B0, B0 * 10**power]
 
 
@@ -597,7 +597,7 @@ def test_smooth_stays_between_the_old_size_and_the_new_one(rho):
   for low, high in ((1, 49), (1, 1e300), (64, 64e12)):
     for table in ([(0, low), (1, high)], [(0, high), (1, low)]):
       controller = c.smooth(c.step_table(table=table), rho)
-      signals = [c.Signals(), c.Signals(1, examples=1)]
+      signals = [c.Signals(examples=0), c.Signals(1, examples=1)]
       size = run(controller, signals)[0][1]
       assert low <= size <= high
       if not rho:

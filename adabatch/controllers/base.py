@@ -50,7 +50,7 @@ class Signals(NamedTuple):
   """
 
   update: int = 0
-  examples: int = 0
+  examples: int | None = None
   epoch: float | None = None
   loss: float | None = None
   full_loss: float | None = None

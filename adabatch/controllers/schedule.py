@@ -357,9 +357,7 @@ def _of_progress(
   check_number('initial_batch_size', initial_batch_size, at_least=1)
 
   def update(state: Held, signals: Signals):
-    values = required(rule, signals, [field])
-    assert values is not None, 'progress exists before the first update'
-    (progress,) = values
+    progress = _progress(rule, signals, field)
     if not math.isfinite(progress):
       return reject(state)
     smallest = initial_batch_size if floor else 1
@@ -370,6 +368,12 @@ def _of_progress(
     update=update,
     needs=frozenset({field}),
   )
+
+
+def _progress(rule: str, signals: Signals, field: str) -> Any:
+  values = required(rule, signals, [field])
+  assert values is not None, 'there is a count before the first update too'
+  return values[0]
 
 
 class LearningRateState(NamedTuple):
@@ -408,7 +412,7 @@ def from_lr_schedule(
   >>> controller = from_lr_schedule(
   ...   lambda examples: 0.1 if examples < 1000 else 0.01,
   ...   initial_batch_size=64)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=1000))[0]
   640.0
 
@@ -422,10 +426,10 @@ def from_lr_schedule(
     )
 
   def update(state: LearningRateState, signals: Signals):
-    required('from_lr_schedule', signals, ['examples'])
-    if not math.isfinite(signals.examples):
+    examples = _progress('from_lr_schedule', signals, 'examples')
+    if not math.isfinite(examples):
       return reject(state)
-    value = float(schedule(signals.examples))
+    value = float(schedule(examples))
     if not math.isfinite(value):
       return reject(state)
     peak = max(state.peak, value)

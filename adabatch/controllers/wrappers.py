@@ -80,7 +80,7 @@ def monotone(controller: BatchSizeController) -> BatchSizeController:
 
   >>> from adabatch.controllers import step_table
   >>> controller = monotone(step_table(table='0:64 100:32'))
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=100))[0]
   64.0
   """
@@ -107,7 +107,7 @@ def smooth(controller: BatchSizeController, rho: float) -> BatchSizeController:
 
   >>> from adabatch.controllers import step_table
   >>> controller = smooth(step_table(table='0:64 100:128'), rho=0.75)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> round(controller.update(state, Signals(update=1, examples=100))[0], 2)
   76.11
   """
@@ -142,7 +142,7 @@ def limit_growth(
 
   >>> from adabatch.controllers import step_table
   >>> controller = limit_growth(step_table(table='0:64 100:512'), factor=2)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=100))[0]
   128.0
   """
@@ -173,7 +173,7 @@ def hysteresis(
 
   >>> from adabatch.controllers import step_table
   >>> controller = hysteresis(step_table(table='0:64 100:70 200:90'), ratio=1.2)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> size, state = controller.update(state, Signals(update=1, examples=100))
   >>> size, controller.update(state, Signals(update=2, examples=200))[0]
   (64.0, 90.0)
