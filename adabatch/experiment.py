@@ -186,6 +186,12 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   return controller
 
 
+def wants_noise(config: Config, controller: BatchSizeController) -> bool:
+  """Whether anything reads the gradient noise."""
+  adascale = config.learning_rate.scaling == 'adascale'
+  return adascale or 'gradient_noise' in controller.needs
+
+
 def make_ladder(
   config: Config, devices: int, num_examples: int | None = None
 ) -> Ladder:
@@ -219,6 +225,7 @@ def make_ladder(
         f'{num_examples} examples of the training split: lower it'
       )
     largest = min(largest, num_examples // replicas * replicas)
+  rule = make_controller(config, Extent(1, 1, c.max_batch_size))
   # A constant size needs no ladder, and no program compiled for the next rung.
   largest = smallest if c.name == 'constant' else largest
   for key, size in (('initial', smallest), ('max', largest)):
@@ -238,6 +245,7 @@ def make_ladder(
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
+      split=wants_noise(config, rule),
     )
 
 
@@ -427,10 +435,7 @@ def build(
     end=end,
     extent=extent,
     length=length,
-    estimate_noise=(
-      'gradient_noise' in controller.needs
-      or config.learning_rate.scaling == 'adascale'
-    ),
+    estimate_noise=wants_noise(config, controller),
     sync=make_sync(config, extent),
     replicas=count_replicas(config),
     learning_rate_drops=learning_rate_drops(config, extent),
