@@ -199,7 +199,7 @@ def default() -> Config:
   c.controller.every = 20  # updates between two decisions
   c.controller.wait = 0  # updates before the first change
   c.controller.monotone = False  # never let the batch size fall
-  c.controller.smooth = 0.0  # weight of the old size in each new one
+  c.controller.smooth = 0.0  # weight of the old size's logarithm in a new one
   c.controller.growth_limit = placeholder(float)  # largest ratio per decision
   c.controller.hysteresis = placeholder(float)  # ignore smaller ratios
   c.controller.subset_size = 1024  # examples of loss_source 'subset'
@@ -215,8 +215,9 @@ def default() -> Config:
   c.controller.geodamp.lr_factor = 1.0  # AdaBatch: lr too, at the same epochs
   c.controller.radadamp = ConfigDict()
   c.controller.radadamp.rho = 0.2  # weight of the past in its averages
-  c.controller.radadamp.window = 20  # updates in a window
-  c.controller.radadamp.reduction = 'min'  # over the window
+  # Updates in a window; the first one lasts to the first decision, if longer.
+  c.controller.radadamp.window = 20
+  c.controller.radadamp.reduction = 'min'  # 'min', 'mean', 'median', 'max'
   c.controller.radadamp.minimum_loss = 0.0  # F*
   c.controller.adadamp_grad = ConfigDict()
   c.controller.adadamp_grad.gradient_source = 'ema'  # 'full', 'subset', 'ema'

@@ -108,8 +108,38 @@ def make_sync(config: Config, extent: Extent) -> Sync | None:
   return Sync(rule, s.average_momentum)
 
 
+def check_controller(config: Config) -> None:
+  """Refuses rules that would ask for something else than they are to."""
+  c, scaling = config.controller, config.learning_rate.scaling
+  if c.name == 'cabs' and scaling in ('linear', 'adascale'):
+    raise ConfigError(
+      'controller.name=cabs takes a batch size in proportion to the learning '
+      f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
+      "the batch size, without an end: set it to 'none' or 'sqrt'"
+    )
+  # Rules that grow without an end are damped beyond the largest size; a size
+  # that was written down is meant.
+  sizes: dict[str, list[float]] = {}
+  if c.name == 'step_table':
+    with refusing('controller.step_table'):
+      entries = controllers.parse_table(c.step_table.table)
+    sizes = {'step_table.table': [size for _, size in entries]}
+  if c.name == 'ramp_up':
+    sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
+  smallest, largest = c.initial_batch_size, c.max_batch_size
+  for key, written in sizes.items():
+    for size in written:
+      if not smallest <= size <= largest:
+        bound = 'initial' if size < smallest else 'max'
+        raise ConfigError(
+          f'controller.{key} asks for a batch of {size:g}, outside {smallest} '
+          f'to {largest}: change it or controller.{bound}_batch_size'
+        )
+
+
 def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   """The batch-size rule with its wrappers."""
+  check_controller(config)
   c = config.controller
   factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
   parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
@@ -134,6 +164,9 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
         'schedule: leave it unset'
       )
     parameters['floor'] = False
+  if 'initial_updates' in accepted:
+    # What comes before the first decision tells where the run began.
+    parameters['initial_updates'] = c.wait or c.every
   with refusing(f'controller.{c.name}'):
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
   with refusing('controller.every'):

@@ -192,9 +192,7 @@ class Run:
         raise Diverged(done.update, 'loss or gradient')
       self.stopping |= report.stop > 0
       if self.decisions.measured:
-        self.decisions.decide(
-          done.update, done.examples, self.updates.state, report, done.noise
-        )
+        self.decide(done)
       self.last = done
       self.count_skipped(done)
       if math.isfinite(done.report.replica_squared_distance):
@@ -203,6 +201,19 @@ class Run:
       every = self.config.log.every_updates
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
+
+  def decide(self, done: Update) -> None:
+    """Feeds the rule; says so when it reads a loss that it cannot follow."""
+    decisions = self.decisions
+    before = decisions.losses_below_minimum
+    decisions.decide(done.update, done.examples, self.updates.state, done)
+    if decisions.losses_below_minimum > before == 0:
+      name = self.config.controller.name
+      self.console.say(
+        f'update {done.update}: the loss is not above '
+        f'controller.{name}.minimum_loss, so the batch size stays at '
+        f'{decisions.nominal:.6g}; summary.json counts how often'
+      )
 
   def count_skipped(self, done: Update) -> None:
     """Every process counts the same: the weights were summed over devices.
@@ -599,6 +610,7 @@ class Run:
       'sync_count': self.agreement.counts.syncs,
       'sync_bytes': self.agreement.counts.sync_bytes,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
+      'losses_below_minimum': self.decisions.losses_below_minimum,
       'skipped_records': progress.skipped_records
       + len(self.experiment.inputs.skipped_documents),
       'final': progress.final,

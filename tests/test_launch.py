@@ -98,6 +98,7 @@ def test_main_job_leaves_its_files(digits):
     'best',
     'target',
     'loss_evaluation_examples',
+    'losses_below_minimum',
   }
   assert set(records(workdir)[0]) == {
     'kind',

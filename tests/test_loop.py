@@ -211,6 +211,32 @@ def test_decisions_act_on_the_next_update_and_are_logged(tmp_path, scripted):
   assert column(tmp_path / 'some', 'update') == [3, 5, 6, 9, 10]
 
 
+def test_a_loss_that_is_not_above_the_minimum_is_said_once(
+  tmp_path, scripted, capsys
+):
+  """F - F* is 1, 0.5 and then nothing: the size stays at twice the first."""
+  scripted += [{'loss': loss, 'accuracy': 0.0} for loss in (2.0, 1.5, 1.0)]
+  summary = run(
+    tmp_path,
+    max_updates=7,
+    **{
+      'controller.name': 'adadamp',
+      'controller.adadamp.minimum_loss': 1.0,
+      'controller.every': 2,
+    },
+  )
+  assert column(tmp_path, 'nominal_batch_size') == [16.0] * 2 + [32.0] * 5
+  assert summary['losses_below_minimum'] == 2
+  said = [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if 'adadamp.minimum_loss' in line
+  ]
+  assert len(said) == 1
+  assert 'update 4' in said[0]
+  assert 'stays at 32;' in said[0]
+
+
 # Evaluations and the target.
 
 SERIES = [(3.0, 0.2), (1.0, 0.5), (2.0, 0.5), (0.5, 0.6), (0.75, 0.25)]
