@@ -241,7 +241,9 @@ def test_an_estimate_that_is_not_finite_is_none():
     call = dispatched(1, 1, rows=1)
     call.reports[0, 0, column] = np.nan
     in_flight.add(call)
-  assert [u.noise for u in in_flight.take()] == [None, None]
+  in_flight.add(dispatched(2, 1, rows=1))
+  got = [u.noise for u in in_flight.take()]
+  assert got == [None, None, GradientNoise(5, 6)]
 
 
 def test_guessing_costs_little_on_a_long_run():

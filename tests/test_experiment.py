@@ -317,7 +317,7 @@ def test_ladder():
     **{'controller.name': 'cabs', 'controller.min_batch_size': 4},
   )
   # It reads the gradient noise, which takes two microbatches.
-  assert lower.ladder == buckets.ladder(4, 100, split=True, **how)
+  assert lower.ladder == buckets.ladder(4, 100, **how, split=True)
   constant = build(**overrides, **{'controller.name': 'constant'})
   assert constant.ladder == buckets.ladder(16, 16, **how)
 
