@@ -147,8 +147,18 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
   return controller
 
 
-def make_ladder(config: Config, devices: int) -> Ladder:
-  """The batch sizes that can be run."""
+def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
+  """Whether anything reads the gradient noise."""
+  return (
+    'gradient_noise' in controller.needs
+    or config.learning_rate.scaling == 'adascale'
+  )
+
+
+def make_ladder(
+  config: Config, devices: int, *, estimate_noise: bool = False
+) -> Ladder:
+  """The batch sizes that can be run; their parts tell the gradient noise."""
   c, b = config.controller, config.buckets
   if c.max_batch_size < c.initial_batch_size:
     raise ConfigError(
@@ -185,6 +195,7 @@ def make_ladder(config: Config, devices: int) -> Ladder:
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
+      min_microbatches=2 if estimate_noise else 1,
     )
 
 
@@ -294,8 +305,8 @@ def check(config: Config, devices: int) -> None:
       f'sync.name={config.sync.name!r} needs two axes of devices, and '
       "parallel.backend='pmap' has one: choose 'shard_map'"
     )
-  make_ladder(config, devices)
-  make_controller(config, 1)
+  noisy = estimates_noise(config, make_controller(config, 1))
+  make_ladder(config, devices, estimate_noise=noisy)
   make_optimizer(config, 1)
   if task_name == 'language_modelling':
     # Known without the text, which may take long to turn into tokens.
@@ -325,13 +336,14 @@ def build(
   mesh = parallel.make_mesh(devices)
   # Before the data is read: a wrong name must not cost minutes.
   check(config, mesh.size)
-  task, ladder = make_task(config), make_ladder(config, mesh.size)
+  task = make_task(config)
   inputs = open_inputs(config, splits, cache)
   num_examples = inputs.train.num_examples
   example = network_input(task, inputs)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   check_model(config, model, example)
   controller = make_controller(config, num_examples)
+  noisy = estimates_noise(config, controller)
   tx = make_optimizer(config, num_examples)
   total_examples = round(config.epochs * num_examples)
   if not total_examples:
@@ -344,16 +356,13 @@ def build(
     task=task,
     tx=tx,
     controller=controller,
-    ladder=ladder,
+    ladder=make_ladder(config, mesh.size, estimate_noise=noisy),
     inputs=inputs,
     network_input=example,
     compiler_options=compiler_options(config, mesh),
     mesh=mesh,
     total_examples=total_examples,
-    estimate_noise=(
-      'gradient_noise' in controller.needs
-      or config.learning_rate.scaling == 'adascale'
-    ),
+    estimate_noise=noisy,
     sync=make_sync(config, num_examples),
     replicas=count_replicas(config),
     learning_rate_drops=learning_rate_drops(config, num_examples),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from adabatch.buckets import Bucket, Plan
+from adabatch.buckets import Plan
 from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
 from adabatch.steps import StepSignals, combine
@@ -91,24 +91,18 @@ class InFlight:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       for i in range(1, done.count + 1):
-        report, update = combine(rows[:, i - 1]), done.update + i
+        report = combine(rows[:, i - 1])
         yield Update(
-          update=update,
+          update=done.update + i,
           examples=done.examples + i * done.plan.batch_size,
           seconds=since + (now - since) * i / done.count,
           nominal=done.nominal,
           plan=done.plan,
           report=report,
-          noise=_noise(report, update, done.plan.bucket),
+          noise=_noise(report),
         )
 
 
-def _noise(
-  report: StepSignals, update: int, bucket: Bucket
-) -> GradientNoise | None:
+def _noise(report: StepSignals) -> GradientNoise | None:
   estimate = GradientNoise(report.trace_covariance, report.squared_norm)
-  differenced = bucket.devices * bucket.accumulation_steps == 1
-  # The first difference is with a gradient that was never taken.
-  unknown = differenced and update == 1
-  known = all(map(math.isfinite, estimate)) and not unknown
-  return estimate if known else None
+  return estimate if all(map(math.isfinite, estimate)) else None

@@ -268,7 +268,6 @@ def train_step(
       replicas=1 if replicas is None else replicas.total,
       axes=axes,
     ),
-    bucket,
     estimate_noise,
     axes,
   )
@@ -428,21 +427,24 @@ def _accumulate(
 def _update(
   tx: optax.GradientTransformationExtraArgs,
   accumulate,
-  bucket: Bucket,
   estimate_noise: bool,
   axes: tuple[str, ...],
 ):
   """(state, data, batch) -> (state, StepSignals) of one model."""
 
-  def noise(sums, gradient, norm_squared, state, batch):
+  def noise(sums, gradient, norm_squared, state):
     if not estimate_noise:
       return gradient_noise.unknown()
-    if bucket.devices * bucket.accumulation_steps > 1:
-      return gradient_noise.from_microbatches(
-        sums.norms, norm_squared, sums.weight
-      )
-    return gradient_noise.from_difference(
-      gradient, state.previous_gradient, sums.weight
+    within = gradient_noise.from_microbatches(
+      sums.norms, norm_squared, sums.weight
+    )
+    if state.previous is None:
+      return within
+    between = gradient_noise.from_difference(
+      gradient, sums.weight, state.previous
+    )
+    return jax.tree.map(
+      lambda w, b: jnp.where(sums.norms.count > 1, w, b), within, between
     )
 
   def update(state: TrainState, data: Data, batch: _Batch):
@@ -464,7 +466,7 @@ def _update(
 
     gradient = jax.tree.map(mean, sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
-    estimate = noise(sums, gradient, norm_squared, state, batch)
+    estimate = noise(sums, gradient, norm_squared, state)
     updates, opt_state = tx.update(
       gradient,
       state.opt_state,
@@ -483,7 +485,11 @@ def _update(
         sums.model_state,
       ),
       opt_state=opt_state,
-      previous_gradient=(None if state.previous_gradient is None else gradient),
+      previous=(
+        None
+        if state.previous is None
+        else gradient_noise.Previous(gradient, sums.weight)
+      ),
     )
     signals = StepSignals(
       loss=mean(sums.loss),

@@ -3,9 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import linen as nn
+
+from adabatch import gradient_noise
 
 
 class TrainState(NamedTuple):
@@ -15,14 +16,14 @@ class TrainState(NamedTuple):
     params: the parameters x_k.
     model_state: variables that are not trained (BatchNorm statistics).
     opt_state: the state of the optax transform.
-    previous_gradient: gradient of the update before, kept only for the
-      differenced noise estimate; else None.
+    previous: gradient of the update before, kept only for the differenced
+      noise estimate; else None.
   """
 
   params: Any
   model_state: Any
   opt_state: optax.OptState
-  previous_gradient: Any = None
+  previous: gradient_noise.Previous | None = None
 
 
 def create(
@@ -48,7 +49,5 @@ def create(
     params=params,
     model_state=variables,
     opt_state=tx.init(params),
-    previous_gradient=(
-      jax.tree.map(jnp.zeros_like, params) if keep_gradient else None
-    ),
+    previous=gradient_noise.no_previous(params) if keep_gradient else None,
   )

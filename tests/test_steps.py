@@ -95,7 +95,7 @@ class Twin:
   def __init__(self, state, split, seed=3):
     self.w = weights_of(state)
     self.velocity = np.zeros_like(self.w)
-    self.previous = np.zeros_like(self.w)
+    self.previous = np.zeros_like(self.w), 0
     self.mean = np.zeros(len(self.w) - 1)
     self.order = data.Order(EXAMPLES, seed)
     self.split = split
@@ -121,24 +121,25 @@ class Twin:
       for first in range(0, bucket.slots, width)
     ]
     groups = [g for g in groups if len(g)]
-    if bucket.devices * bucket.accumulation_steps == 1:
-      trace = size * np.sum((gradient - self.previous) ** 2) / 2
-      squared = np.sum(gradient * self.previous)
-    elif len(groups) == 1:
+    if len(groups) > 1:
+      trace = sum(len(g) * np.sum((g.mean(0) - gradient) ** 2) for g in groups)
+      trace /= len(groups) - 1
+      squared = np.sum(gradient**2) - trace / size
+    elif not self.previous[1]:
       trace = squared = np.nan
     else:
-      m = len(groups) / sum(1 / len(g) for g in groups)
-      small = np.mean([np.sum(g.mean(0) ** 2) for g in groups])
-      large = np.sum(gradient**2)
-      trace = (small - large) / (1 / m - 1 / size)
-      squared = (size * large - m * small) / (size - m)
+      old, before = self.previous
+      total = size + before
+      trace = np.sum((gradient - old) ** 2) * size * before / total
+      pooled = (size * gradient + before * old) / total
+      squared = np.sum(pooled**2) - trace / total
 
     falling = 64 / (64 + position) if position < 2**31 else 1
     rate = BASE * size / 16 * falling * plan.damping
     self.velocity = MOMENTUM * self.velocity + gradient
     self.w = self.w - rate * self.velocity
     self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
-    self.previous = gradient
+    self.previous = gradient, size
     return loss, np.sum(gradient**2), rate, trace, squared
 
 
