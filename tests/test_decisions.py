@@ -181,19 +181,6 @@ def test_updates_come_back_in_order():
   assert got[2].report == StepSignals(*range(10, 19))
 
 
-@pytest.mark.parametrize(
-  ('max_per_device', 'known'), [(8, [False, True]), (4, [True, True])]
-)
-def test_the_first_difference_is_no_estimate(max_per_device, known):
-  """Where there is one microbatch; several estimate from the first on."""
-  ladder = buckets.ladder(8, 64, devices=1, max_per_device=max_per_device)
-  in_flight = InFlight(FakeClock())
-  in_flight.add(dispatched(0, 2, rows=2, plan=buckets.plan(8, ladder)))
-  got = list(in_flight.take())
-  assert [u.noise is not None for u in got] == known
-  assert got[1].noise == GradientNoise(12, 13)
-
-
 def test_an_estimate_that_is_not_finite_is_none():
   in_flight = InFlight(FakeClock())
   for column in (3, 4):
