@@ -100,6 +100,7 @@ def make_evaluators(
     skipped: is told of records that cannot be read.
   """
   inputs, most = e.inputs, config.eval.max_per_device
+  group = e.ladder.group_size
 
   def evaluator(pieces: Pieces) -> Evaluator:
     return Evaluator(
@@ -113,11 +114,16 @@ def make_evaluators(
     )
 
   def resident(arrays: steps.Data, examples: int) -> Pieces:
-    return resident_pieces(arrays, examples, e.mesh, most)
+    return resident_pieces(arrays, examples, e.mesh, most, group)
 
   def streamed(split: Any, name: str) -> Pieces:
     return streamed_pieces(
-      split, e.mesh, most, workers=inputs.workers, skipped=skipped(name)
+      split,
+      e.mesh,
+      most,
+      workers=inputs.workers,
+      skipped=skipped(name),
+      group_size=group,
     )
 
   def full() -> Pieces:

@@ -8,13 +8,20 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import data, feeds, gradient_noise, parallel, steps
+from adabatch import (
+  data,
+  evaluation_steps,
+  feeds,
+  gradient_noise,
+  parallel,
+  steps,
+)
 from adabatch.sync import State
 from adabatch.tasks import Task
 
 
 class Pieces(NamedTuple):
-  """A split in pieces of one shape, as `steps.evaluation_step` takes them.
+  """A split in pieces of one shape, as `evaluation_steps` takes them.
 
   Attributes:
     open: () -> iterator over (data, first) of each piece, the same number of
@@ -32,14 +39,37 @@ class Pieces(NamedTuple):
   examples: int
 
 
+def _slots(share: int, max_per_device: int, group_size: int | None) -> int:
+  """Slots of a device for its share, whole groups if there is room for one.
+
+  >>> _slots(50, 1000, None), _slots(50, 1000, 32), _slots(50, 40, 32)
+  (50, 64, 32)
+  """
+  group = group_size or 1
+  whole = -(-share // group) * group
+  room = max_per_device // group * group or max_per_device
+  return min(whole, room)
+
+
 def resident_pieces(
-  arrays: steps.Data, limit: int, mesh: Mesh, max_per_device: int
+  arrays: steps.Data,
+  limit: int,
+  mesh: Mesh,
+  max_per_device: int,
+  group_size: int | None = None,
 ) -> Pieces:
   """The first `limit` examples of arrays that lie on every device.
 
   Every example counts exactly once: the slots beyond the last are empty.
+
+  Args:
+    arrays: with a leading axis of examples.
+    limit: examples to take.
+    mesh: the devices.
+    max_per_device: most examples a device takes at once.
+    group_size: of BatchNorm, so that the groups are the same on any devices.
   """
-  slots = min(max_per_device, -(-limit // mesh.size))
+  slots = _slots(-(-limit // mesh.size), max_per_device, group_size)
   chunks = -(-limit // (slots * mesh.size))
   firsts = np.arange(chunks * mesh.size, dtype=np.int32) * slots
   placed = [
@@ -57,6 +87,7 @@ def streamed_pieces(
   *,
   workers: int,
   skipped: Callable[[int, str], None],
+  group_size: int | None = None,
 ) -> Pieces:
   """A whole split, read anew at each pass in the order in which it is stored.
 
@@ -66,9 +97,11 @@ def streamed_pieces(
     max_per_device: most examples a device takes at once.
     workers: processes that read; 0 for a thread.
     skipped: is told of records that could not be read: (record, reason).
+    group_size: see `resident_pieces`.
   """
   own, processes = len(feeds.own_devices(mesh)), jax.process_count()
-  slots = min(max_per_device, -(-split.num_examples // mesh.size))
+  share = -(-split.num_examples // mesh.size)
+  slots = _slots(share, max_per_device, group_size)
   here = jax.process_index()
   mine = len(range(here, split.num_examples, processes))
   most = -(-split.num_examples // processes)
@@ -138,8 +171,9 @@ class Evaluator:
         options=options,
       )
 
-    self._metrics = program(steps.evaluation_step(*body))
-    self._gradient = program(steps.gradient_step(*body))
+    self._metrics = program(evaluation_steps.evaluation_step(*body))
+    self._gradient = program(evaluation_steps.gradient_step(*body))
+    self._statistics = program(evaluation_steps.calibration_step(*body))
 
   def _sum(self, program: Callable[..., Any], state: State, zeros: Any):
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
@@ -157,6 +191,34 @@ class Evaluator:
       raise data.DatasetError(
         f'none of the {self.examples} examples to be evaluated can be read'
       )
+
+  def calibrated(self, state: State) -> tuple[State, int]:
+    """The same parameters with BatchNorm statistics of these examples.
+
+    Running statistics lag behind the parameters and are nobody's before the
+    first update, so a loss in evaluation mode says nothing of them there. These
+    are the mean over the split of what training would normalise by.
+
+    Returns:
+      The state, and how many examples that took: none without such statistics.
+    """
+    if not jax.tree.leaves(state.model_state):
+      return state, 0
+    zeros = jax.tree.map(
+      lambda x: np.zeros(x.shape, np.float32), state.model_state
+    )
+    sums, weight = self._sum(self._statistics, state, zeros)
+    sums, weight, old = jax.device_get((sums, weight, state.model_state))
+    self._count(weight)
+
+    def mean(total: Any, value: np.ndarray) -> np.ndarray:
+      if not np.issubdtype(value.dtype, np.inexact):
+        return value
+      return (total / weight).astype(value.dtype)
+
+    means = jax.tree.map(mean, sums, old)
+    placed = parallel.replicate(means, self._mesh)
+    return state._replace(model_state=placed), self.examples
 
   def metrics(self, state: State) -> dict[str, float]:
     """What the task reports of the split."""
@@ -208,13 +270,21 @@ class Measurements:
     }
 
   def take(self, state: State) -> tuple[dict[str, float], int]:
-    """The signals by name, and how many examples were evaluated for them."""
+    """The signals by name, and how many examples were evaluated for them.
+
+    All are measured with BatchNorm statistics of the examples themselves, at
+    x_0 as later, because the rules compare them.
+    """
     values, cost = {}, 0
     for source, evaluator in self._evaluators.items():
+      calibrated, examples = evaluator.calibrated(state)
+      cost += examples
       measures = {
-        f'{source}_loss': lambda e=evaluator: e.metrics(state)['loss'],
+        f'{source}_loss': lambda e=evaluator, s=calibrated: e.metrics(s)[
+          'loss'
+        ],
         f'{source}_gradient_norm_squared': (
-          lambda e=evaluator: e.gradient_norm_squared(state)
+          lambda e=evaluator, s=calibrated: e.gradient_norm_squared(s)
         ),
       }
       for name in self._needs & measures.keys():

@@ -6,7 +6,7 @@ import jax
 import optax
 from flax import linen as nn
 
-from adabatch import gradient_noise
+from adabatch import contract, gradient_noise
 
 
 class TrainState(NamedTuple):
@@ -43,6 +43,7 @@ def create(
     rng: key of the initialisation.
     keep_gradient: whether to carry the previous gradient.
   """
+  contract.check_model(model)
   variables = dict(model.init(rng, example, train=False))
   params = variables.pop('params')
   return TrainState(

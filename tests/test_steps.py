@@ -268,8 +268,12 @@ def test_evaluation_equals_numpy(
 class Fake:
   """An evaluator whose answers tell what it was asked."""
 
-  def __init__(self, arrays, examples):
+  def __init__(self, arrays, examples, statistics):
     self.arrays, self.examples = arrays, examples
+    self.statistics = statistics
+
+  def calibrated(self, state):
+    return (f'its {state}', self.examples) if self.statistics else (state, 0)
 
   def metrics(self, state):
     return {'loss': f'{self.arrays} loss of {state}', 'accuracy': 1.0}
@@ -279,12 +283,12 @@ class Fake:
 
 
 def test_measurements_cost_what_they_evaluate():
-  def measure(*needs):
+  def measure(*needs, statistics=False):
     made = []
 
     def evaluator(pieces):
       made.append(pieces[0])
-      return Fake(*pieces)
+      return Fake(*pieces, statistics)
 
     measurements = Measurements(
       frozenset(needs),
@@ -312,3 +316,9 @@ def test_measurements_cost_what_they_evaluate():
   assert sorted(made) == ['all', 'some']
   assert len(values) == 2
   assert cost == 110
+  # Statistics are taken once for the loss and the norm.
+  needs = 'subset_loss', 'subset_gradient_norm_squared'
+  _, values, cost = measure(*needs, statistics=True)
+  assert values['subset_loss'] == 'some loss of its x'
+  assert values['subset_gradient_norm_squared'] == 'some norm of its x'
+  assert cost == 30
