@@ -63,9 +63,10 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
     mesh=mesh,
     backend=config.parallel.backend,
     estimate_noise=e.estimate_noise,
-    # The structure of the state depends on the config alone and never on the
-    # devices, so that a checkpoint fits any number of them.
-    keep_gradient=e.estimate_noise,
+    # Needed where a replica may train on a single example. That depends on the
+    # config alone and never on the devices, so that a checkpoint fits any
+    # number of them.
+    keep_gradient=e.estimate_noise and e.ladder.batch_sizes[0] == e.replicas,
     updates_per_call=config.updates_per_call,
     options=e.compiler_options,
     sync=e.sync,

@@ -72,7 +72,7 @@ class Ladder(NamedTuple):
   rounding: str
   group_size: int | None = None
   replicas: int = 1
-  split: bool = False
+  min_microbatches: int = 1
 
 
 def ladder(
@@ -85,7 +85,7 @@ def ladder(
   rounding: str = 'up',
   group_size: int | None = None,
   replicas: int = 1,
-  split: bool = False,
+  min_microbatches: int = 1,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
@@ -106,14 +106,17 @@ def ladder(
     group_size: examples of a BatchNorm group, which must not be cut by the end
       of a microbatch; None where the network has none.
     replicas: that take equal shares of each batch.
-    split: whether a batch of two examples or more is run as two microbatches
-      at least, on one device too: what their gradients differ by tells how
-      noisy they are.
+    min_microbatches: how many microbatches, on one device or on several, hold
+      an example of each share, where it has so many examples: 2 where the
+      noise of the gradient is estimated from how they differ. Groups are then
+      not spread over devices, whose gradients would not be of examples of
+      their own, so that few groups leave devices idle.
 
   Raises:
     ValueError: for sizes below 1, smallest > largest, sizes that replicas
-      cannot share, growth <= 1, an unknown rounding, or groups that do not fit
-      into what the devices take at once.
+      cannot share, growth <= 1, an unknown rounding, groups that do not fit
+      into what the devices take at once, or a share of several examples with
+      fewer groups than there must be microbatches.
 
   >>> ladder(32, 300, devices=1).batch_sizes
   (32, 64, 128, 256, 300)
@@ -146,7 +149,13 @@ def ladder(
     size = max(size * growth, rung + 1.0)
   rungs.append(largest)
   made = Ladder(
-    tuple(rungs), devices, max_per_device, rounding, group_size, replicas, split
+    tuple(rungs),
+    devices,
+    max_per_device,
+    rounding,
+    group_size,
+    replicas,
+    min_microbatches,
   )
   for rung in rungs:
     bucket_for(rung, made)  # refuses groups that do not fit
@@ -176,8 +185,7 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
 
   Of those, the one with the fewest empty slots. Microbatches are of equal size:
   a device with 300 examples and room for 256 runs 2 x 150, not 256 and a mostly
-  empty second one. Where the ladder splits batches they are two at least,
-  unless the examples are one BatchNorm group on one device.
+  empty second one.
 
   Raises:
     ValueError: if no bucket keeps the groups whole.
@@ -193,20 +201,41 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   group = ladder.group_size
   # No microbatch need be larger than a share filled up to whole groups.
   limit = ladder.max_per_device or per_device + (group or 0)
-  if ladder.split and ladder.devices == 1 and share > (group or 1):
-    limit = min(limit, max(-(-share // 2), group or 0))
+  fewest = _smallest_share(batch_size, ladder)
+  between = min(ladder.min_microbatches, fewest) - 1
+  if between:
+    # All but the last are full, and that one is not empty.
+    limit = min(limit, (fewest - 1) // between)
   for steps in range(-(-per_device // limit), per_device + 1):
     smallest = -(-per_device // steps)
     largest = min(limit, smallest + (group or 0))
     for size in range(smallest, largest + 1):
       bucket = Bucket(size, steps, ladder.devices)
+      if between and group is not None and size % group:
+        continue
       if _whole_groups(bucket, group):
         return bucket
+  if between and group is not None and between * group >= fewest:
+    raise ValueError(
+      f'gradient noise is measured between BatchNorm groups, and a share of '
+      f'{fewest} examples holds too few groups of {group}: begin with more '
+      f'than {between * group} examples for each replica, or make the group '
+      'smaller'
+    )
   raise ValueError(
     f'a BatchNorm group of {group} examples cannot be kept whole: '
     f'{ladder.devices} devices take {limit} examples each at once; raise '
     'max_per_device to at least the group, or make the group smaller'
   )
+
+
+def _smallest_share(batch_size: int, ladder: Ladder) -> int:
+  """The fewest examples of a replica that run in the bucket of a rung."""
+  share = -(-batch_size // ladder.replicas)
+  below = bisect.bisect_left(ladder.batch_sizes, batch_size)
+  if ladder.rounding != 'exact' or not below:
+    return share
+  return ladder.batch_sizes[below - 1] // ladder.replicas + 1
 
 
 def _nearest(size: float, rungs: tuple[int, ...]) -> int:

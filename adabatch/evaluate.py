@@ -8,13 +8,20 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import data, feeds, gradient_noise, parallel, steps
+from adabatch import (
+  data,
+  evaluation_steps,
+  feeds,
+  gradient_noise,
+  parallel,
+  steps,
+)
 from adabatch.sync import State
 from adabatch.tasks import Task
 
 
 class Pieces(NamedTuple):
-  """A split in pieces of one shape, as `steps.evaluation_step` takes them.
+  """A split in pieces of one shape, as `evaluation_steps` takes them.
 
   Attributes:
     open: () -> iterator over (data, first) of each piece, the same number of
@@ -145,8 +152,8 @@ class Evaluator:
         options=options,
       )
 
-    self._metrics = program(steps.evaluation_step(*body))
-    self._gradient = program(steps.gradient_step(*body))
+    self._metrics = program(evaluation_steps.evaluation_step(*body))
+    self._gradient = program(evaluation_steps.gradient_step(*body))
 
   def _sum(self, program: Callable[..., Any], state: State, zeros: Any):
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
@@ -211,7 +218,7 @@ class Calibration:
     self._pieces, self._mesh = pieces, mesh
     self.examples = pieces.examples
     self._program = parallel.spmd(
-      steps.calibration_step(
+      evaluation_steps.calibration_step(
         model,
         task,
         load,
@@ -226,7 +233,9 @@ class Calibration:
       donate=(3,),
       options=options,
     )
-    self._finish = jax.jit(steps.calibrated, compiler_options=options)
+    self._finish = jax.jit(
+      evaluation_steps.calibrated, compiler_options=options
+    )
 
   def __call__(self, state: State) -> State:
     """The same state with calibrated statistics; the given one stays."""

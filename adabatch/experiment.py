@@ -186,7 +186,7 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   return controller
 
 
-def wants_noise(config: Config, controller: BatchSizeController) -> bool:
+def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
   """Whether anything reads the gradient noise."""
   adascale = config.learning_rate.scaling == 'adascale'
   return adascale or 'gradient_noise' in controller.needs
@@ -195,7 +195,7 @@ def wants_noise(config: Config, controller: BatchSizeController) -> bool:
 def make_ladder(
   config: Config, devices: int, num_examples: int | None = None
 ) -> Ladder:
-  """The batch sizes that can be run.
+  """The batch sizes that can be run; their parts tell the gradient noise.
 
   None is larger than the training split of `num_examples`: a batch would hold
   examples twice, and a run of few epochs would be over with it.
@@ -245,7 +245,7 @@ def make_ladder(
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
-      split=wants_noise(config, rule),
+      min_microbatches=2 if estimates_noise(config, rule) else 1,
     )
 
 
@@ -435,7 +435,7 @@ def build(
     end=end,
     extent=extent,
     length=length,
-    estimate_noise=wants_noise(config, controller),
+    estimate_noise=estimates_noise(config, controller),
     sync=make_sync(config, extent),
     replicas=count_replicas(config),
     learning_rate_drops=learning_rate_drops(config, extent),

@@ -91,9 +91,9 @@ class InFlight:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       for i in range(1, done.count + 1):
-        report, update = combine(rows[:, i - 1]), done.update + i
+        report = combine(rows[:, i - 1])
         yield Update(
-          update=update,
+          update=done.update + i,
           examples=done.examples + i * done.plan.batch_size,
           seconds=since + (now - since) * i / done.count,
           nominal=done.nominal,

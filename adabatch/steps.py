@@ -1,4 +1,4 @@
-"""Pure per-device bodies: one training update, one evaluation, one gradient.
+"""Pure per-device bodies of training updates.
 
 A body sees its own device's share and agrees with the others through sums over
 one named axis, so the same function runs under `shard_map` and `pmap`.
@@ -8,7 +8,7 @@ number: k microbatches on d devices equal one big batch.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from adabatch import gradient_noise, sync
+from adabatch import contract, gradient_noise, sync
 from adabatch.buckets import Bucket
 from adabatch.data import position_halves
-from adabatch.models import Rows
+from adabatch.models import ROWS_STREAM, Rows
 from adabatch.tasks import Batch, Task
-from adabatch.train_state import Previous, TrainState
+from adabatch.train_state import TrainState
 
 DATA_AXIS = 'data'
 
@@ -167,7 +167,7 @@ def combine(reports: np.ndarray) -> StepSignals:
   )
 
 
-def _varying(tree, axes: tuple[str, ...] = (DATA_AXIS,)):
+def varying(tree, axes: tuple[str, ...] = (DATA_AXIS,)):
   """Marks replicated values as differing by device.
 
   Without it, differentiation inside `shard_map` sums gradients over the axis by
@@ -179,9 +179,14 @@ def _varying(tree, axes: tuple[str, ...] = (DATA_AXIS,)):
   return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), tree)
 
 
+def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Of what counts: 0 times an infinite value is NaN."""
+  return jnp.sum(jnp.where(weights > 0, values * weights, 0.0))
+
+
 def _zeros(shapes, axes: tuple[str, ...]):
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return _varying(zeros, axes)
+  return varying(zeros, axes)
 
 
 def _positions(first: jax.Array, places: jax.Array):
@@ -240,7 +245,8 @@ def train_step(
   same result to the bit.
 
   Args:
-    model: called as `model.apply(variables, inputs, train=, rows=)`.
+    model: called as `model.apply(variables, inputs, train=, rows=)`; what
+      `contract` says of it is checked while it is traced.
     task: inputs and losses of examples.
     tx: optimizer; its update takes `batch_size`, `damping`, `examples` and
       `gradient_noise`, and its state holds `learning_rate`.
@@ -256,6 +262,7 @@ def train_step(
     one_of_many: whether the model is one of many that have nothing to do with
       one another, along the mesh's axis of replicas.
   """
+  contract.check_model(model)
   many = one_of_many or replicas is not None
   axes = (sync.REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
   update = _update(
@@ -287,7 +294,7 @@ def train_step(
     new, signals = jax.tree.map(lambda *x: jnp.stack(x), *done)
     # Some leaves, such as the learning rate, were computed from the batch
     # alone; a loop wants all of them to differ by replica, as before.
-    mark = _varying(jnp.bool_(True), (sync.REPLICA_AXIS,))
+    mark = varying(jnp.bool_(True), (sync.REPLICA_AXIS,))
     new = jax.tree.map(lambda x: jnp.where(mark, x, x), new)
     state = state._replace(replicas=new)
     if replicas.rule is not None:
@@ -317,7 +324,7 @@ def train_step(
       return state, reports.at[:, i].set(report)
 
     shape = (learners, updates, len(StepSignals._fields))
-    reports = _varying(jnp.zeros(shape), axes[:-1])
+    reports = varying(jnp.zeros(shape), axes[:-1])
     return jax.lax.fori_loop(0, batch.header[0, 0], one, (state, reports))
 
   return body
@@ -344,21 +351,27 @@ def _microbatch(
       devices=bucket.devices,
       axis=DATA_AXIS,
     )
-    dropout = jax.random.fold_in(
+    key = jax.random.fold_in(
       jax.random.fold_in(rng, batch.position[0]), batch.position[1]
     )
+    # `Dropout` of ours draws by place, from a key that all microbatches share;
+    # any other layer gets another key in each of them.
+    rngs = {'dropout': jax.random.fold_in(key, places[0]), ROWS_STREAM: key}
 
     def loss_sum(params):
-      outputs, new_model_state = model.apply(
+      outputs, new_model_state = contract.apply_in_training(
+        model,
         {'params': params, **model_state},
         task.inputs(examples),
         train=True,
         rows=rows,
         mutable=list(model_state),
-        rngs={'dropout': dropout},
+        rngs=rngs,
       )
-      losses = task.loss(outputs, examples)
-      return _weighted_sum(losses, weights), new_model_state
+      losses = contract.per_example(
+        task.loss(outputs, examples), weights, 'task.loss'
+      )
+      return weighted_sum(losses, weights), new_model_state
 
     (loss, new_model_state), gradient = jax.value_and_grad(
       loss_sum, has_aux=True
@@ -432,24 +445,24 @@ def _update(
 ):
   """(state, data, batch) -> (state, StepSignals) of one model."""
 
-  def noise(sums, gradient, norm_squared, previous):
+  def noise(sums, gradient, norm_squared, state):
     if not estimate_noise:
       return gradient_noise.unknown()
-    # How many microbatches hold an example, and not on how many devices: the
-    # same batch gives the same kind of estimate everywhere.
-    return jax.lax.cond(
-      sums.norms.count > 1,
-      lambda: gradient_noise.from_microbatches(
-        sums.norms, norm_squared, sums.weight
-      ),
-      lambda: gradient_noise.from_difference(
-        gradient, previous.gradient, sums.weight, previous.size
-      ),
+    within = gradient_noise.from_microbatches(
+      sums.norms, norm_squared, sums.weight
+    )
+    if state.previous is None:
+      return within
+    between = gradient_noise.from_difference(
+      gradient, sums.weight, state.previous
+    )
+    return jax.tree.map(
+      lambda w, b: jnp.where(sums.norms.count > 1, w, b), within, between
     )
 
   def update(state: TrainState, data: Data, batch: _Batch):
-    params, model_state = _varying((state.params, state.model_state))
-    position, batch_size = _varying((batch.position, batch.batch_size), axes)
+    params, model_state = varying((state.params, state.model_state))
+    position, batch_size = varying((batch.position, batch.batch_size), axes)
     sums = accumulate(
       params,
       model_state,
@@ -466,7 +479,7 @@ def _update(
 
     gradient = jax.tree.map(mean, sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
-    estimate = noise(sums, gradient, norm_squared, state.previous)
+    estimate = noise(sums, gradient, norm_squared, state)
     updates, opt_state = tx.update(
       gradient,
       state.opt_state,
@@ -485,10 +498,10 @@ def _update(
         sums.model_state,
       ),
       opt_state=opt_state,
-      previous=jax.tree.map(
-        lambda old, new: jnp.where(sums.weight > 0, new, old),
-        state.previous,
-        None if state.previous is None else Previous(gradient, sums.weight),
+      previous=(
+        None
+        if state.previous is None
+        else gradient_noise.Previous(gradient, sums.weight)
       ),
     )
     signals = StepSignals(
@@ -503,149 +516,3 @@ def _update(
     return new_state, signals
 
   return update
-
-
-def _weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """Of what counts: 0 times an infinite value is NaN."""
-  return jnp.sum(jnp.where(weights > 0, values * weights, 0.0))
-
-
-def _chunk(load: Load, data: Data, first, slots: int, limit: int):
-  """The examples [first, first + slots) and what each of them counts."""
-  indices = first + jnp.arange(slots, dtype=jnp.int32)
-  real = (indices < limit).astype(jnp.float32)
-  batch = load(data, jnp.minimum(indices, limit - 1), None)
-  return batch, real * batch.get('weight', 1.0)
-
-
-def _outputs(
-  model: nn.Module, task: Task, params, model_state, batch: Batch
-) -> jax.Array:
-  """The network in evaluation mode."""
-  variables = {'params': params, **model_state}
-  # Without `mutable` the result is the output alone, never a pair.
-  return cast(
-    jax.Array, model.apply(variables, task.inputs(batch), train=False)
-  )
-
-
-def evaluation_step(
-  model: nn.Module, task: Task, load: Load, slots: int, limit: int
-):
-  """The body that adds one chunk's metrics to running sums.
-
-  Args:
-    model: called in evaluation mode.
-    task: metrics of examples.
-    load: makes a batch from data on the device.
-    slots: examples that one device evaluates in a call.
-    limit: examples to evaluate, from the first.
-
-  Returns:
-    A body (params, model_state, data, sums, first) -> sums: `sums` is a pair, a
-    dict with a weighted sum for each metric and the sum of the weights, float32
-    scalars; `first` the first example of this device's share, int32 [].
-  """
-
-  def body(params, model_state, data, sums, first):
-    batch, weights = _chunk(load, data, first, slots, limit)
-    outputs = _outputs(model, task, params, model_state, batch)
-    values = task.metrics(outputs, batch)
-    chunk = {
-      name: _weighted_sum(value, weights) for name, value in values.items()
-    }
-    chunk = jax.lax.psum((chunk, jnp.sum(weights)), DATA_AXIS)
-    return jax.tree.map(jnp.add, sums, chunk)
-
-  return body
-
-
-def calibration_step(
-  model: nn.Module,
-  task: Task,
-  load: Load,
-  slots: int,
-  limit: int,
-  *,
-  devices: int,
-  rng: jax.Array,
-):
-  """The body that adds what one chunk makes of running statistics.
-
-  A running statistic is affine in its old value, s' = m s + (1 - m) b, with b
-  that of the batch. From what becomes of zeros and of ones both m and b follow:
-  b is what the statistics would be after many updates that changed no
-  parameter. XLA computes b once for both.
-
-  Arguments as for `evaluation_step`; `devices` are those that share a chunk,
-  `rng` is for dropout. `sums` is a triple: the summed statistics from zeros and
-  from ones, both with the structure of `model_state`, and the sum of the
-  weights.
-  """
-
-  def body(params, model_state, data, sums, first):
-    batch, weights = _chunk(load, data, first, slots, limit)
-    weight = jnp.sum(weights)
-    rows = Rows(
-      weights=(weights > 0).astype(jnp.float32),
-      places=first + jnp.arange(slots, dtype=jnp.int32),
-      devices=devices,
-      axis=DATA_AXIS,
-    )
-
-    def from_value(value):
-      start = jax.tree.map(lambda x: jnp.full_like(x, value), model_state)
-      _, new = model.apply(
-        {'params': params, **start},
-        task.inputs(batch),
-        train=True,
-        rows=rows,
-        mutable=list(model_state),
-        rngs={'dropout': rng},
-      )
-      return jax.tree.map(lambda x: x * weight, dict(new))
-
-    chunk = jax.lax.psum((from_value(0), from_value(1), weight), DATA_AXIS)
-    return jax.tree.map(jnp.add, sums, chunk)
-
-  return body
-
-
-def calibrated(model_state: Any, sums: Any) -> Any:
-  """The statistics of the batches in `sums`; see `calibration_step`.
-
-  A variable that is no running statistic, because training leaves it as it is
-  or it is a whole number, keeps its value.
-  """
-  zeros, ones, weight = sums
-
-  def one(old, zero, one):
-    if not jnp.issubdtype(old.dtype, jnp.floating):
-      return old
-    new = 1 - (one - zero) / weight  # 1 - m
-    return jnp.where(new > 1e-6, zero / weight / jnp.maximum(new, 1e-6), old)
-
-  return jax.tree.map(one, model_state, zeros, ones)
-
-
-def gradient_step(
-  model: nn.Module, task: Task, load: Load, slots: int, limit: int
-):
-  """The body that adds one chunk's gradient of the evaluation-mode loss.
-
-  Arguments as for `evaluation_step`; `sums` is a pair, the summed gradient with
-  the structure of the parameters and the sum of the weights.
-  """
-
-  def body(params, model_state, data, sums, first):
-    batch, weights = _chunk(load, data, first, slots, limit)
-
-    def loss_sum(params):
-      outputs = _outputs(model, task, params, _varying(model_state), batch)
-      return _weighted_sum(task.metrics(outputs, batch)['loss'], weights)
-
-    gradient = jax.grad(loss_sum)(_varying(params))
-    chunk = jax.lax.psum((gradient, jnp.sum(weights)), DATA_AXIS)
-    return jax.tree.map(jnp.add, sums, chunk)
-
-  return body

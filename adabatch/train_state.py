@@ -7,17 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-
-class Previous(NamedTuple):
-  """What the update before has left for the differenced noise estimate.
-
-  Attributes:
-    gradient: mean gradient, like the parameters.
-    size: examples in it, float32 scalar; 0 before the first update.
-  """
-
-  gradient: Any
-  size: jax.Array
+from adabatch import contract, gradient_noise
 
 
 class TrainState(NamedTuple):
@@ -27,14 +17,14 @@ class TrainState(NamedTuple):
     params: the parameters x_k.
     model_state: variables that are not trained (BatchNorm statistics).
     opt_state: the state of the optax transform.
-    previous: gradient of the update before, kept only where the gradient noise
-      is estimated; else None.
+    previous: gradient of the update before, kept only for the differenced
+      noise estimate; else None.
   """
 
   params: Any
   model_state: Any
   opt_state: optax.OptState
-  previous: Previous | None = None
+  previous: gradient_noise.Previous | None = None
 
 
 def create(
@@ -54,17 +44,14 @@ def create(
     rng: key of the initialisation.
     keep_gradient: whether to carry the previous gradient.
   """
+  contract.check_model(model)
   variables = dict(model.init(rng, example, train=False))
   params = variables.pop('params')
   return TrainState(
     params=params,
     model_state=variables,
     opt_state=tx.init(params),
-    previous=(
-      Previous(jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
-      if keep_gradient
-      else None
-    ),
+    previous=gradient_noise.no_previous(params) if keep_gradient else None,
   )
 
 

@@ -270,3 +270,53 @@ def test_groups_cost_few_slots():
 def test_groups_that_do_not_fit_are_refused(devices, limit):
   with pytest.raises(ValueError, match='group of 32 examples cannot be kept'):
     ladder(32, 512, devices=devices, max_per_device=limit, group_size=32)
+
+
+@pytest.mark.parametrize('rounding', buckets.ROUNDINGS)
+@pytest.mark.parametrize('devices', [1, 2, 3, 8])
+def test_two_microbatches_hold_examples(devices, rounding):
+  """Of every batch of two or more, on any devices and half-filled rungs too."""
+  for limit, growth, replicas, group in itertools.product(
+    (None, 7), (1.2, 2.0, 10.0), (1, 2), (None, 5)
+  ):
+    rungs = ladder(
+      6 * replicas if group else replicas,
+      300,
+      devices=devices,
+      max_per_device=limit,
+      growth=growth,
+      rounding=rounding,
+      group_size=group,
+      replicas=replicas,
+      min_microbatches=2,
+    )
+    for nominal in range(1, 301):
+      planned = plan(nominal, rungs)
+      share = planned.batch_size // replicas
+      size = planned.bucket.microbatch_size
+      assert planned.bucket.slots >= share
+      assert -(-share // size) >= min(2, share)
+      # Groups are the parts that are compared: none lies on two devices.
+      assert size % (group or 1) == 0
+
+
+def test_two_microbatches_cost_no_more_than_they_must():
+  def got(size, **how):
+    rungs = ladder(2, 256, min_microbatches=2, **how)
+    return bucket_for(size, rungs)
+
+  assert got(64, devices=1) == Bucket(32, 2, 1)
+  assert got(64, devices=1, max_per_device=16) == Bucket(16, 4, 1)
+  assert got(64, devices=8) == Bucket(8, 1, 8)
+  assert got(64, devices=1, group_size=1) == Bucket(32, 2, 1)
+
+
+@pytest.mark.parametrize('smallest', [1, 2, 32])
+def test_noise_needs_several_groups(smallest):
+  """One group has no parts to compare, on any devices."""
+  for devices in (1, 8):
+    how = {'devices': devices, 'group_size': 32, 'min_microbatches': 2}
+    with pytest.raises(ValueError, match='more than 32 examples') as error:
+      ladder(smallest, 256, **how)
+    assert '\n' not in str(error.value)
+    assert bucket_for(33, ladder(33, 256, **how)).microbatch_size == 32

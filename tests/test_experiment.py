@@ -317,7 +317,7 @@ def test_ladder():
     **{'controller.name': 'cabs', 'controller.min_batch_size': 4},
   )
   # It reads the gradient noise, which takes two microbatches.
-  assert lower.ladder == buckets.ladder(4, 100, **how, split=True)
+  assert lower.ladder == buckets.ladder(4, 100, **how, min_microbatches=2)
   constant = build(**overrides, **{'controller.name': 'constant'})
   assert constant.ladder == buckets.ladder(16, 16, **how)
 
@@ -342,7 +342,9 @@ def test_task_and_length():
   ],
 )
 def test_noise_is_estimated_where_it_is_read(overrides, estimated):
-  assert build(**overrides).estimate_noise == estimated
+  parts = build(**overrides)
+  assert parts.estimate_noise == estimated
+  assert parts.ladder.min_microbatches == 1 + estimated
 
 
 @pytest.mark.parametrize(

@@ -70,31 +70,41 @@ def test_microbatch_estimates_are_unbiased(seed, sizes):
   assert_unbiased(got.squared_norm, squared)
 
 
-def test_microbatch_estimate_is_the_textbook_formula():
-  """Against the sums written out in NumPy, sizes and an empty one included."""
-  sizes = (3, 2, 0, 4)
+@pytest.mark.parametrize('sizes', [(3, 3, 3), (3, 2, 0, 4)])
+def test_microbatch_estimate_is_the_textbook_formula(sizes):
+  """An analysis of variance in NumPy; of equal sizes, the published one."""
   gradients = regression_gradients(9, 1, 9, ERROR)[0].astype(np.float64)
   groups = np.split(gradients, np.cumsum(sizes)[:-1])
   real = [g for g in groups if len(g)]
-  m = len(real) / sum(1 / len(g) for g in real)
   n = len(gradients)
-  small = np.mean([np.sum(g.mean(0) ** 2) for g in real])
-  large = np.sum(gradients.mean(0) ** 2)
-  trace = (small - large) / (1 / m - 1 / n)
-  squared = (n * large - m * small) / (n - m)
+  mean = gradients.mean(0)
+  trace = sum(len(g) * np.sum((g.mean(0) - mean) ** 2) for g in real)
+  trace /= len(real) - 1
+  squared = np.sum(mean**2) - trace / n
+  if len(set(sizes)) == 1:
+    m, large = sizes[0], np.sum(mean**2)
+    small = np.mean([np.sum(g.mean(0) ** 2) for g in real])
+    assert trace == pytest.approx((small - large) / (1 / m - 1 / n))
+    assert squared == pytest.approx((n * large - m * small) / (n - m))
 
   norms = [
     gn.of_microbatch(jnp.float32(g.sum(0)), jnp.float32(len(g))) for g in groups
   ]
   norms = jax.tree.map(lambda *x: sum(x), *norms)
-  got = gn.from_microbatches(norms, jnp.float32(large), jnp.float32(n))
+  got = gn.from_microbatches(norms, gn.squared_norm(mean), jnp.float32(n))
   assert float(got.trace_covariance) == pytest.approx(trace, rel=1e-5)
   assert float(got.squared_norm) == pytest.approx(squared, rel=1e-5)
 
 
+def test_a_microbatch_may_hold_a_part_of_an_example():
+  """A row of text that is half full: its mean gradient is the whole one."""
+  norms = gn.of_microbatch(0.5 * jnp.ones(4), jnp.float32(0.5))
+  assert [float(x) for x in norms] == [0.5 * 4, 1.0]
+
+
 def test_an_empty_microbatch_contributes_nothing():
   norms = gn.of_microbatch({'w': jnp.ones(3)}, jnp.float32(0))
-  assert [float(x) for x in norms] == [0.0, 0.0, 0.0]
+  assert [float(x) for x in norms] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize('sizes', [(8,), (0, 8, 0), (0, 0)])
@@ -114,25 +124,19 @@ def test_one_microbatch_gives_nan_whatever_its_size():
   assert np.isnan(got).all()
 
 
-@pytest.mark.parametrize('sizes', [(4, 4), (8, 4)])
-def test_two_equal_sizes_tell_nothing(sizes):
-  assert np.isnan(gn.from_norms(5.0, 2.0, *sizes)).all()
-
-
-def test_from_norms_solves_its_two_equations():
-  trace, squared, m, n = 3.5, 0.25, 4.0, 96.0
-  got = gn.from_norms(squared + trace / m, squared + trace / n, m, n)
-  assert float(got.trace_covariance) == pytest.approx(trace, rel=1e-6)
-  assert float(got.squared_norm) == pytest.approx(squared, rel=1e-6)
+def difference(gradient, previous, examples, before):
+  old = gn.Previous(previous, jnp.float32(before))
+  return gn.from_difference(gradient, jnp.float32(examples), old)
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_difference_is_unbiased_at_fixed_parameters(seed):
-  size = 4
-  gradients = regression_gradients(seed, 20_000, 4 * size, ERROR)
-  sizes = jnp.float32(size), jnp.float32(3 * size)
-  got = jax.vmap(lambda a, b: gn.from_difference(a, b, *sizes))(
-    gradients[:, :size].mean(1), gradients[:, size:].mean(1)
+@pytest.mark.parametrize('sizes', [(4, 4), (1, 5)])
+def test_difference_is_unbiased_at_fixed_parameters(seed, sizes):
+  """Whatever the size of the batch before was."""
+  now, before = sizes
+  gradients = regression_gradients(seed, 20_000, now + before, ERROR)
+  got = jax.vmap(lambda a, b: difference(a, b, now, before))(
+    gradients[:, :now].mean(1), gradients[:, now:].mean(1)
   )
   trace, squared = truth(ERROR)
   assert_unbiased(got.trace_covariance, trace)
@@ -140,12 +144,21 @@ def test_difference_is_unbiased_at_fixed_parameters(seed):
 
 
 def test_difference_is_the_textbook_formula():
-  """For two gradients: tr Sigma = b |g - p|^2 / 2 and |G|^2 = g.p."""
+  """For equal sizes: tr Sigma = b |g - p|^2 / 2 and |G|^2 = g.p."""
   g = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([[0.5]])}
   p = {'a': jnp.array([0.5, -1.0]), 'b': jnp.array([[2.0]])}
-  got = gn.from_difference(g, p, jnp.float32(10), jnp.float32(10))
+  got = difference(g, p, 10, 10)
   assert float(got.trace_covariance) == pytest.approx(10 * 3.5 / 2, rel=1e-6)
   assert float(got.squared_norm) == pytest.approx(3.5, rel=1e-6)
+  got = difference(g, p, 1, 4)
+  assert float(got.trace_covariance) == pytest.approx(3.5 * 4 / 5, rel=1e-6)
+
+
+def test_the_first_difference_is_unknown():
+  params = {'a': jnp.ones(3)}
+  got = gn.from_difference(params, jnp.float32(1), gn.no_previous(params))
+  assert np.isnan(got).all()
+  assert np.isnan(difference(params, params, 0, 1)).all()
 
 
 def test_squared_norm_adds_up_in_float32():
@@ -156,16 +169,15 @@ def test_squared_norm_adds_up_in_float32():
   assert float(got) == 336.0
 
 
+def test_squared_norm_of_complex_numbers():
+  assert float(gn.squared_norm({'z': jnp.array([3 + 4j, 1j])})) == 26.0
+
+
 def test_the_square_itself_is_taken_in_float32():
   # 1.0078125**2 has more digits than bfloat16 holds.
   value = 1.0078125
   got = gn.squared_norm(jnp.full(64, value, jnp.bfloat16))
   assert float(got) == pytest.approx(64 * value**2, rel=1e-6)
-
-
-def test_complex_numbers_count_by_their_modulus():
-  tree = jnp.array([3.0 + 4.0j, 1.0j])
-  assert float(gn.squared_norm(tree)) == 26.0
 
 
 def test_unknown_is_nan():

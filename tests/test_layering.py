@@ -28,8 +28,10 @@ FLOORS = {
   'tasks': 1,
   'data': 1,
   # One update on the devices.
+  'contract': 2,
   'train_state': 2,
   'steps': 2,
+  'evaluation_steps': 2,
   'parallel': 2,
   'sync': 2,
   'step_cache': 2,

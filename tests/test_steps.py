@@ -95,7 +95,7 @@ class Twin:
   def __init__(self, state, split, seed=3):
     self.w = weights_of(state)
     self.velocity = np.zeros_like(self.w)
-    self.previous, self.previous_size = None, 0
+    self.previous = np.zeros_like(self.w), 0
     self.mean = np.zeros(len(self.w) - 1)
     self.order = data.Order(EXAMPLES, seed)
     self.split = split
@@ -121,25 +121,25 @@ class Twin:
       for first in range(0, bucket.slots, width)
     ]
     groups = [g for g in groups if len(g)]
-    if len(groups) == 1 and self.previous is None:
+    if len(groups) > 1:
+      trace = sum(len(g) * np.sum((g.mean(0) - gradient) ** 2) for g in groups)
+      trace /= len(groups) - 1
+      squared = np.sum(gradient**2) - trace / size
+    elif not self.previous[1]:
       trace = squared = np.nan
-    elif len(groups) == 1:
-      inverse = 1 / size + 1 / self.previous_size
-      trace = np.sum((gradient - self.previous) ** 2) / inverse
-      squared = np.sum(gradient * self.previous)
     else:
-      m = len(groups) / sum(1 / len(g) for g in groups)
-      small = np.mean([np.sum(g.mean(0) ** 2) for g in groups])
-      large = np.sum(gradient**2)
-      trace = (small - large) / (1 / m - 1 / size)
-      squared = (size * large - m * small) / (size - m)
+      old, before = self.previous
+      total = size + before
+      trace = np.sum((gradient - old) ** 2) * size * before / total
+      pooled = (size * gradient + before * old) / total
+      squared = np.sum(pooled**2) - trace / total
 
     falling = 64 / (64 + position) if position < 2**31 else 1
     rate = BASE * size / 16 * falling * plan.damping
     self.velocity = MOMENTUM * self.velocity + gradient
     self.w = self.w - rate * self.velocity
     self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
-    self.previous, self.previous_size = gradient, size
+    self.previous = gradient, size
     return loss, np.sum(gradient**2), rate, trace, squared
 
 
@@ -278,8 +278,17 @@ class Fake:
     return f'{self.arrays} norm of {state}'
 
 
+class FakeCalibration:
+  """Over ten examples."""
+
+  examples = 10
+
+  def __call__(self, state):
+    return f'calibrated {state}'
+
+
 def test_measurements_cost_what_they_evaluate():
-  def measure(*needs):
+  def measure(*needs, calibration=None):
     made = []
 
     def evaluator(pieces):
@@ -291,6 +300,7 @@ def test_measurements_cost_what_they_evaluate():
       evaluator,
       full=lambda: ('all', 100),
       subset=lambda: ('some', 10),
+      calibration=calibration,
     )
     return made, *measurements.take('x')
 
@@ -312,3 +322,10 @@ def test_measurements_cost_what_they_evaluate():
   assert sorted(made) == ['all', 'some']
   assert len(values) == 2
   assert cost == 110
+  # Statistics are calibrated once for the loss and the norm.
+  needs = 'subset_loss', 'subset_gradient_norm_squared'
+  _, values, cost = measure(*needs, calibration=FakeCalibration)
+  assert values['subset_loss'] == 'some loss of calibrated x'
+  assert values['subset_gradient_norm_squared'] == 'some norm of calibrated x'
+  assert cost == 30
+  assert measure('loss', calibration=FakeCalibration) == ([], {}, 0)

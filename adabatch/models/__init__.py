@@ -11,7 +11,7 @@ from adabatch.models.lstm import LSTM
 from adabatch.models.mlp import MLP
 from adabatch.models.normalization import GhostBatchNorm
 from adabatch.models.resnet import CifarResNet, ResNet
-from adabatch.models.rows import Rows
+from adabatch.models.rows import ROWS_STREAM, Rows
 from adabatch.models.simple_cnn import SimpleCNN
 from adabatch.models.small_cnn import PooledCNN, StridedCNN
 from adabatch.models.transformer import Transformer
@@ -35,6 +35,7 @@ MODELS = {
 
 __all__ = [
   'MODELS',
+  'ROWS_STREAM',
   'LSTM',
   'MLP',
   'VGG',

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adabatch.models.rows import Rows
+from adabatch.models.rows import ROWS_STREAM, Rows
 
 
 class Dropout(nn.Module):
   """Zeroes entries with probability `rate` and divides the rest by 1 - rate.
 
-  Each row draws from its own key, made from the call's key (the stream
-  `dropout`, the same on every device) and the row's place in the batch.
+  Each row draws from its own key, made from the call's key and the row's place
+  in the batch. The call's key is that of the stream `rows`, which is the same
+  on every device, or of `dropout` where a caller has only that.
 
   Attributes:
     rate: probability of a zero, in [0, 1).
@@ -29,7 +30,8 @@ class Dropout(nn.Module):
     """Maps x [B, ...] to the same shape; the identity unless training."""
     if not train or not self.rate:
       return x
-    key = self.make_rng('dropout')
+    stream = ROWS_STREAM if self.has_rng(ROWS_STREAM) else 'dropout'
+    key = self.make_rng(stream)
     places = jnp.arange(x.shape[0]) if rows is None else rows.places
 
     def keep(place):

@@ -2,6 +2,10 @@
 
 from typing import Any, NamedTuple
 
+# The stream of random keys that is the same in all microbatches of a batch, for
+# layers that draw by place.
+ROWS_STREAM = 'rows'
+
 
 class Rows(NamedTuple):
   """The rows of one microbatch on one device, within the whole batch.

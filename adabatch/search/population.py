@@ -21,7 +21,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from adabatch import buckets, data, parallel, steps, train_state
+from adabatch import (
+  buckets,
+  data,
+  evaluation_steps,
+  parallel,
+  steps,
+  train_state,
+)
 from adabatch.config import Config
 from adabatch.experiment import Experiment
 from adabatch.optimization import make_optimizer
@@ -246,7 +253,7 @@ class Population:
 
   def _measure(self, state, arrays, sums, first):
     e = self._experiment
-    body = steps.evaluation_step(
+    body = evaluation_steps.evaluation_step(
       e.model, e.task, e.inputs.load, self._eval_slots, self._eval_examples
     )
     return jax.vmap(body, in_axes=(0, 0, None, 0, None))(

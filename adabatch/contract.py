@@ -1,0 +1,92 @@
+"""What a model and a task must keep to, checked while they are traced.
+
+Results do not depend on devices, microbatches and empty slots as long as every
+layer treats its rows one by one, or looks at `rows`, and every loss is that of
+an example. What breaks this is refused here in one line.
+"""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+
+def check_model(model: Any) -> None:
+  """Refuses what is no Flax linen module.
+
+  Raises:
+    TypeError: if `model` has no `init` and `apply`.
+  """
+  if not (hasattr(model, 'init') and hasattr(model, 'apply')):
+    name = type(model).__name__
+    raise TypeError(
+      f'{name} has no `init` and `apply`, as flax.linen modules do: give a '
+      'flax.linen module, or wrap a class of flax.nnx by '
+      f'flax.nnx.bridge.to_linen({name}, ...)'
+    )
+
+
+def apply_in_training(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+  """`model.apply`, unless a layer's statistics would depend on the hardware.
+
+  Raises:
+    TypeError: if the network has a BatchNorm of Flax that takes its mean and
+      variance from the rows at hand.
+  """
+  with nn.intercept_methods(_refuse_batch_norm):
+    return model.apply(*args, **kwargs)
+
+
+def _refuse_batch_norm(call, args, kwargs, context):
+  module = context.module
+  if context.method_name == '__call__':
+    if isinstance(module, nn.BatchNorm):
+      frozen = kwargs.get('use_running_average', module.use_running_average)
+      if args[1:]:
+        frozen = args[1]
+      if not frozen:
+        _refuse('flax.linen.BatchNorm', '/'.join(module.path))
+    elif type(module).__module__.startswith('flax.nnx.'):
+      _check_wrapped(module)
+  return call(*args, **kwargs)
+
+
+def _check_wrapped(module: Any) -> None:
+  """Looks for a BatchNorm in what a linen module makes of an NNX class."""
+  from flax import nnx  # only where it was imported to wrap something
+
+  # Its own calls are made while this one is traced, where no variable may be.
+  def make():
+    rngs = {} if module.skip_rng else {'rngs': nnx.Rngs(0)}
+    return module.nnx_class(*module.args, **module.kwargs, **rngs)
+
+  for path, part in nnx.iter_modules(nnx.eval_shape(make)):
+    if isinstance(part, nnx.BatchNorm):
+      _refuse('flax.nnx.BatchNorm', '/'.join(map(str, path)))
+
+
+def _refuse(what: str, path: str) -> None:
+  raise TypeError(
+    f'the layer {path or "itself"!r} is a {what}, whose statistics would '
+    'depend on the devices, the microbatches and the empty slots: use '
+    'adabatch.models.GhostBatchNorm(group_size)(x, train=train, rows=rows)'
+  )
+
+
+def per_example(values: Any, weights: jax.Array, what: str) -> jax.Array:
+  """`values`, if they are one for each example.
+
+  Args:
+    values: of examples.
+    weights: what each of them counts, [B].
+    what: they are, for the message.
+
+  Raises:
+    ValueError: if their shape is not that of the weights.
+  """
+  if jax.numpy.shape(values) != weights.shape:
+    raise ValueError(
+      f'{what} has the shape {jax.numpy.shape(values)}, not {weights.shape}: '
+      'return one value for each example, and leave the mean to the caller'
+    )
+  return values

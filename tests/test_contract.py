@@ -1,0 +1,162 @@
+"""What a model and a task must keep to is refused in one line where not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from adabatch import buckets, data, optim, parallel, tasks, train_state
+from adabatch.data import Split
+from adabatch.evaluate import Evaluator, resident_pieces
+from adabatch.feeds import ResidentFeed
+from adabatch.models import GhostBatchNorm
+from adabatch.updates import Updates
+
+SPLIT = Split(
+  {'x': np.ones((8, 4), np.float32), 'label': np.arange(8, dtype=np.int32)}, 8
+)
+TASK = tasks.classification()._replace(inputs=lambda batch: batch['x'])
+
+
+def load(arrays, indices, positions):
+  return {name: array[indices] for name, array in arrays.items()}
+
+
+def updated(model, task=TASK, *, devices=1, max_per_device=None):
+  """The parameters after an update with all examples."""
+  mesh = parallel.make_mesh(jax.devices()[:devices])
+  updates = Updates(
+    model,
+    task,
+    optim.make_optimizer('sgd', lambda examples, batch_size: 1.0),
+    load,
+    ResidentFeed(SPLIT, data.Order(8, 0), mesh),
+    network_input=SPLIT.arrays['x'][:1],
+    seed=0,
+    mesh=mesh,
+    backend='shard_map',
+    estimate_noise=False,
+    keep_gradient=False,
+    updates_per_call=1,
+    options={'xla_backend_optimization_level': 0},
+  )
+  ladder = buckets.ladder(8, 8, devices=devices, max_per_device=max_per_device)
+  plan = buckets.plan(8, ladder)
+  try:
+    program = updates.cache.get(updates.variant(plan.bucket, False))
+    updates.run(program, 0, plan, 1, stop=False)
+  finally:
+    updates.close()
+  return jax.device_get(updates.state.params)
+
+
+class Dropped(nn.Module):
+  """Its gradient is twice the mean over examples of their masks."""
+
+  @nn.compact
+  def __call__(self, x, *, train, rows=None):
+    w = self.param('w', nn.initializers.zeros, x.shape[1:])
+    return nn.Dropout(0.5, deterministic=not train)(w + 0 * x)
+
+
+@pytest.mark.parametrize(('devices', 'room'), [(8, None), (1, 1)])
+def test_plain_dropout_draws_anew_in_each_microbatch(devices, room):
+  task = TASK._replace(loss=lambda outputs, batch: outputs.sum(1))
+  w = updated(Dropped(), task, devices=devices, max_per_device=room)['w']
+  kept = -w * 8 / 2
+  np.testing.assert_allclose(kept, np.round(kept), atol=1e-5)
+  # Of a single mask either all examples keep an entry or none does.
+  assert ((kept > 0.5) & (kept < 7.5)).any()
+
+
+class Normalised(nn.Module):
+  """A network with a BatchNorm."""
+
+  norm: str
+
+  @nn.compact
+  def __call__(self, x, *, train, rows=None):
+    x = nn.Dense(8)(x)
+    if self.norm == 'ghost':
+      return GhostBatchNorm(4)(x, train=train, rows=rows)
+    if self.norm == 'call':
+      return nn.BatchNorm()(x, use_running_average=not train)
+    if self.norm == 'position':
+      return nn.BatchNorm()(x, not train)
+    frozen = self.norm == 'frozen' or not train
+    return nn.BatchNorm(use_running_average=frozen)(x)
+
+
+class Wrapped(nnx.Module):
+  """The same, of the other kind of modules."""
+
+  def __init__(self, norm, rngs):
+    self.dense = nnx.Linear(4, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, rngs=rngs) if norm else None
+
+  def __call__(self, x, *, train, rows=None):
+    x = self.dense(x)
+    return x if self.norm is None else self.norm(x, not train)
+
+
+@pytest.mark.parametrize('norm', ['call', 'position', 'attribute'])
+def test_plain_batch_norm_is_refused(norm):
+  with pytest.raises(TypeError, match='GhostBatchNorm') as error:
+    updated(Normalised(norm))
+  assert "'BatchNorm_0' is a flax.linen.BatchNorm" in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('norm', ['ghost', 'frozen'])
+def test_others_are_not(norm):
+  updated(Normalised(norm))
+
+
+def test_modules_of_nnx_are_wrapped():
+  updated(nnx.bridge.to_linen(Wrapped, False))
+  with pytest.raises(TypeError, match=r"'norm' is a flax\.nnx\.BatchNorm"):
+    updated(nnx.bridge.to_linen(Wrapped, True))
+  with pytest.raises(TypeError, match=r'nnx\.bridge\.to_linen') as error:
+    updated(Wrapped(False, nnx.Rngs(0)))
+  assert '\n' not in str(error.value)
+
+
+def test_a_loss_is_that_of_each_example():
+  def mean(outputs, batch):
+    return TASK.loss(outputs, batch).mean()
+
+  model = Normalised('ghost')
+  with pytest.raises(ValueError, match=r'task\.loss .*\(\), not \(8,\)'):
+    updated(model, TASK._replace(loss=mean))
+  with pytest.raises(ValueError, match=r'\(8, 1\), not \(8,\)'):
+    updated(model, TASK._replace(loss=lambda *args: TASK.loss(*args)[:, None]))
+
+
+def test_a_metric_is_that_of_each_example():
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  model = Normalised('frozen')
+  state = train_state.create(
+    model, SPLIT.arrays['x'], optax.sgd(1.0), jax.random.key(0)
+  )
+
+  def metrics(outputs, batch):
+    values = TASK.metrics(outputs, batch)
+    return values | {'accuracy': values['accuracy'].mean()}
+
+  def evaluator(metrics):
+    return Evaluator(
+      model,
+      TASK._replace(metrics=metrics),
+      load,
+      resident_pieces(parallel.replicate(SPLIT.arrays, mesh), 8, mesh, 8),
+      mesh=mesh,
+      backend='shard_map',
+    )
+
+  with pytest.raises(ValueError, match=r'accuracy has the shape \(\)'):
+    evaluator(metrics).metrics(state)
+  with pytest.raises(ValueError, match=r'loss has the shape \(\)'):
+    evaluator(lambda *a: {'loss': jnp.zeros(())}).gradient_norm_squared(state)
