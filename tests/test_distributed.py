@@ -102,9 +102,8 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize(
   ('placement', 'flags'),
   [
-    pytest.param('resident', (), marks=pytest.mark.quick),
+    pytest.param('streaming', (), marks=pytest.mark.quick),
     pytest.param('resident', (PMAP,), marks=pytest.mark.quick),
-    ('streaming', ()),
     ('resident', replicas('local_sgd', 4, 7)),
     ('streaming', replicas('sma', 2, 2)),
     ('streaming', replicas('local_sgd', 8, 3)),
@@ -134,7 +133,7 @@ def test_one_process_is_told_to_stop_and_all_do(tmp_path):
   flags = (
     '--config.max_updates=200',
     '--config.epochs=1000.0',
-    '--config.controller.max_batch_size=32',
+    CONSTANT,
   )
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   finish(start_two(whole, *flags))

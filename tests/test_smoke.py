@@ -27,6 +27,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 STUDIES = [name for name in CONFIGS if name.startswith('study_')]
 RUNS = [name for name in CONFIGS if name not in STUDIES]
+# Another config trains such a network; tests/test_networks.py knows the rest.
+SAME_NETWORK = (
+  'resnet20_cifar10_post_local',
+  'resnet32_cifar10_sma',
+  'resnet34_cifar10',
+  'resnet50_imagenet_adadamp',
+  'wrn16_4_cifar10',
+)
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
   'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
@@ -70,6 +78,8 @@ def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
   config.data.data_dir = str(PREPARED)
+  if name in SAME_NETWORK:
+    config.model.name = 'strided_cnn'
   trained, evaluated = check_run(config, tmp_path)
   if config.task.name == 'language_modelling':
     assert evaluated['perplexity'] == pytest.approx(np.exp(evaluated['loss']))
@@ -133,6 +143,11 @@ def test_config_without_its_data(name, tmp_path, capfd):
   assert 'is not prepared, so data of its shape is made up' in (
     capfd.readouterr().err
   )
+
+
+def test_every_network_is_trained():
+  trained = {get_config(n).model.name for n in RUNS if n not in SAME_NETWORK}
+  assert {get_config(name).model.name for name in SAME_NETWORK} <= trained
 
 
 def test_each_paper_has_its_config():
