@@ -51,6 +51,15 @@ def get_config(name, *arguments):
   return module.get_config(*arguments)
 
 
+def marked(names):
+  """Those whose sets are there are marked as tests that read them."""
+  there = [(PREPARED / get_config(name).data.name).is_dir() for name in names]
+  return [
+    pytest.param(name, marks=[pytest.mark.prepared] * found)
+    for name, found in zip(names, there, strict=True)
+  ]
+
+
 def check_run(config, workdir):
   """Trains, checkpoints and evaluates, and writes all its files."""
   config.smoke = True
@@ -72,8 +81,7 @@ def check_run(config, workdir):
   return trained, evaluated
 
 
-@pytest.mark.prepared
-@pytest.mark.parametrize('name', RUNS)
+@pytest.mark.parametrize('name', marked(RUNS))
 def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
@@ -88,8 +96,7 @@ def test_config(name, tmp_path):
       assert record['tokens_per_second'] > 0
 
 
-@pytest.mark.prepared
-@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('name', marked(STUDIES))
 def test_study(name, tmp_path):
   """On ImageNet trials are runs of their own, with or without the set."""
   config = get_config(name)
