@@ -37,6 +37,8 @@ def pytest_configure(config):
     'JAX_COMPILATION_CACHE_DIR': directory,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    # On some processors XLA wrongly doubts each program that it reads back.
+    'TF_CPP_MIN_LOG_LEVEL': '3',
   }
 
 

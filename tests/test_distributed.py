@@ -21,6 +21,7 @@ def command(workdir, *flags):
     'launch.py',
     '--config=configs/digits_mlp.py',
     '--config.max_updates=60',
+    '--config.controller.max_batch_size=64',
     '--config.log.every_updates=1',
     '--config.checkpoint.every_updates=40',
     f'--workdir={workdir}',
@@ -102,9 +103,8 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize(
   ('placement', 'flags'),
   [
-    pytest.param('resident', (), marks=pytest.mark.quick),
+    pytest.param('streaming', (), marks=pytest.mark.quick),
     pytest.param('resident', (PMAP,), marks=pytest.mark.quick),
-    ('streaming', ()),
     ('resident', replicas('local_sgd', 4, 7)),
     ('streaming', replicas('sma', 2, 2)),
     ('streaming', replicas('local_sgd', 8, 3)),
@@ -134,7 +134,7 @@ def test_one_process_is_told_to_stop_and_all_do(tmp_path):
   flags = (
     '--config.max_updates=200',
     '--config.epochs=1000.0',
-    '--config.controller.max_batch_size=32',
+    CONSTANT,
   )
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   finish(start_two(whole, *flags))

@@ -172,14 +172,14 @@ def test_target_stops_the_run(tmp_path):
 
 @needs('fashion_mnist', 'cifar10')
 @pytest.mark.parametrize(
-  ('name', 'accuracy'), [('fashion_mnist', 0.82), ('cifar10', 0.45)]
+  ('name', 'accuracy'), [('fashion_mnist', 0.7), ('cifar10', 0.3)]
 )
 def test_tfds_sets_train_unchanged(name, accuracy, tmp_path):
   result = launch(
     '--config=configs/fashion_mnist_cnn.py',
     f'--config.data.data_dir={PREPARED}',
     f'--config.data.name={name}',
-    '--config.epochs=1',
+    '--config.epochs=0.3',
     f'--workdir={tmp_path}',
   )
   assert result.returncode == 0, result.stderr
@@ -345,7 +345,7 @@ def test_divergence(tmp_path):
 
 def test_the_default_config_is_as_careful(tmp_path):
   workdir = f'--workdir={tmp_path}/run'
-  line = one_line(launch_anew('--config.optimzer.name=adam', workdir))
+  line = one_line(launch('--config.optimzer.name=adam', workdir))
   assert "'optimizer.name'" in line
   assert 'many' in one_line(launch('--config.epochs=many', workdir))
   assert launch('--config.max_updates=2', workdir).returncode == 0
@@ -380,7 +380,7 @@ def test_two_runs_in_one_workdir(tmp_path):
 
 
 def test_help_names_the_flags():
-  result = launch_anew('--helpshort')
+  result = launch('--helpshort')
   for flag in ('--config', '--workdir', '--job', '--[no]distributed'):
     assert flag in result.stdout
 
@@ -428,7 +428,7 @@ def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
   try:
     deadline = time.monotonic() + 120
     metrics = tmp_path / 'metrics.jsonl'
-    while not metrics.exists() or metrics.read_bytes().count(b'\n') < 300:
+    while not metrics.exists() or metrics.read_bytes().count(b'\n') < 100:
       assert time.monotonic() < deadline
       assert process.poll() is None, process.communicate()
       time.sleep(0.01)
@@ -440,12 +440,8 @@ def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
   assert 'preempted' in out
   assert 'Traceback' not in err
   done = summary(tmp_path)['updates']
-  again = subprocess.run(
-    [*command, '--config.data.workers=0', f'--config.max_updates={done}'],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
+  again = launch(
+    *command[2:], '--config.data.workers=0', f'--config.max_updates={done}'
   )
   # The number of workers may change, the length of the run may not.
   assert 'max_updates' in again.stderr

@@ -282,10 +282,8 @@ def test_a_group_that_is_cut_is_refused():
 @pytest.mark.parametrize(
   ('devices', 'max_per_device', 'backend'),
   [
-    (2, None, 'shard_map'),
     (8, None, 'shard_map'),
     (3, None, 'pmap'),
-    (1, 8, 'shard_map'),
     (1, 20, 'shard_map'),
     (4, 2, 'shard_map'),
     (3, 8, 'shard_map'),
