@@ -28,8 +28,15 @@ from adabatch.search.storage import (
   locked,
   open_storage,
 )
-from adabatch.search.survey import State, as_trial, ended, objective, survey
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, first_below
+from adabatch.search.survey import (
+  State,
+  as_trial,
+  ended,
+  limits,
+  objective,
+  survey,
+)
+from adabatch.search.trials import COMPLETE, INFEASIBLE, Search
 from adabatch.search.workload import (
   columns,
   identity,
@@ -278,15 +285,7 @@ class Bench:
     goal = make_goal(task.config)
     if goal.value is None or not task.config.search.early_stopping:
       return [None for _ in some]
-    reached = [
-      (trial.number, steps)
-      for trial in ended(self.ledger(task).entries())
-      if (steps := first_below(trial, goal.metric, goal.value)) is not None
-    ]
-    return [
-      min((steps for n, steps in reached if n <= point), default=None)
-      for point in some
-    ]
+    return limits(ended(self.ledger(task).entries()), goal, some)
 
   def _train_population(
     self, task: Task, claims: list[Claim], programs: Population, mode: Mode
