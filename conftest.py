@@ -1,6 +1,8 @@
 """Settings that must be made before JAX starts."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -11,8 +13,31 @@ os.environ['XLA_FLAGS'] = (
 # JAX sizes its thread pool by the cores; with fewer threads than devices, a
 # collective could wait for a participant that never gets a thread.
 os.environ.setdefault('NPROC', '16')
-# Tests compile what they test, whatever an earlier run left on disk.
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+
+
+def pytest_addoption(parser, pluginmanager):
+  """Without pytest-xdist, or with `-p no:xdist`, one process does all."""
+  if not pluginmanager.hasplugin('xdist'):
+    parser.addoption('--numprocesses')
+    parser.addoption('--dist')
+
+
+def pytest_configure(config):
+  """Tests compile what they test, whatever an earlier run left on disk.
+
+  But a program only once: in a new directory, which both processes of pytest
+  and those that the tests start have in common.
+  """
+  if hasattr(config, 'workerinput'):  # one of several: the first has made it
+    return
+  directory = tempfile.mkdtemp(prefix='programs-')
+  config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+  os.environ |= {
+    'JAX_ENABLE_COMPILATION_CACHE': 'true',
+    'JAX_COMPILATION_CACHE_DIR': directory,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  }
 
 
 @pytest.fixture(scope='module')

@@ -11,6 +11,7 @@ from adabatch import data, parallel, steps
 from adabatch.agreement import Agreement
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.evaluate import (
+  Calibration,
   Evaluator,
   Measurements,
   Pieces,
@@ -88,7 +89,12 @@ def make_agreement(config: Config, e: Experiment) -> Agreement:
 
 
 def make_evaluators(
-  config: Config, e: Experiment, train_arrays: Any, skipped: Skipped
+  config: Config,
+  e: Experiment,
+  train_arrays: Any,
+  skipped: Skipped,
+  *,
+  has_statistics: bool,
 ) -> tuple[Evaluator, Measurements]:
   """What is measured of the evaluation split, and to choose batch sizes.
 
@@ -97,6 +103,7 @@ def make_evaluators(
     e: its parts.
     train_arrays: the training split on the devices; None if it is a stream.
     skipped: is told of records that cannot be read.
+    has_statistics: whether the model has any, such as BatchNorm's.
   """
   inputs, most = e.inputs, config.eval.max_per_device
 
@@ -111,8 +118,8 @@ def make_evaluators(
       options=e.compiler_options,
     )
 
-  def resident(arrays: steps.Data, examples: int) -> Pieces:
-    return resident_pieces(arrays, examples, e.mesh, most)
+  def resident(arrays: steps.Data, examples: int, multiple: int = 1) -> Pieces:
+    return resident_pieces(arrays, examples, e.mesh, most, multiple)
 
   def streamed(split: Any, name: str) -> Pieces:
     return streamed_pieces(
@@ -124,16 +131,42 @@ def make_evaluators(
       return streamed(inputs.train, config.data.train_split)
     return resident(train_arrays, inputs.train.num_examples)
 
-  def subset() -> Pieces:
-    # Drawn, because some data sets are sorted by class.
+  def drawn(stream: int) -> tuple[np.ndarray, steps.Data]:
+    """Examples of the training split, drawn because some sets are sorted."""
     examples = inputs.train.num_examples
     size = min(config.controller.subset_size, examples)
-    rng = np.random.Generator(np.random.Philox(config.seed))
-    chosen = np.sort(rng.permutation(examples)[:size])
-    chunk = inputs.train.read(chosen, None)
+    key = [config.seed, stream] if stream else config.seed
+    rng = np.random.Generator(np.random.Philox(key))
+    chosen = rng.permutation(examples)[:size]
+    chunk = inputs.train.read(np.sort(chosen), None)
     for record, reason in chunk.skipped:
       skipped(config.data.train_split)(record, reason)
-    return resident(parallel.replicate(chunk.arrays, e.mesh), size)
+    return chosen, chunk.arrays
+
+  def subset() -> Pieces:
+    chosen, arrays = drawn(0)
+    return resident(parallel.replicate(arrays, e.mesh), len(chosen))
+
+  def calibration() -> Calibration:
+    # In the order drawn: a group of one class would not be one of training.
+    chosen, arrays = drawn(1)
+    order = np.argsort(np.argsort(chosen))
+    arrays = {name: a[order] for name, a in arrays.items()}
+    pieces = resident(
+      parallel.replicate(arrays, e.mesh),
+      len(chosen),
+      e.ladder.group_size or 1,
+    )
+    return Calibration(
+      e.model,
+      e.task,
+      inputs.load,
+      pieces,
+      mesh=e.mesh,
+      backend=config.parallel.backend,
+      seed=config.seed,
+      options=e.compiler_options,
+    )
 
   def evaluation() -> Pieces:
     split = inputs.evaluation
@@ -143,6 +176,10 @@ def make_evaluators(
     return resident(arrays, split.num_examples)
 
   measurements = Measurements(
-    e.controller.needs, evaluator, full=full, subset=subset
+    e.controller.needs,
+    evaluator,
+    full=full,
+    subset=subset,
+    calibration=calibration if has_statistics else None,
   )
   return evaluator(evaluation()), measurements

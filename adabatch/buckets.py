@@ -72,6 +72,7 @@ class Ladder(NamedTuple):
   rounding: str
   group_size: int | None = None
   replicas: int = 1
+  split: bool = False
 
 
 def ladder(
@@ -84,6 +85,7 @@ def ladder(
   rounding: str = 'up',
   group_size: int | None = None,
   replicas: int = 1,
+  split: bool = False,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
@@ -104,6 +106,9 @@ def ladder(
     group_size: examples of a BatchNorm group, which must not be cut by the end
       of a microbatch; None where the network has none.
     replicas: that take equal shares of each batch.
+    split: whether a batch of two examples or more is run as two microbatches
+      at least, on one device too: what their gradients differ by tells how
+      noisy they are.
 
   Raises:
     ValueError: for sizes below 1, smallest > largest, sizes that replicas
@@ -141,7 +146,7 @@ def ladder(
     size = max(size * growth, rung + 1.0)
   rungs.append(largest)
   made = Ladder(
-    tuple(rungs), devices, max_per_device, rounding, group_size, replicas
+    tuple(rungs), devices, max_per_device, rounding, group_size, replicas, split
   )
   for rung in rungs:
     bucket_for(rung, made)  # refuses groups that do not fit
@@ -171,7 +176,8 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
 
   Of those, the one with the fewest empty slots. Microbatches are of equal size:
   a device with 300 examples and room for 256 runs 2 x 150, not 256 and a mostly
-  empty second one.
+  empty second one. Where the ladder splits batches they are two at least,
+  unless the examples are one BatchNorm group on one device.
 
   Raises:
     ValueError: if no bucket keeps the groups whole.
@@ -187,6 +193,8 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   group = ladder.group_size
   # No microbatch need be larger than a share filled up to whole groups.
   limit = ladder.max_per_device or per_device + (group or 0)
+  if ladder.split and ladder.devices == 1 and share > (group or 1):
+    limit = min(limit, max(-(-share // 2), group or 0))
   for steps in range(-(-per_device // limit), per_device + 1):
     smallest = -(-per_device // steps)
     largest = min(limit, smallest + (group or 0))

@@ -52,7 +52,9 @@ def default() -> Config:
   """
   c = ConfigDict()
   c.seed = 0  # of the initialisation, the data order and the augmentation
-  c.epochs = 10.0  # stop once this many epochs' examples were trained on ...
+  # Stop once this many epochs' examples were trained on; the last batch is cut
+  # there ...
+  c.epochs = 10.0
   c.max_updates = placeholder(int)  # ... or after this many updates
   # Most updates in one call of a compiled program: more is faster for small
   # networks, up to controller.every. Not for convolutions on a CPU, which XLA
@@ -176,7 +178,8 @@ def default() -> Config:
   # 'constant', 'piecewise', 'cosine', 'linear', 'polynomial'
   c.learning_rate.decay.name = 'constant'
   # 'epochs', 'examples', 'updates' of the reference batch size, or 'run': the
-  # whole of it
+  # whole of it. Where max_updates ends a run whose batch size is chosen by what
+  # is measured, that is max_updates batches of the largest size
   c.learning_rate.decay.unit = 'epochs'
   c.learning_rate.decay.length = placeholder(float)  # None: the whole run
   c.learning_rate.decay.boundaries = (30.0, 60.0, 80.0)  # piecewise, in `unit`
@@ -190,12 +193,13 @@ def default() -> Config:
   # 'cabs'
   c.controller.name = 'adadamp'
   c.controller.initial_batch_size = 32  # B_0
-  c.controller.max_batch_size = 1024  # B_max; beyond it the rate is damped
+  # B_max, at most the size of the training split; beyond it the rate is damped
+  c.controller.max_batch_size = 1024
   c.controller.min_batch_size = placeholder(int)  # None: B_0 is the floor
   c.controller.every = 20  # updates between two decisions
   c.controller.wait = 0  # updates before the first change
   c.controller.monotone = False  # never let the batch size fall
-  c.controller.smooth = 0.0  # weight of the old size in each new one
+  c.controller.smooth = 0.0  # weight of the old size's logarithm in a new one
   c.controller.growth_limit = placeholder(float)  # largest ratio per decision
   c.controller.hysteresis = placeholder(float)  # ignore smaller ratios
   c.controller.subset_size = 1024  # examples of loss_source 'subset'
@@ -211,8 +215,9 @@ def default() -> Config:
   c.controller.geodamp.lr_factor = 1.0  # AdaBatch: lr too, at the same epochs
   c.controller.radadamp = ConfigDict()
   c.controller.radadamp.rho = 0.2  # weight of the past in its averages
-  c.controller.radadamp.window = 20  # updates in a window
-  c.controller.radadamp.reduction = 'min'  # over the window
+  # Updates in a window; the first one lasts to the first decision, if longer.
+  c.controller.radadamp.window = 20
+  c.controller.radadamp.reduction = 'min'  # 'min', 'mean', 'median', 'max'
   c.controller.radadamp.minimum_loss = 0.0  # F*
   c.controller.adadamp_grad = ConfigDict()
   c.controller.adadamp_grad.gradient_source = 'ema'  # 'full', 'subset', 'ema'

@@ -1,5 +1,6 @@
 """The batch-size rule at work: what it is fed, and what comes of it."""
 
+import math
 from typing import Any
 
 from adabatch import buckets, controllers
@@ -7,25 +8,16 @@ from adabatch.buckets import Bucket, Ladder, Plan
 from adabatch.config import ConfigError
 from adabatch.controllers import BatchSizeController, GradientNoise, Signals
 from adabatch.evaluate import Measurements
-from adabatch.steps import StepSignals
+from adabatch.in_flight import Update
+from adabatch.run_end import PROGRESS
 from adabatch.sync import State
-
-# Digits of a signal that a decision reads. Sums over devices depend on their
-# order in about the seventh digit; unrounded, a `ceil` could turn that into
-# another batch size.
-SIGNAL_DIGITS = 4
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000
 
 
-def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
-  """Rounds to significant digits.
-
-  >>> round_signal(0.123456)
-  0.1235
-  """
-  return float(f'{value:.{digits - 1}e}')
+# Of an update that gave no estimate: measured, in vain.
+NO_ESTIMATE = GradientNoise(math.nan, math.nan)
 
 
 class Decisions:
@@ -54,11 +46,16 @@ class Decisions:
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
     self.evaluated_examples = 0
-    self.measured = bool(controller.needs - {'update', 'examples', 'epoch'})
+    self.measured = bool(controller.needs - PROGRESS)
 
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""
     return self._controller.due(update)
+
+  @property
+  def losses_below_minimum(self) -> int:
+    """How often the rule read a loss that was not above F*."""
+    return controllers.losses_below_minimum(self._state)
 
   def to_json(self) -> dict[str, Any]:
     return {
@@ -80,8 +77,7 @@ class Decisions:
     update: int,
     examples: int,
     state: State,
-    report: StepSignals | None = None,
-    noise: GradientNoise | None = None,
+    done: Update | None = None,
   ) -> None:
     """Feeds the rule one update, in order; every update exactly once.
 
@@ -89,30 +85,26 @@ class Decisions:
       update: updates done so far; 0 before the first one.
       examples: examples trained on so far.
       state: the train state after them, read only where a decision is due.
-      report: what the update reported, if the rule needs it.
-      noise: the update's estimates of the gradient noise, if there are any.
+      done: the update itself, if the rule needs what it reported.
 
     Raises:
       ConfigError: if the rule cannot work with what was measured, because F*
         lies above the first loss.
     """
     signals = self._progress(update, examples)
-    if report is not None:
+    if done is not None:
       signals = signals._replace(
-        loss=round_signal(report.loss),
-        gradient_norm_squared=round_signal(report.gradient_norm_squared),
-        learning_rate=round_signal(report.learning_rate),
+        loss=done.report.loss,
+        gradient_norm_squared=done.report.gradient_norm_squared,
+        # The rule's own size caused the damping.
+        learning_rate=done.report.learning_rate / done.plan.damping,
+        gradient_noise=done.noise or NO_ESTIMATE,
       )
-    if noise is not None:
-      rounded = GradientNoise(*map(round_signal, noise))
-      signals = signals._replace(gradient_noise=rounded)
     if self.due(update):
       # A measurement is part of the training, and its time counts as such.
       values, cost = self._measurements.take(state)
       self.evaluated_examples += cost
-      signals = signals._replace(
-        **{name: round_signal(value) for name, value in values.items()}
-      )
+      signals = signals._replace(**values)
     try:
       self.nominal, self._state = self._controller.update(self._state, signals)
     except ValueError as error:

@@ -33,13 +33,20 @@ class Pieces(NamedTuple):
 
 
 def resident_pieces(
-  arrays: steps.Data, limit: int, mesh: Mesh, max_per_device: int
+  arrays: steps.Data,
+  limit: int,
+  mesh: Mesh,
+  max_per_device: int,
+  multiple: int = 1,
 ) -> Pieces:
   """The first `limit` examples of arrays that lie on every device.
 
-  Every example counts exactly once: the slots beyond the last are empty.
+  Every example counts exactly once: the slots beyond the last are empty. A
+  device takes a multiple of `multiple` slots, which may be above
+  `max_per_device`.
   """
   slots = min(max_per_device, -(-limit // mesh.size))
+  slots = -(-slots // multiple) * multiple
   chunks = -(-limit // (slots * mesh.size))
   firsts = np.arange(chunks * mesh.size, dtype=np.int32) * slots
   placed = [
@@ -177,10 +184,67 @@ class Evaluator:
     return float(norm) / float(weight) ** 2
 
 
+class Calibration:
+  """Running statistics as they would be at the parameters there are.
+
+  Those in the state lag behind, and before the first update they are whatever
+  they were initialised with; the loss in evaluation mode then says nothing of
+  the parameters.
+
+  Attributes:
+    examples: that a calibration goes over.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    task: Task,
+    load: steps.Load,
+    pieces: Pieces,
+    *,
+    mesh: Mesh,
+    backend: str,
+    seed: int,
+    options: dict[str, Any] | None = None,
+  ):
+    """`pieces` hold whole BatchNorm groups of examples in random order."""
+    self._pieces, self._mesh = pieces, mesh
+    self.examples = pieces.examples
+    self._program = parallel.spmd(
+      steps.calibration_step(
+        model,
+        task,
+        load,
+        pieces.slots,
+        pieces.limit,
+        devices=mesh.size,
+        rng=jax.random.key(seed),
+      ),
+      mesh,
+      layout=(False, False, pieces.sharded, False, True),
+      backend=backend,
+      donate=(3,),
+      options=options,
+    )
+    self._finish = jax.jit(steps.calibrated, compiler_options=options)
+
+  def __call__(self, state: State) -> State:
+    """The same state with calibrated statistics; the given one stays."""
+    zeros = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), state.model_state
+    )
+    zeros = zeros, zeros, np.float32(0)
+    sums = parallel.replicate(zeros, self._mesh)
+    for arrays, first in self._pieces.open():
+      sums = self._program(state.params, state.model_state, arrays, sums, first)
+    return state._replace(model_state=self._finish(state.model_state, sums))
+
+
 class Measurements:
   """The signals that cost a pass over data, for the rules that need them.
 
-  `full_*` go over the whole training split, `subset_*` over a fixed part of it.
+  `full_*` go over the whole training split, `subset_*` over a fixed part of it,
+  in evaluation mode with calibrated statistics.
   """
 
   def __init__(
@@ -190,6 +254,7 @@ class Measurements:
     *,
     full: Callable[[], Pieces],
     subset: Callable[[], Pieces],
+    calibration: Callable[[], Calibration] | None = None,
   ):
     """Makes only the evaluators that `needs` asks for.
 
@@ -198,6 +263,8 @@ class Measurements:
       evaluator: pieces of a split -> an evaluator of them.
       full: makes the pieces of the training split.
       subset: makes those of the fixed part.
+      calibration: makes what calibrates running statistics; None: there are
+        none.
     """
     self._needs = needs
     sources = {'full': full, 'subset': subset}
@@ -206,10 +273,16 @@ class Measurements:
       for source, make in sources.items()
       if any(name.startswith(f'{source}_') for name in needs)
     }
+    self._calibration = None
+    if self._evaluators and calibration is not None:
+      self._calibration = calibration()
 
   def take(self, state: State) -> tuple[dict[str, float], int]:
     """The signals by name, and how many examples were evaluated for them."""
     values, cost = {}, 0
+    if self._calibration is not None:
+      state = self._calibration(state)
+      cost += self._calibration.examples
     for source, evaluator in self._evaluators.items():
       measures = {
         f'{source}_loss': lambda e=evaluator: e.metrics(state)['loss'],

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +18,14 @@ from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.optimization import (
+  lasts_as_the_run,
   learning_rate_drops,
   make_decay,
   make_optimizer,
   unwarmed_rate,
 )
 from adabatch.ranges import check_numbers
+from adabatch.run_end import Extent, RunEnd, RunLength, make_end, run_length
 from adabatch.tasks import Task, classification, language_modelling
 from adabatch.updates import Sync
 
@@ -44,7 +46,9 @@ class Experiment(NamedTuple):
     network_input: shape and dtype of a batch of one of the network's inputs.
     compiler_options: what the programs are compiled with.
     mesh: all devices.
-    total_examples: how many examples to train on.
+    end: where it ends, if no target is reached before.
+    extent: what its schedules are laid out over.
+    length: how long it becomes.
     estimate_noise: whether a rule reads the gradient noise.
     sync: how replicas agree; None where one model is trained.
     replicas: how many there are; 1 of one model.
@@ -60,7 +64,9 @@ class Experiment(NamedTuple):
   network_input: jax.ShapeDtypeStruct
   compiler_options: dict[str, Any]
   mesh: Mesh
-  total_examples: int
+  end: RunEnd
+  extent: Extent
+  length: RunLength
   estimate_noise: bool
   sync: Sync | None
   replicas: int
@@ -72,7 +78,7 @@ def count_replicas(config: Config) -> int:
   return 1 if config.sync.name == 'synchronous' else config.sync.replicas
 
 
-def make_sync(config: Config, num_examples: int) -> Sync | None:
+def make_sync(config: Config, extent: Extent) -> Sync | None:
   """How replicas agree; None where one model is trained."""
   s = config.sync
   if s.name == 'synchronous':
@@ -80,9 +86,9 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
   make = choose(sync.SYNC_RULES | {'synchronous': None}, s.name, 'sync.name')
   parameters: dict[str, Any] = dict(s[s.name]) if s.name in s else {}
   if s.name == 'post_local_sgd':
-    drops = learning_rate_drops(config, num_examples)
+    drops = learning_rate_drops(config, extent)
     if parameters.pop('epoch') is not None:
-      drops = (s.post_local_sgd.epoch * num_examples,)
+      drops = (s.post_local_sgd.epoch * extent.epoch,)
     if not drops:
       raise ConfigError(
         'sync.name=post_local_sgd begins where a piecewise learning rate first '
@@ -90,7 +96,7 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
       )
     parameters['switch'] = drops[0]
   if s.name == 'qsr':
-    parameters['learning_rate'] = unwarmed_rate(config, num_examples)
+    parameters['learning_rate'] = unwarmed_rate(config, extent)
   by_number = 'replicas' in inspect.signature(make).parameters
 
   def rule(replicas: int) -> sync.SyncRule:
@@ -102,22 +108,52 @@ def make_sync(config: Config, num_examples: int) -> Sync | None:
   return Sync(rule, s.average_momentum)
 
 
-def make_controller(config: Config, num_examples: int) -> BatchSizeController:
+def check_controller(config: Config) -> None:
+  """Refuses rules that would ask for something else than they are to."""
+  c, scaling = config.controller, config.learning_rate.scaling
+  if c.name == 'cabs' and scaling in ('linear', 'adascale'):
+    raise ConfigError(
+      'controller.name=cabs takes a batch size in proportion to the learning '
+      f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
+      "the batch size, without an end: set it to 'none' or 'sqrt'"
+    )
+  # Rules that grow without an end are damped beyond the largest size; a size
+  # that was written down is meant.
+  sizes: dict[str, list[float]] = {}
+  if c.name == 'step_table':
+    with refusing('controller.step_table'):
+      entries = controllers.parse_table(c.step_table.table)
+    sizes = {'step_table.table': [size for _, size in entries]}
+  if c.name == 'ramp_up':
+    sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
+  smallest, largest = c.initial_batch_size, c.max_batch_size
+  for key, written in sizes.items():
+    for size in written:
+      if not smallest <= size <= largest:
+        bound = 'initial' if size < smallest else 'max'
+        raise ConfigError(
+          f'controller.{key} asks for a batch of {size:g}, outside {smallest} '
+          f'to {largest}: change it or controller.{bound}_batch_size'
+        )
+
+
+def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   """The batch-size rule with its wrappers."""
+  check_controller(config)
   c = config.controller
   factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
   parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
   if c.name == 'padadamp' and c.padadamp.rate is None:
     parameters['rate'] = controllers.padadamp_rate(
       initial_batch_size=c.initial_batch_size,
-      max_batch_size=c.max_batch_size,
-      epochs=config.epochs,
-      num_examples=num_examples,
+      max_batch_size=extent.max_batch_size,
+      epochs=extent.run / extent.epoch,
+      num_examples=extent.epoch,
     )
   if c.name == 'geodamp':
     del parameters['lr_factor']
   if c.name == 'from_lr_schedule':
-    decay = make_decay(config, num_examples)
+    decay = make_decay(config, extent)
     parameters = {'schedule': lambda examples: float(decay(examples))}
   accepted = inspect.signature(factory).parameters
   if c.min_batch_size is not None:
@@ -128,6 +164,9 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
         'schedule: leave it unset'
       )
     parameters['floor'] = False
+  if 'initial_updates' in accepted:
+    # What comes before the first decision tells where the run began.
+    parameters['initial_updates'] = c.wait or c.every
   with refusing(f'controller.{c.name}'):
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
   with refusing('controller.every'):
@@ -147,8 +186,20 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
   return controller
 
 
-def make_ladder(config: Config, devices: int) -> Ladder:
-  """The batch sizes that can be run."""
+def wants_noise(config: Config, controller: BatchSizeController) -> bool:
+  """Whether anything reads the gradient noise."""
+  adascale = config.learning_rate.scaling == 'adascale'
+  return adascale or 'gradient_noise' in controller.needs
+
+
+def make_ladder(
+  config: Config, devices: int, num_examples: int | None = None
+) -> Ladder:
+  """The batch sizes that can be run.
+
+  None is larger than the training split of `num_examples`: a batch would hold
+  examples twice, and a run of few epochs would be over with it.
+  """
   c, b = config.controller, config.buckets
   if c.max_batch_size < c.initial_batch_size:
     raise ConfigError(
@@ -165,9 +216,18 @@ def make_ladder(config: Config, devices: int) -> Ladder:
         'the second'
       )
     smallest = c.min_batch_size
-  # A constant size needs no ladder, and no program compiled for the next rung.
-  largest = smallest if c.name == 'constant' else c.max_batch_size
   replicas = count_replicas(config)
+  largest = c.max_batch_size
+  if num_examples is not None:
+    if c.initial_batch_size > num_examples:
+      raise ConfigError(
+        f'controller.initial_batch_size={c.initial_batch_size} is above the '
+        f'{num_examples} examples of the training split: lower it'
+      )
+    largest = min(largest, num_examples // replicas * replicas)
+  rule = make_controller(config, Extent(1, 1, c.max_batch_size))
+  # A constant size needs no ladder, and no program compiled for the next rung.
+  largest = smallest if c.name == 'constant' else largest
   for key, size in (('initial', smallest), ('max', largest)):
     if size % replicas:
       key = 'min' if size == c.min_batch_size else key
@@ -185,6 +245,25 @@ def make_ladder(config: Config, devices: int) -> Ladder:
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
+      split=wants_noise(config, rule),
+    )
+
+
+def remarks(config: Config, e: Experiment) -> Iterator[str]:
+  """Lines on what a run makes of its config that may not be expected."""
+  top, asked = e.ladder.batch_sizes[-1], config.controller.max_batch_size
+  if config.controller.name != 'constant' and top < asked:
+    yield (
+      f'controller.max_batch_size={asked} is capped at {top}: the training '
+      f'split has {e.extent.epoch} examples'
+    )
+  if not e.length.exact and lasts_as_the_run(config):
+    yield (
+      f'max_updates={config.max_updates} may end the run before the '
+      f'{e.length.examples} examples over which learning_rate.decay is laid '
+      f'out: nobody knows before what controller.name='
+      f'{config.controller.name!r} will decide; to be sure set '
+      'learning_rate.decay.length'
     )
 
 
@@ -285,7 +364,8 @@ def check(config: Config, devices: int) -> None:
       'for classification'
     )
   choose(task.higher_is_better, config.target.metric, 'target.metric')
-  rules = make_sync(config, 1)
+  extent = Extent(1, 1, config.controller.max_batch_size)
+  rules = make_sync(config, extent)
   if rules is not None and config.sync.tune.enabled:
     with refusing('sync.tune: a device may come to train one replica, where'):
       rules.rule(math.gcd(config.sync.replicas, devices))
@@ -295,8 +375,8 @@ def check(config: Config, devices: int) -> None:
       "parallel.backend='pmap' has one: choose 'shard_map'"
     )
   make_ladder(config, devices)
-  make_controller(config, 1)
-  make_optimizer(config, 1)
+  make_controller(config, extent)
+  make_optimizer(config, extent)
   if task_name == 'language_modelling':
     # Known without the text, which may take long to turn into tokens.
     row = jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.int32)
@@ -325,36 +405,38 @@ def build(
   mesh = parallel.make_mesh(devices)
   # Before the data is read: a wrong name must not cost minutes.
   check(config, mesh.size)
-  task, ladder = make_task(config), make_ladder(config, mesh.size)
+  task = make_task(config)
   inputs = open_inputs(config, splits, cache)
   num_examples = inputs.train.num_examples
+  ladder = make_ladder(config, mesh.size, num_examples)
   example = network_input(task, inputs)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   check_model(config, model, example)
-  controller = make_controller(config, num_examples)
-  tx = make_optimizer(config, num_examples)
-  total_examples = round(config.epochs * num_examples)
-  if not total_examples:
-    raise ConfigError(
-      f'epochs={config.epochs} of {num_examples} examples is less than one '
-      'example'
-    )
+  end = make_end(config, num_examples)
+  extent = Extent(num_examples, end.examples, ladder.batch_sizes[-1])
+  length = run_length(
+    end,
+    num_examples,
+    ladder,
+    lambda run: make_controller(config, extent._replace(run=run)),
+  )
+  extent = extent._replace(run=length.examples)
+  controller = make_controller(config, extent)
   return Experiment(
     model=model,
     task=task,
-    tx=tx,
+    tx=make_optimizer(config, extent),
     controller=controller,
     ladder=ladder,
     inputs=inputs,
     network_input=example,
     compiler_options=compiler_options(config, mesh),
     mesh=mesh,
-    total_examples=total_examples,
-    estimate_noise=(
-      'gradient_noise' in controller.needs
-      or config.learning_rate.scaling == 'adascale'
-    ),
-    sync=make_sync(config, num_examples),
+    end=end,
+    extent=extent,
+    length=length,
+    estimate_noise=wants_noise(config, controller),
+    sync=make_sync(config, extent),
     replicas=count_replicas(config),
-    learning_rate_drops=learning_rate_drops(config, num_examples),
+    learning_rate_drops=learning_rate_drops(config, extent),
   )

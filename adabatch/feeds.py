@@ -106,10 +106,13 @@ class ResidentFeed:
     """
     size, accumulation, devices = plan.bucket
     replicas, rows, _ = self.shares
-    share = plan.batch_size // replicas
+    # Where the end of a run has cut the one batch, some shares are smaller by
+    # one; the place of that slot lies beyond the batch, so it has no weight.
+    share = -(-plan.batch_size // replicas)
+    assert count == 1 or share * replicas == plan.batch_size
     slots = np.zeros((replicas, updates, plan.bucket.slots), np.int32)
     taken = data.take(
-      self._order, position, position + count * plan.batch_size
+      self._order, position, position + count * share * replicas
     ).reshape(count, share, replicas)
     by_replica = taken.transpose(2, 0, 1)
     if replicas > 1:

@@ -9,7 +9,7 @@ Reference: McCandlish et al., An Empirical Model of Large-Batch Training, 2018
 (arXiv:1812.06162), appendix A.1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +34,28 @@ class MicrobatchNorms(NamedTuple):
 
 
 def squared_norm(tree: optax.Updates) -> jax.Array:
-  """Sum of the squares of all entries of a pytree, in float32.
+  """Sum of |x|^2 over all entries x of a pytree, in float32.
 
-  >>> float(squared_norm({'w': jnp.array([3.0, 4.0])}))
+  >>> float(squared_norm({'w': jnp.array([3.0, 4.0j])}))
   25.0
   """
-  return sum(
-    (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)),
-    start=jnp.float32(0),
-  )
+  return inner_product(tree, tree)
+
+
+def inner_product(a: optax.Updates, b: optax.Updates) -> jax.Array:
+  """Real part of the sum of a conj(b) over all entries, in float32.
+
+  >>> float(inner_product(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+  11.0
+  """
+
+  def of_leaf(x, y):
+    if jnp.iscomplexobj(x):
+      return of_leaf(x.real, y.real) + of_leaf(x.imag, y.imag)
+    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32))
+
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return sum((of_leaf(x, y) for x, y in pairs), start=jnp.zeros([]))
 
 
 def of_microbatch(gradient_sum: optax.Updates, weight: jax.Array):
@@ -107,28 +120,37 @@ def from_microbatches(
 def from_difference(
   gradient: optax.Updates,
   previous_gradient: optax.Updates,
-  batch_size: jax.Array,
+  size: jax.Array,
+  previous_size: jax.Array,
 ) -> GradientNoise:
   """Estimates from two successive gradients, where there is one microbatch.
 
+      |G|^2    = <g, g'>
+      tr Sigma = |g - g'|^2 / (1/n + 1/n')
+
   The previous gradient was taken at other parameters, so the estimate is
-  biased: the distance between the two points counts as noise.
+  biased: the distance between the two points counts as noise. It is for
+  batches of one example, which nothing else can be said of.
 
   Args:
-    gradient: mean gradient of this update.
-    previous_gradient: mean gradient of the update before; taken to be over
-      `batch_size` examples too.
-    batch_size: examples in each.
+    gradient: g, the mean gradient of this update.
+    previous_gradient: g', that of the update before.
+    size: n, examples in the first; NaN comes back where there are none.
+    previous_size: n', in the second; likewise.
+
+  >>> g, before = jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0])
+  >>> noise = from_difference(g, before, jnp.float32(1), jnp.float32(1))
+  >>> float(noise.trace_covariance), float(noise.squared_norm)
+  (1.0, 2.0)
   """
-  pair_mean = jax.tree.map(
-    lambda g, p: (g + p) / 2, gradient, previous_gradient
+  # NaN where there is none of one.
+  known: Any = jnp.where((size > 0) & (previous_size > 0), 1.0, jnp.nan)
+  distance = squared_norm(
+    jax.tree.map(jnp.subtract, gradient, previous_gradient)
   )
-  return from_norms(
-    (squared_norm(gradient) + squared_norm(previous_gradient)) / 2,
-    squared_norm(pair_mean),
-    batch_size,
-    2 * batch_size,
-  )
+  product = inner_product(gradient, previous_gradient)
+  sizes = size * previous_size / jnp.maximum(size + previous_size, 1e-30)
+  return GradientNoise(distance * sizes * known, product * known)
 
 
 def unknown() -> GradientNoise:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from adabatch.buckets import Bucket, Plan
+from adabatch.buckets import Plan
 from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
 from adabatch.steps import StepSignals, combine
@@ -99,16 +99,10 @@ class InFlight:
           nominal=done.nominal,
           plan=done.plan,
           report=report,
-          noise=_noise(report, update, done.plan.bucket),
+          noise=_noise(report),
         )
 
 
-def _noise(
-  report: StepSignals, update: int, bucket: Bucket
-) -> GradientNoise | None:
+def _noise(report: StepSignals) -> GradientNoise | None:
   estimate = GradientNoise(report.trace_covariance, report.squared_norm)
-  differenced = bucket.devices * bucket.accumulation_steps == 1
-  # The first difference is with a gradient that was never taken.
-  unknown = differenced and update == 1
-  known = all(map(math.isfinite, estimate)) and not unknown
-  return estimate if known else None
+  return estimate if all(map(math.isfinite, estimate)) else None

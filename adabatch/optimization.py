@@ -1,11 +1,13 @@
 """From a config to the optimizer and its learning rate."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
+from adabatch.run_end import Extent
 
 DECAYS = {
   'constant': lambda length, d, convert: optim.constant(),
@@ -31,40 +33,39 @@ WARMUPS = {
 }
 
 
-def run_examples(config: Config, num_examples: int) -> float:
-  """Examples of a whole run, as far as the config tells.
+def _to_examples(config: Config, extent: Extent, length: Any) -> Any:
+  """A length in `learning_rate.decay.unit`, in examples."""
+  unit = config.learning_rate.decay.unit
+  if unit == 'run':
+    return length * extent.run
+  return optim.to_examples(
+    length,
+    unit,
+    num_examples=extent.epoch,
+    reference_batch_size=config.learning_rate.reference_batch_size,
+  )
 
-  min(epochs x num_examples, max_updates x reference_batch_size)
-  """
-  examples = config.epochs * num_examples
-  if config.max_updates is None:
-    return examples
-  size = config.learning_rate.reference_batch_size
-  return min(examples, config.max_updates * size)
+
+def lasts_as_the_run(config: Config) -> bool:
+  """Whether the decay depends on where the run ends."""
+  decay = config.learning_rate.decay
+  if decay.name == 'constant':
+    return False
+  whole = decay.length is None and decay.name != 'piecewise'
+  return whole or decay.unit == 'run'
 
 
-def make_decay(config: Config, num_examples: int) -> optim.Schedule:
+def make_decay(config: Config, extent: Extent) -> optim.Schedule:
   """The learning-rate decay: examples -> multiplier."""
-  decay, rate = config.learning_rate.decay, config.learning_rate
+  decay = config.learning_rate.decay
 
-  def convert(length: float) -> float:
-    if decay.unit == 'run':
-      return length * run_examples(config, num_examples)
-    return optim.to_examples(
-      length,
-      decay.unit,
-      num_examples=num_examples,
-      reference_batch_size=rate.reference_batch_size,
-    )
+  def convert(length: Any) -> Any:
+    return _to_examples(config, extent, length)
 
   make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
   with refusing('learning_rate.decay'):
     convert(1.0)  # refuses an unknown unit, also where no length is given
-    length = (
-      config.epochs * num_examples
-      if decay.length is None
-      else convert(decay.length)
-    )
+    length = extent.run if decay.length is None else convert(decay.length)
     return make(length, decay, convert)
 
 
@@ -76,15 +77,15 @@ def make_scaling(config: Config) -> optim.Scaling | optim.StatefulScaling:
   )
 
 
-def make_learning_rate(config: Config, num_examples: int):
+def make_learning_rate(config: Config, extent: Extent):
   """The transform that applies base, scaling, warmup and decay."""
   rate = config.learning_rate
-  decay, scaling = _whole_decay(config, num_examples), make_scaling(config)
+  decay, scaling = _whole_decay(config, extent), make_scaling(config)
   warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
     optim.affine_length(
       rate.warmup.epochs,
       rate.warmup.epochs_per_example,
-      num_examples=num_examples,
+      num_examples=extent.epoch,
     )
   )
   return optim.scale_by_batch_learning_rate(
@@ -92,10 +93,10 @@ def make_learning_rate(config: Config, num_examples: int):
   )
 
 
-def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
+def _whole_decay(config: Config, extent: Extent) -> optim.Schedule:
   """The decay with what the batch-size rule makes of it."""
   rate, c = config.learning_rate, config.controller
-  decay = make_decay(config, num_examples)
+  decay = make_decay(config, extent)
   if c.name == 'from_lr_schedule':
     if rate.decay.name == 'constant':
       raise ConfigError(
@@ -113,12 +114,12 @@ def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
       decay,
       exponent=c.from_lr_schedule.exponent,
       initial_batch_size=c.initial_batch_size,
-      max_batch_size=c.max_batch_size,
+      max_batch_size=extent.max_batch_size,
     )
   decays = [decay]
   if c.name == 'geodamp' and c.geodamp.lr_factor != 1:
-    span = c.geodamp.delay_epochs * num_examples
-    steps = int(config.epochs / c.geodamp.delay_epochs) + 1
+    span = c.geodamp.delay_epochs * extent.epoch
+    steps = int(extent.run / span) + 1
     decays.append(
       optim.piecewise(
         [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
@@ -127,7 +128,7 @@ def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
   return lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays]))
 
 
-def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:
+def learning_rate_drops(config: Config, extent: Extent) -> tuple[float, ...]:
   """Where a piecewise learning rate drops, in examples; () for the others."""
   rate = config.learning_rate
   if (
@@ -138,22 +139,17 @@ def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:
     return ()
   with refusing('learning_rate.decay'):
     return tuple(
-      optim.to_examples(
-        boundary,
-        rate.decay.unit,
-        num_examples=num_examples,
-        reference_batch_size=rate.reference_batch_size,
-      )
+      _to_examples(config, extent, boundary)
       for boundary in rate.decay.boundaries
     )
 
 
 def unwarmed_rate(
-  config: Config, num_examples: int
+  config: Config, extent: Extent
 ) -> Callable[[int, int], float]:
   """(examples, batch size) -> learning rate without warmup and damping."""
   scaling, base = make_scaling(config), config.learning_rate.base
-  decay = _whole_decay(config, num_examples)
+  decay = _whole_decay(config, extent)
   if isinstance(scaling, optim.StatefulScaling):
     raise ConfigError(
       'sync.name=qsr reads the learning rate, which learning_rate.scaling='
@@ -164,13 +160,13 @@ def unwarmed_rate(
   )
 
 
-def make_optimizer(config: Config, num_examples: int):
+def make_optimizer(config: Config, extent: Extent):
   """The whole optax chain, damping last."""
   o = config.optimizer
   choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
   return optim.make_optimizer(
     o.name,
-    make_learning_rate(config, num_examples),
+    make_learning_rate(config, extent),
     momentum=o.momentum,
     beta1=o.beta1,
     beta2=o.beta2,

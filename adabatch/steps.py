@@ -21,7 +21,7 @@ from adabatch.buckets import Bucket
 from adabatch.data import position_halves
 from adabatch.models import Rows
 from adabatch.tasks import Batch, Task
-from adabatch.train_state import TrainState
+from adabatch.train_state import Previous, TrainState
 
 DATA_AXIS = 'data'
 
@@ -268,7 +268,6 @@ def train_step(
       replicas=1 if replicas is None else replicas.total,
       axes=axes,
     ),
-    bucket,
     estimate_noise,
     axes,
   )
@@ -428,21 +427,24 @@ def _accumulate(
 def _update(
   tx: optax.GradientTransformationExtraArgs,
   accumulate,
-  bucket: Bucket,
   estimate_noise: bool,
   axes: tuple[str, ...],
 ):
   """(state, data, batch) -> (state, StepSignals) of one model."""
 
-  def noise(sums, gradient, norm_squared, state, batch):
+  def noise(sums, gradient, norm_squared, previous):
     if not estimate_noise:
       return gradient_noise.unknown()
-    if bucket.devices * bucket.accumulation_steps > 1:
-      return gradient_noise.from_microbatches(
+    # How many microbatches hold an example, and not on how many devices: the
+    # same batch gives the same kind of estimate everywhere.
+    return jax.lax.cond(
+      sums.norms.count > 1,
+      lambda: gradient_noise.from_microbatches(
         sums.norms, norm_squared, sums.weight
-      )
-    return gradient_noise.from_difference(
-      gradient, state.previous_gradient, sums.weight
+      ),
+      lambda: gradient_noise.from_difference(
+        gradient, previous.gradient, sums.weight, previous.size
+      ),
     )
 
   def update(state: TrainState, data: Data, batch: _Batch):
@@ -464,7 +466,7 @@ def _update(
 
     gradient = jax.tree.map(mean, sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
-    estimate = noise(sums, gradient, norm_squared, state, batch)
+    estimate = noise(sums, gradient, norm_squared, state.previous)
     updates, opt_state = tx.update(
       gradient,
       state.opt_state,
@@ -483,7 +485,11 @@ def _update(
         sums.model_state,
       ),
       opt_state=opt_state,
-      previous_gradient=(None if state.previous_gradient is None else gradient),
+      previous=jax.tree.map(
+        lambda old, new: jnp.where(sums.weight > 0, new, old),
+        state.previous,
+        None if state.previous is None else Previous(gradient, sums.weight),
+      ),
     )
     signals = StepSignals(
       loss=mean(sums.loss),
@@ -552,6 +558,74 @@ def evaluation_step(
     return jax.tree.map(jnp.add, sums, chunk)
 
   return body
+
+
+def calibration_step(
+  model: nn.Module,
+  task: Task,
+  load: Load,
+  slots: int,
+  limit: int,
+  *,
+  devices: int,
+  rng: jax.Array,
+):
+  """The body that adds what one chunk makes of running statistics.
+
+  A running statistic is affine in its old value, s' = m s + (1 - m) b, with b
+  that of the batch. From what becomes of zeros and of ones both m and b follow:
+  b is what the statistics would be after many updates that changed no
+  parameter. XLA computes b once for both.
+
+  Arguments as for `evaluation_step`; `devices` are those that share a chunk,
+  `rng` is for dropout. `sums` is a triple: the summed statistics from zeros and
+  from ones, both with the structure of `model_state`, and the sum of the
+  weights.
+  """
+
+  def body(params, model_state, data, sums, first):
+    batch, weights = _chunk(load, data, first, slots, limit)
+    weight = jnp.sum(weights)
+    rows = Rows(
+      weights=(weights > 0).astype(jnp.float32),
+      places=first + jnp.arange(slots, dtype=jnp.int32),
+      devices=devices,
+      axis=DATA_AXIS,
+    )
+
+    def from_value(value):
+      start = jax.tree.map(lambda x: jnp.full_like(x, value), model_state)
+      _, new = model.apply(
+        {'params': params, **start},
+        task.inputs(batch),
+        train=True,
+        rows=rows,
+        mutable=list(model_state),
+        rngs={'dropout': rng},
+      )
+      return jax.tree.map(lambda x: x * weight, dict(new))
+
+    chunk = jax.lax.psum((from_value(0), from_value(1), weight), DATA_AXIS)
+    return jax.tree.map(jnp.add, sums, chunk)
+
+  return body
+
+
+def calibrated(model_state: Any, sums: Any) -> Any:
+  """The statistics of the batches in `sums`; see `calibration_step`.
+
+  A variable that is no running statistic, because training leaves it as it is
+  or it is a whole number, keeps its value.
+  """
+  zeros, ones, weight = sums
+
+  def one(old, zero, one):
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+      return old
+    new = 1 - (one - zero) / weight  # 1 - m
+    return jnp.where(new > 1e-6, zero / weight / jnp.maximum(new, 1e-6), old)
+
+  return jax.tree.map(one, model_state, zeros, ones)
 
 
 def gradient_step(

@@ -109,9 +109,14 @@ def local_sgd(local_steps: int) -> SyncRule:
 
 
 def post_local_sgd(local_steps: int, switch: float) -> SyncRule:
-  """Synchronous at first, local SGD from some point of the training on.
+  """Models are averaged at each update at first, then as in local SGD.
 
       H = 1 before `switch` examples, then local_steps
+
+  With H = 1 it is synchronous training for optimizers that are linear in the
+  gradient (sgd, momentum, nesterov), and only for these: under adam, adamw,
+  lamb and lars each replica divides by a norm of its own gradients, and the
+  mean of such updates is not the update of the mean gradient.
 
   Args:
     local_steps: H afterwards.

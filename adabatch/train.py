@@ -26,7 +26,7 @@ from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
 from adabatch.console import Console
 from adabatch.decisions import Decisions
-from adabatch.experiment import Experiment, build, check
+from adabatch.experiment import Experiment, build, check, remarks
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
@@ -39,12 +39,11 @@ from adabatch.workdir import Workdir
 
 
 class Diverged(Exception):
-  """An update whose loss or gradient is not finite."""
+  """An update whose loss, gradient or result is not finite."""
 
-  def __init__(self, update: int, loss: float):
-    super().__init__(f'the loss or gradient of update {update} is not finite')
+  def __init__(self, update: int, what: str):
+    super().__init__(f'the {what} of update {update} is not finite')
     self.update = update
-    self.loss = loss
 
 
 @dataclasses.dataclass
@@ -96,6 +95,17 @@ def next_evaluation(examples: int, span: float, growth: float) -> int:
   return max(next_multiple(examples, span), grown)
 
 
+def better(a: float, b: float, *, higher: bool) -> float:
+  """The better one of two values of a metric; a number is better than NaN.
+
+  >>> better(0.5, math.nan, higher=True), better(0.5, 0.25, higher=True)
+  (0.5, 0.5)
+  """
+  if math.isnan(a) or math.isnan(b):
+    return b if math.isnan(a) else a
+  return max(a, b) if higher else min(a, b)
+
+
 class Run:
   """One run: its parts, its progress, and the phases of the loop.
 
@@ -116,7 +126,7 @@ class Run:
     self.cut = math.inf if last_update is None else last_update
     self.stopping = False
     self.writes = jax.process_index() == 0
-    self.console = Console(experiment.total_examples, enabled=self.writes)
+    self.console = Console(experiment.length.examples, enabled=self.writes)
     self.checkpoints: Checkpoints | None = None
     self.writer: MetricsWriter | None = None
     # Examples and seconds where a window of measured throughput began.
@@ -144,7 +154,11 @@ class Run:
     self.apart = experiment.replicas > 1 and jax.process_count() > 1
     self.in_flight = self.new_queue()
     self.evaluator, measurements = make_evaluators(
-      config, experiment, self.updates.feed.data, self.skipped.in_split
+      config,
+      experiment,
+      self.updates.feed.data,
+      self.skipped.in_split,
+      has_statistics=bool(jax.tree.leaves(self.updates.state.model_state)),
     )
     self.decisions = Decisions(
       experiment.controller,
@@ -157,7 +171,7 @@ class Run:
       self.updates,
       self.decisions,
       self.agreement,
-      total_examples=experiment.total_examples,
+      total_examples=experiment.length.examples,
     )
     span = config.eval.every_epochs * self.num_examples
     self.progress = Progress(next_evaluation=next_multiple(0, span))
@@ -175,12 +189,10 @@ class Run:
     for done in self.in_flight.take(keep):
       report = done.report
       if not math.isfinite(report.loss + report.gradient_norm_squared):
-        raise Diverged(done.update, report.loss)
+        raise Diverged(done.update, 'loss or gradient')
       self.stopping |= report.stop > 0
       if self.decisions.measured:
-        self.decisions.decide(
-          done.update, done.examples, self.updates.state, report, done.noise
-        )
+        self.decide(done)
       self.last = done
       self.count_skipped(done)
       if math.isfinite(done.report.replica_squared_distance):
@@ -189,6 +201,19 @@ class Run:
       every = self.config.log.every_updates
       if done.update % every == 0 or self.decisions.due(done.update):
         self.log(done)
+
+  def decide(self, done: Update) -> None:
+    """Feeds the rule; says so when it reads a loss that it cannot follow."""
+    decisions = self.decisions
+    before = decisions.losses_below_minimum
+    decisions.decide(done.update, done.examples, self.updates.state, done)
+    if decisions.losses_below_minimum > before == 0:
+      name = self.config.controller.name
+      self.console.say(
+        f'update {done.update}: the loss is not above '
+        f'controller.{name}.minimum_loss, so the batch size stays at '
+        f'{decisions.nominal:.6g}; summary.json counts how often'
+      )
 
   def count_skipped(self, done: Update) -> None:
     """Every process counts the same: the weights were summed over devices.
@@ -226,9 +251,20 @@ class Run:
 
   # The phases of the loop.
 
+  def check(self) -> None:
+    """Before the model is evaluated or kept: whether it is finite.
+
+    Updates report the loss before them, so of the last nobody else would know.
+    """
+    if not self.updates.finite():
+      raise Diverged(self.progress.update, 'result')
+
   def evaluate(self) -> None:
     progress, split = self.progress, self.config.data.eval_split
+    self.check()
     metrics = self.evaluator.metrics(self.updates.state)
+    if not math.isfinite(metrics['loss']):
+      raise Diverged(progress.update, f'{split} loss')
     if not self.experiment.inputs.tokens_per_example:
       self.skipped.check(self.evaluator.skipped, split, 1)
     progress.evaluated = progress.update
@@ -239,7 +275,7 @@ class Run:
     progress.final[split] = metrics
     best = progress.best.setdefault(split, dict(metrics))
     for name, higher in self.experiment.task.higher_is_better.items():
-      best[name] = (max if higher else min)(best[name], metrics[name])
+      best[name] = better(best[name], metrics[name], higher=higher)
     record = {
       'update': progress.update,
       'examples': progress.examples,
@@ -270,6 +306,7 @@ class Run:
       }
 
   def checkpoint(self) -> None:
+    self.check()
     self.progress.seconds = self.clock.seconds
     host = {
       'progress': dataclasses.asdict(self.progress),
@@ -281,38 +318,33 @@ class Run:
     assert self.checkpoints is not None, 'start() opens them'
     self.checkpoints.save(self.progress.update, self.updates.to_save(), host)
 
-  def left(self, batch_size: int, examples: int | None = None) -> int:
-    """Updates of this size until so many examples, or the end of the run."""
-    progress, limit = self.progress, self.config.max_updates
-    total = self.experiment.total_examples
-    end = total if examples is None else min(examples, total)
-    updates = math.ceil((end - progress.examples) / batch_size)
-    updates = min(updates, self.cut - progress.update)
-    if limit is not None:
-      updates = min(updates, limit - progress.update)
-    return int(updates)
-
   def count(self, batch_size: int) -> int:
     """How many updates may be dispatched at once: until anything else is due.
 
     That is a decision, an evaluation, a checkpoint or the end.
     """
     progress, every = self.progress, self.config.checkpoint.every_updates
+    end, ahead = self.experiment.end, progress.next_evaluation
     most = min(
       self.updates.updates_per_call,
-      self.left(batch_size, progress.next_evaluation),
+      end.left(progress.update, progress.examples, batch_size),
+      -(-(ahead - progress.examples) // batch_size),
       every - progress.update % every,
+      self.cut - progress.update,
     )
-    for count in range(1, most):
+    # A batch that the end cuts is of another size than those before it.
+    most = min(most, max(end.whole(progress.examples, batch_size), 1))
+    for count in range(1, int(most)):
       if self.decisions.due(progress.update + count):
         return count
-    return max(most, 1)
+    return int(most)
 
   def plan(self) -> tuple[float, Plan]:
     """Nominal batch size and plan of the next update.
 
     Each replica takes the share that it has by the config, so with more of them
-    than configured the batch is larger.
+    than configured the batch is larger. Where the run's examples end it is cut,
+    and the slots beyond are empty.
     """
     nominal, plan = self.decisions.nominal, self.decisions.plan()
     planned, now = self.experiment.replicas, self.updates.replicas
@@ -320,7 +352,8 @@ class Run:
       nominal *= now / planned
       batch_size = plan.batch_size // planned * now
       plan = plan._replace(batch_size=batch_size)
-    return nominal, plan
+    size = self.experiment.end.cut(self.progress.examples, plan.batch_size)
+    return nominal, plan._replace(batch_size=size)
 
   def step(self) -> None:
     """Dispatches the next updates; decides at once if that needs no report."""
@@ -343,7 +376,9 @@ class Run:
       plan.batch_size,
       plan.damping,
       most=self.count(plan.batch_size),
-      left=self.left(plan.batch_size),
+      left=self.experiment.end.left(
+        progress.update, progress.examples, plan.batch_size
+      ),
     )
     program = programs.at_hand(plan, agree)
     if program is None:
@@ -445,12 +480,9 @@ class Run:
 
   def ended(self) -> bool:
     """Whether the run is at its own end, and not cut short."""
-    limit = self.config.max_updates
-    return (
-      self.progress.reached is not None
-      or self.progress.examples >= self.experiment.total_examples
-      or (limit is not None and self.progress.update >= limit)
-    )
+    progress = self.progress
+    over = self.experiment.end.over(progress.update, progress.examples)
+    return over or progress.reached is not None
 
   def loop(self) -> str:
     """Trains to the end; returns the status."""
@@ -519,6 +551,8 @@ class Run:
     self.updates.feed.start(self.progress.examples)
     for document in self.experiment.inputs.skipped_documents:
       self.console.say(f'skipped document {document}')
+    for line in remarks(self.config, self.experiment):
+      self.console.say(line)
     self.console.start(self.progress.examples)
 
   def open_checkpoints(self) -> Checkpoints:
@@ -576,6 +610,7 @@ class Run:
       'sync_count': self.agreement.counts.syncs,
       'sync_bytes': self.agreement.counts.sync_bytes,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
+      'losses_below_minimum': self.decisions.losses_below_minimum,
       'skipped_records': progress.skipped_records
       + len(self.experiment.inputs.skipped_documents),
       'final': progress.final,

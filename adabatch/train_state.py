@@ -8,6 +8,18 @@ import optax
 from flax import linen as nn
 
 
+class Previous(NamedTuple):
+  """What the update before has left for the differenced noise estimate.
+
+  Attributes:
+    gradient: mean gradient, like the parameters.
+    size: examples in it, float32 scalar; 0 before the first update.
+  """
+
+  gradient: Any
+  size: jax.Array
+
+
 class TrainState(NamedTuple):
   """Everything on the devices that the next update depends on.
 
@@ -15,14 +27,14 @@ class TrainState(NamedTuple):
     params: the parameters x_k.
     model_state: variables that are not trained (BatchNorm statistics).
     opt_state: the state of the optax transform.
-    previous_gradient: gradient of the update before, kept only for the
-      differenced noise estimate; else None.
+    previous: gradient of the update before, kept only where the gradient noise
+      is estimated; else None.
   """
 
   params: Any
   model_state: Any
   opt_state: optax.OptState
-  previous_gradient: Any = None
+  previous: Previous | None = None
 
 
 def create(
@@ -48,7 +60,21 @@ def create(
     params=params,
     model_state=variables,
     opt_state=tx.init(params),
-    previous_gradient=(
-      jax.tree.map(jnp.zeros_like, params) if keep_gradient else None
+    previous=(
+      Previous(jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+      if keep_gradient
+      else None
     ),
   )
+
+
+def is_finite(tree: Any) -> jax.Array:
+  """Whether every floating-point entry of a pytree is finite; bool scalar.
+
+  >>> bool(is_finite({'w': jnp.array([1.0, jnp.inf]), 'count': jnp.array(3)}))
+  False
+  """
+  leaves = [
+    x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))

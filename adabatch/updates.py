@@ -110,6 +110,7 @@ class Updates:
       return self._replicated(state, replicas)
 
     self._create = create
+    self._finite = jax.jit(train_state.is_finite, compiler_options=options)
     self.state: State = jax.jit(
       create, out_shardings=self._shardings, compiler_options=options
     )(self._rng)
@@ -274,6 +275,10 @@ class Updates:
     if self._backend == 'pmap':
       return parallel.as_global(self.state, self.mesh)
     return self.state
+
+  def finite(self) -> bool:
+    """Whether parameters, statistics and optimizers hold finite numbers."""
+    return bool(self._finite(self.to_save()))
 
   def close(self) -> None:
     """Ends reading and compiling."""

@@ -63,7 +63,8 @@ def test_the_table_is_complete():
 def test_controller(tmp_path, name):
   overrides, expected = CONTROLLERS[name]
   run(tmp_path, **{'controller.name': name}, **overrides)
-  sizes = column(tmp_path, 'batch_size')
+  # But for the last batch, which is cut at the end of the epochs.
+  sizes = column(tmp_path, 'batch_size')[:-1]
   assert expected(sizes), sizes
 
 

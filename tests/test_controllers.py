@@ -25,21 +25,34 @@ def decay_schedule(examples):
 # its name in CONTROLLERS.
 CASES = {
   'constant': lambda **kw: c.constant(initial_batch_size=B0),
-  'adadamp full': lambda **kw: c.adadamp(initial_batch_size=B0, **kw),
+  'adadamp full': lambda **kw: c.adadamp(
+    initial_batch_size=B0, loss_source='full', **kw
+  ),
   'adadamp subset': lambda **kw: c.adadamp(
     initial_batch_size=B0, loss_source='subset', minimum_loss=0.05, **kw
   ),
   'adadamp ema': lambda **kw: c.adadamp(
     initial_batch_size=B0, loss_source='ema', **kw
   ),
-  'adadamp_grad full': lambda **kw: c.adadamp_grad(initial_batch_size=B0, **kw),
+  'adadamp ema first': lambda **kw: c.adadamp(
+    initial_batch_size=B0, initial_updates=9, **kw
+  ),
+  'adadamp_grad full': lambda **kw: c.adadamp_grad(
+    initial_batch_size=B0, gradient_source='full', **kw
+  ),
   'adadamp_grad subset': lambda **kw: c.adadamp_grad(
     initial_batch_size=B0, gradient_source='subset', **kw
   ),
   'adadamp_grad ema': lambda **kw: c.adadamp_grad(
     initial_batch_size=B0, gradient_source='ema', **kw
   ),
+  'adadamp_grad ema first': lambda **kw: c.adadamp_grad(
+    initial_batch_size=B0, initial_updates=9, **kw
+  ),
   'radadamp': lambda **kw: c.radadamp(initial_batch_size=B0, window=3, **kw),
+  'radadamp median': lambda **kw: c.radadamp(
+    initial_batch_size=B0, window=4, reduction='median', initial_updates=9, **kw
+  ),
   'padadamp': lambda **kw: c.padadamp(initial_batch_size=B0, rate=0.3),
   'geodamp': lambda **kw: c.geodamp(
     initial_batch_size=B0, factor=2, delay_epochs=1
@@ -227,7 +240,7 @@ def test_needs_declares_all_that_is_read(name):
   controller = ALL[name]()
   assert controller.needs <= set(c.Signals._fields)
   signals = random_signals(5)
-  others = set(c.Signals._fields) - controller.needs
+  others = set(c.Signals._fields) - controller.needs - {'update'}
   for value in (math.nan, None):
     fields = {field: poisoned(field, value) for field in others}
     assert run(controller, replaced(signals, **fields)) == run(
@@ -250,16 +263,21 @@ def test_hostile_signals(name, value):
   controller = ALL[name]()
   signals = random_signals(6)
   _, state = run(controller, signals[:20])
-  for field in sorted(controller.needs):
+  needs = controller.needs
+  for field in sorted(needs):
     if field in COUNTERS and value is None:
       continue  # the loop always counts
     poison = replaced(signals[20:40], **{field: poisoned(field, value)})
+    if value is None:
+      with pytest.raises(c.MissingSignal):
+        run(controller, poison, state)
+      continue
     sizes, _ = run(controller, [*poison, *signals[40:]], state)
     assert all(math.isfinite(size) and size >= 1 for size in sizes)
   fields = {
     field: poisoned(field, value)
     for field in c.Signals._fields
-    if field not in COUNTERS
+    if field not in COUNTERS and not (value is None and field in needs)
   }
   poison = replaced(signals[20:40], **fields)
   sizes, _ = run(controller, [*poison, *signals[40:]], state)
@@ -267,26 +285,61 @@ def test_hostile_signals(name, value):
 
 
 @pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('value', [*NON_FINITE, None])
+@pytest.mark.parametrize('value', NON_FINITE)
 def test_unusable_signal_keeps_the_size(name, value):
   controller = CASES[name]()
   signals = random_signals(7)
   sizes, state = run(controller, signals[:31])
   for field in measured(controller):
-    if field in COUNTERS and value is None:
-      continue
     poison = signals[31]._replace(**{field: poisoned(field, value)})
     size, after = controller.update(state, poison)
     assert size == sizes[-1]
-    assert ignored(after) - ignored(state) == (value is not None)
+    assert ignored(after) - ignored(state) == 1
     # The bad signal leaves no other trace.
-    if value is None:
-      assert after == state
-    else:
-      assert after == state._replace(**(
-        {'inner': after.inner} if hasattr(state, 'inner')
-        else {'ignored': state.ignored + 1}
-      ))  # fmt: skip
+    assert after == state._replace(**(
+      {'inner': after.inner} if hasattr(state, 'inner')
+      else {'ignored': state.ignored + 1}
+    ))  # fmt: skip
+
+
+NEEDY = [name for name in CASES if name != 'constant']
+
+
+@pytest.mark.parametrize('name', NEEDY)
+def test_a_missing_signal_is_named_where_a_decision_is_due(name):
+  """Wrapped, between two decisions, it changes nothing."""
+  rule = CASES[name]()
+  signals = random_signals(7)
+  for field in sorted(measured(rule)):
+    if field == 'update':
+      continue  # which is always there
+    lacking = replaced(signals, **{field: None})
+    _, state = run(rule, signals[:31])
+    with pytest.raises(c.MissingSignal, match=repr(field)) as error:
+      rule.update(state, lacking[31])
+    assert name.split()[0] in str(error.value)
+    assert '\n' not in str(error.value)
+    controller = c.every(rule, updates=10, wait=5)
+    sizes, state = run(controller, signals[:36])
+    held = run(controller, lacking[36:45], state)
+    assert held == ([sizes[-1]] * 9, state)
+    with pytest.raises(c.MissingSignal, match='update 45'):
+      controller.update(state, lacking[45])
+
+
+@pytest.mark.parametrize('name', NEEDY)
+def test_before_the_first_update_only_measurements_are_missed(name):
+  """There is no minibatch loss yet, but F(x_0) and the counts are known."""
+  controller = CASES[name]()
+  known = controller.needs - {'update'}
+  for_updates = {
+    'loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate'
+  }  # fmt: skip
+  if known <= for_updates:
+    assert run(controller, [c.Signals()])[0] == [B0]
+  else:
+    with pytest.raises(c.MissingSignal, match='update 0'):
+      controller.update(controller.init(), c.Signals())
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -337,6 +390,18 @@ def test_importing_controllers_does_not_import_jax():
     check=True,
   )
   assert out.stdout.strip() == '[]'
+
+
+def test_json_of_a_tuple_of_any_length():
+  template = c.radadamp(initial_batch_size=8).init()
+  for values in ((), (0.1,), (1.0, math.inf, 2.5)):
+    state = template._replace(losses=values, norms=values)
+    text = json.dumps(c.state_to_json(state), allow_nan=False)
+    assert c.state_from_json(template, json.loads(text)) == state
+  for wrong in (None, 3.0, ['x'], [None], {'0': 1.0}):
+    data = c.state_to_json(template) | {'losses': wrong}
+    with pytest.raises(ValueError, match='restore with the controller'):
+      c.state_from_json(template, data)
 
 
 def test_json_keeps_every_number():
@@ -397,7 +462,10 @@ def wrapped(wrapper, *args, **kwargs):
     (lambda: c.radadamp(initial_batch_size=8, rho=1), 'rho'),
     (lambda: c.radadamp(initial_batch_size=8, window=0), 'window'),
     (lambda: c.radadamp(initial_batch_size=8, reduction='x'),
-     'min, mean, max'),
+     'min, mean, median, max'),
+    *[(lambda f=f: f(initial_batch_size=8, initial_updates=0),
+       'initial_updates=0')
+      for f in (c.adadamp, c.adadamp_grad, c.radadamp)],
     (lambda: c.padadamp(initial_batch_size=8, rate=-1), 'rate=-1.*>= 0'),
     (lambda: c.padadamp_rate(initial_batch_size=8, max_batch_size=4,
                              epochs=1, num_examples=9), 'max_batch_size'),

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from adabatch import controllers
 from adabatch.train import train
 from tests.experiments import digits, records
 
@@ -50,15 +51,12 @@ def test_damped_at_every_update(tmp_path, optimizer, controller):
     assert line['damping'] == pytest.approx(expected / BASE, rel=1e-6)
 
 
-def test_returns_when_the_batch_falls_back(tmp_path):
+def test_returns_when_the_batch_falls_back(tmp_path, monkeypatch):
   """From 256 back to 32: the rate is damped to a quarter, then restored."""
+  rule = controllers.step_table(table='0:32 640:256 5K:32')
+  monkeypatch.setitem(controllers.CONTROLLERS, 'padadamp', lambda **_: rule)
   lines = run(
-    tmp_path,
-    **{
-      'controller.name': 'step_table',
-      'controller.step_table.table': '0:32 640:256 5K:32',
-      'controller.every': 1,
-    },
+    tmp_path, **{'controller.name': 'padadamp', 'controller.every': 1}
   )
   seen = []
   for line in lines:

@@ -1,7 +1,6 @@
 """Resident splits: embedded sets, TFDS sets on disk, a caller's arrays."""
 
 import hashlib
-import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -16,15 +15,7 @@ from adabatch.data.resident import (
   from_arrays,
   load,
 )
-from tests.tfds_sets import write_tfds
-
-SHARED = pathlib.Path(__file__).parents[1] / '../shared/tfds'
-
-
-def _needs(name):
-  return pytest.mark.skipif(
-    not (SHARED / name).is_dir(), reason=f'{SHARED / name} is not there'
-  )
+from tests.tfds_sets import PREPARED, needs, write_tfds
 
 
 def _rows(split):
@@ -233,13 +224,13 @@ def test_nothing_heavy_is_imported_for_digits():
 # --- the real sets ---
 
 
-@_needs('fashion_mnist')
+@needs('fashion_mnist')
 def test_fashion_mnist():
-  train = load('fashion_mnist', 'train', SHARED)
+  train = load('fashion_mnist', 'train', PREPARED)
   assert train.arrays['image'].shape == (60_000, 28, 28, 1)
   assert np.bincount(train.arrays['label']).tolist() == [6000] * 10
   assert _digest(train) == '1fc8802f422a8de6'
-  test = load('fashion_mnist', 'test', SHARED)
+  test = load('fashion_mnist', 'test', PREPARED)
   assert test.arrays['image'].shape == (10_000, 28, 28, 1)
   assert _digest(test) == '1c706ad5aa51c27f'
   mean, std = channel_statistics(train)
@@ -247,10 +238,10 @@ def test_fashion_mnist():
   np.testing.assert_allclose([mean[0], std[0]], [0.2860, 0.3530], atol=1e-4)
 
 
-@_needs('cifar10')
+@needs('cifar10')
 def test_cifar10():
-  train = load('cifar10', 'train[:45000]', SHARED)
-  validation = load('cifar10', 'train[45000:]', SHARED)
+  train = load('cifar10', 'train[:45000]', PREPARED)
+  validation = load('cifar10', 'train[45000:]', PREPARED)
   assert train.arrays['image'].shape == (45_000, 32, 32, 3)
   assert validation.arrays['image'].shape == (5_000, 32, 32, 3)
   counts = [np.bincount(s.arrays['label']) for s in (train, validation)]
@@ -259,15 +250,15 @@ def test_cifar10():
   assert _digest(validation) == '3d1b4f309d265ad2'
 
 
-@_needs('imagenet2012')
+@needs('imagenet2012')
 def test_imagenet_is_not_resident():
-  message = _message(lambda: load('imagenet2012', 'train', SHARED))
+  message = _message(lambda: load('imagenet2012', 'train', PREPARED))
   assert 'one image size' in message
 
 
-@_needs('tiny_shakespeare')
+@needs('tiny_shakespeare')
 def test_text_is_no_image_set():
-  message = _message(lambda: load('tiny_shakespeare', 'train', SHARED))
+  message = _message(lambda: load('tiny_shakespeare', 'train', PREPARED))
   assert 'no image-classification set' in message
 
 

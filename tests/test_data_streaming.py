@@ -21,10 +21,9 @@ from adabatch.data import jpeg, order, streaming
 from adabatch.data.resident import load
 from adabatch.data.streaming import Chunk, open_images, read_chunks
 from adabatch.data.tfds_records import DatasetError
-from tests.tfds_sets import encode_png, write_tfds
+from tests.tfds_sets import PREPARED, encode_png, needs, write_tfds
 
 ROOT = pathlib.Path(__file__).parents[1]
-SHARED = ROOT / '../shared/tfds'
 COUNT = 20
 SIZE = 16
 
@@ -231,12 +230,10 @@ def test_an_image_of_another_size_is_skipped(tmp_path):
     opened(tmp_path / 'ends', image_size=None)
 
 
-@pytest.mark.skipif(
-  not (SHARED / 'cifar10').is_dir(), reason=f'{SHARED / "cifar10"} is not there'
-)
+@needs('cifar10')
 def test_cifar10_streamed_is_cifar10_resident():
-  resident = load('cifar10', 'train[45000:47000]', SHARED)
-  source = open_images('cifar10', 'train[45000:47000]', SHARED)
+  resident = load('cifar10', 'train[45000:47000]', PREPARED)
+  source = open_images('cifar10', 'train[45000:47000]', PREPARED)
   arrays, skipped, _ = joined(read_chunks(source, None, 0, chunk=500))
   assert skipped == ()
   assert (arrays.pop('weight') == 1).all()

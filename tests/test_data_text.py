@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -17,8 +16,7 @@ from adabatch.data import text, tokenizers
 from adabatch.data.text import open_text
 from adabatch.data.tfds_records import DatasetError
 from adabatch.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
-
-SHARED = pathlib.Path(__file__).parents[1] / '../shared/tfds'
+from tests.tfds_sets import PREPARED, needs
 
 UNICODE = 'Naïve café,\n\n 日本語\t🎉 \r\n  two  spaces \0 end '
 DOCUMENTS = [
@@ -575,16 +573,13 @@ assert 'sentencepiece' not in sys.modules
   subprocess.run([sys.executable, '-c', code], check=True, env=os.environ)
 
 
-@pytest.mark.skipif(
-  not (SHARED / 'tiny_shakespeare').is_dir(),
-  reason=f'{SHARED / "tiny_shakespeare"} is not there',
-)
+@needs('tiny_shakespeare')
 def test_tiny_shakespeare(tmp_path):
   train, validation = (
     open_text(
       'tiny_shakespeare',
       split,
-      SHARED,
+      PREPARED,
       tokenizer='bytes',
       vocab_size=0,
       sequence_length=128,

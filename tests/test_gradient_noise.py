@@ -129,8 +129,9 @@ def test_from_norms_solves_its_two_equations():
 @pytest.mark.parametrize('seed', range(4))
 def test_difference_is_unbiased_at_fixed_parameters(seed):
   size = 4
-  gradients = regression_gradients(seed, 20_000, 2 * size, ERROR)
-  got = jax.vmap(lambda a, b: gn.from_difference(a, b, jnp.float32(size)))(
+  gradients = regression_gradients(seed, 20_000, 4 * size, ERROR)
+  sizes = jnp.float32(size), jnp.float32(3 * size)
+  got = jax.vmap(lambda a, b: gn.from_difference(a, b, *sizes))(
     gradients[:, :size].mean(1), gradients[:, size:].mean(1)
   )
   trace, squared = truth(ERROR)
@@ -142,7 +143,7 @@ def test_difference_is_the_textbook_formula():
   """For two gradients: tr Sigma = b |g - p|^2 / 2 and |G|^2 = g.p."""
   g = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([[0.5]])}
   p = {'a': jnp.array([0.5, -1.0]), 'b': jnp.array([[2.0]])}
-  got = gn.from_difference(g, p, jnp.float32(10))
+  got = gn.from_difference(g, p, jnp.float32(10), jnp.float32(10))
   assert float(got.trace_covariance) == pytest.approx(10 * 3.5 / 2, rel=1e-6)
   assert float(got.squared_norm) == pytest.approx(3.5, rel=1e-6)
 
@@ -160,6 +161,11 @@ def test_the_square_itself_is_taken_in_float32():
   value = 1.0078125
   got = gn.squared_norm(jnp.full(64, value, jnp.bfloat16))
   assert float(got) == pytest.approx(64 * value**2, rel=1e-6)
+
+
+def test_complex_numbers_count_by_their_modulus():
+  tree = jnp.array([3.0 + 4.0j, 1.0j])
+  assert float(gn.squared_norm(tree)) == 26.0
 
 
 def test_unknown_is_nan():

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests import commands
+from tests.tfds_sets import PREPARED, needs
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits_mlp.py'
@@ -97,6 +98,7 @@ def test_main_job_leaves_its_files(digits):
     'best',
     'target',
     'loss_evaluation_examples',
+    'losses_below_minimum',
   }
   assert set(records(workdir)[0]) == {
     'kind',
@@ -168,19 +170,14 @@ def test_target_stops_the_run(tmp_path):
   assert last['accuracy'] > 0.96 >= records(tmp_path, 'eval')[-2]['accuracy']
 
 
-TFDS = ROOT.parent / 'shared' / 'tfds'
-
-
-@pytest.mark.skipif(
-  not TFDS.is_dir(), reason='no prepared TFDS sets beside the repository'
-)
+@needs('fashion_mnist', 'cifar10')
 @pytest.mark.parametrize(
   ('name', 'accuracy'), [('fashion_mnist', 0.82), ('cifar10', 0.45)]
 )
 def test_tfds_sets_train_unchanged(name, accuracy, tmp_path):
   result = launch(
     '--config=configs/fashion_mnist_cnn.py',
-    f'--config.data.data_dir={TFDS}',
+    f'--config.data.data_dir={PREPARED}',
     f'--config.data.name={name}',
     '--config.epochs=1',
     f'--workdir={tmp_path}',
@@ -388,12 +385,10 @@ def test_help_names_the_flags():
     assert flag in result.stdout
 
 
-def test_compiled_programs_are_kept(tmp_path):
+def test_compiled_programs_are_kept(tmp_path, monkeypatch):
   flags = [DIGITS, '--config.max_updates=3']
-  environment = {
-    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
-    'JAX_ENABLE_COMPILATION_CACHE': 'true',
-  }
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  environment = {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
   for name in ('first', 'second'):
     workdir = tmp_path / name
     result = launch_anew(*flags, f'--workdir={workdir}', **environment)

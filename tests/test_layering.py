@@ -40,6 +40,7 @@ FLOORS = {
   'smoke': 3,
   'inputs': 3,
   'ranges': 3,
+  'run_end': 3,
   'optimization': 3,
   'experiment': 3,
   'assembly': 3,

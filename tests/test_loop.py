@@ -1,5 +1,6 @@
 """The loop: what it does when, on runs so small that only compiling counts."""
 
+import math
 import threading
 
 import jax
@@ -128,15 +129,16 @@ def test_everything_is_due_where_it_says(tmp_path, events):
     (16 * a, b - a) for a, b in zip(ends, ends[1:], strict=False)
   ]
   assert events.index(('evaluate', 15)) < events.index(('checkpoint', 15))
-  assert (summary['updates'], summary['examples']) == (16, 256)
-  assert summary['epochs'] == 2.56
+  # The last batch is cut, so that the epochs are exact.
+  assert (summary['updates'], summary['examples']) == (16, 250)
+  assert summary['epochs'] == 2.5
   lines = records(tmp_path, 'eval')
   assert [(line['update'], line['examples']) for line in lines] == [
-    (u, 16 * u) for u in (4, 8, 12, 15, 16)
+    (u, min(16 * u, 250)) for u in (4, 8, 12, 15, 16)
   ]
   assert all(line['epoch'] == line['examples'] / EXAMPLES for line in lines)
-  assert column(tmp_path, 'examples') == list(range(16, 257, 16))
-  assert column(tmp_path, 'epoch') == [0.16 * u for u in range(1, 17)]
+  assert column(tmp_path, 'examples') == [*range(16, 241, 16), 250]
+  assert column(tmp_path, 'batch_size') == [16] * 15 + [10]
 
 
 def test_evaluations_where_floating_point_misses_the_multiple(tmp_path, events):
@@ -150,14 +152,14 @@ def test_evaluations_where_floating_point_misses_the_multiple(tmp_path, events):
 
 
 @pytest.mark.parametrize(
-  ('overrides', 'updates'),
+  ('overrides', 'updates', 'calls'),
   [
-    ({'max_updates': 9}, 9),
-    ({'epochs': 0.96}, 6),  # exactly
-    ({'epochs': 0.97}, 7),
+    ({'max_updates': 9}, 9, [0]),
+    ({'epochs': 0.96}, 6, [0]),  # exactly
+    ({'epochs': 0.97}, 7, [0, 96]),  # a batch of one is another size
   ],
 )
-def test_the_end(tmp_path, events, overrides, updates):
+def test_the_end(tmp_path, events, overrides, updates, calls):
   summary = run(
     tmp_path, updates_per_call=50, **{'eval.every_epochs': 9.0} | overrides
   )
@@ -165,7 +167,7 @@ def test_the_end(tmp_path, events, overrides, updates):
   assert summary['updates'] == updates
   assert column(tmp_path, 'update') == list(range(1, updates + 1))
   assert at(events, 'evaluate') == at(events, 'checkpoint') == [updates]
-  assert at(events, 'run') == [0]
+  assert at(events, 'run') == calls
 
 
 def test_an_update_reports_while_the_next_one_runs(tmp_path, events):
@@ -196,15 +198,43 @@ def test_decisions_act_on_the_next_update_and_are_logged(tmp_path, scripted):
     'eval.every_epochs': 100.0,
   }
   summary = run(tmp_path / 'all', **overrides)
-  sizes = [16] * 3 + [32] * 3 + [128] * 4
+  # No batch is larger than the set.
+  sizes = [16] * 3 + [32] * 3 + [100] * 4
   assert column(tmp_path / 'all', 'batch_size') == sizes
-  assert column(tmp_path / 'all', 'nominal_batch_size') == sizes
+  nominal = [16] * 3 + [32] * 3 + [128] * 4
+  assert column(tmp_path / 'all', 'nominal_batch_size') == nominal
   # Before the first update and after updates 3, 6 and 9.
   assert summary['loss_evaluation_examples'] == 4 * EXAMPLES
 
   scripted[:] = [{'loss': 1.0, 'accuracy': 0.0}]
   run(tmp_path / 'some', **overrides | {'log.every_updates': 5})
   assert column(tmp_path / 'some', 'update') == [3, 5, 6, 9, 10]
+
+
+def test_a_loss_that_is_not_above_the_minimum_is_said_once(
+  tmp_path, scripted, capsys
+):
+  """F - F* is 1, 0.5 and then nothing: the size stays at twice the first."""
+  scripted += [{'loss': loss, 'accuracy': 0.0} for loss in (2.0, 1.5, 1.0)]
+  summary = run(
+    tmp_path,
+    max_updates=7,
+    **{
+      'controller.name': 'adadamp',
+      'controller.adadamp.minimum_loss': 1.0,
+      'controller.every': 2,
+    },
+  )
+  assert column(tmp_path, 'nominal_batch_size') == [16.0] * 2 + [32.0] * 5
+  assert summary['losses_below_minimum'] == 2
+  said = [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if 'adadamp.minimum_loss' in line
+  ]
+  assert len(said) == 1
+  assert 'update 4' in said[0]
+  assert 'stays at 32;' in said[0]
 
 
 # Evaluations and the target.
@@ -262,6 +292,36 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
   assert summary['status'] == 'diverged'
   assert summary['diverged_update'] == 4
   assert column(tmp_path, 'update') == [1, 2, 3]
+
+
+LARGE = {'learning_rate.base': 1e30}  # the loss after an update overflows
+INFINITE = {**LARGE, 'optimizer.weight_decay': 1e20}  # the update itself does
+
+
+@pytest.mark.parametrize('overrides', [LARGE, INFINITE])
+def test_a_last_update_that_diverges(tmp_path, overrides):
+  """Its own loss and gradient are finite; what it leaves is not."""
+  summary = run(tmp_path, max_updates=1, **overrides)
+  assert summary['status'] == 'diverged'
+  assert summary['diverged_update'] == 1
+  assert summary['best'] == {}
+  assert records(tmp_path, 'eval') == []
+  assert column(tmp_path, 'update') == [1]
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_result_that_is_not_finite_is_not_kept(tmp_path):
+  """Where a checkpoint is due and no evaluation."""
+  overrides = {**INFINITE, 'checkpoint.every_updates': 1}
+  summary = run(tmp_path, max_updates=5, **overrides)
+  assert summary['diverged_update'] == 1
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_best_is_a_number_if_there_is_one():
+  for higher in (True, False):
+    for values in ((0.5, math.nan), (math.nan, 0.5)):
+      assert train_lib.better(*values, higher=higher) == 0.5
 
 
 # Stopping and going on.

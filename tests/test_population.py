@@ -116,6 +116,17 @@ def test_equals_single_runs(singles, devices, mode):
   assert singles[2][0]['status'] == 'diverged'
 
 
+def test_a_last_update_that_diverges(tmp_path):
+  """Its own loss and gradient are finite; what it leaves is not."""
+  c, keys = workload(max_updates=1), ('learning_rate.base',)
+  member = Member(1, (1e30,))
+  ((_, outcome),) = population(c, keys).run(
+    [member], Mode(1, 1), limit=to_the_end
+  )
+  check(outcome, *single(c, member, keys, tmp_path))
+  assert outcome.diverged
+
+
 def test_with_augmentation_and_accumulation(tmp_path):
   """Crops and flips are keyed by the member's seed; batches in two parts."""
   rng = np.random.default_rng(0)

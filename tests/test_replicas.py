@@ -156,6 +156,43 @@ def test_distances_are_logged(tmp_path):
   assert at[0] == at[1] == at[2] != at[3] == at[4] != at[5]
 
 
+# Cut short, and gone on with.
+
+CUT = {
+  'epochs': 0.3,  # 431 examples: 17 updates of 24, and one of 23
+  'model.mlp.hidden_sizes': (4,),
+  'learning_rate.decay.name': 'piecewise',
+  'learning_rate.decay.unit': 'run',
+  'learning_rate.decay.boundaries': (0.5,),
+  'sync.local_steps': 5,
+  'sync.replicas': 2,
+  'updates_per_call': 3,
+}
+
+
+# Seen after the update and before it; with restarts; of a period that grows.
+# The schedule of the others is that of the first.
+@pytest.mark.parametrize('name', ['local_sgd', 'easgd', 'sma', 'qsr'])
+def test_a_cut_changes_nothing(tmp_path, name):
+  """Wherever it is: no sync that there would not have been."""
+  overrides = {**CUT, 'sync.name': name}
+  config = digits(**{**FIXED, **overrides})
+  whole = run(tmp_path / 'whole', devices=1, **overrides)
+  for last in (7, None):  # within a period
+    cut = train(
+      config, tmp_path / 'cut', devices=jax.devices()[:1], last_update=last
+    )
+  for key in ('updates', 'examples', 'sync_count', 'sync_bytes', 'final'):
+    assert cut[key] == whole[key]
+  assert whole['examples'] == 431
+  for key in ('loss', 'batch_size', 'learning_rate'):
+    ours, theirs = (
+      column(tmp_path / 'cut', key),
+      column(tmp_path / 'whole', key),
+    )
+    assert ours == theirs
+
+
 # Their number.
 
 

@@ -32,9 +32,9 @@ from adabatch.study.job import study
 from adabatch.train import train
 from configs import transformer_shakespeare
 from tests.experiments import digits, records
+from tests.tfds_sets import PREPARED, needs
 
 ROOT = pathlib.Path(__file__).parent.parent
-TFDS = ROOT.parent / 'shared' / 'tfds'
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
@@ -288,6 +288,7 @@ def test_study(tmp_path):
     ({'target.metric': 'perplexity'}, 'target.metric'),
     ({'study.batch_sizes': ()}, 'study.batch_sizes'),
     ({'study.batch_sizes': (8, 8)}, 'study.batch_sizes'),
+    ({'study.batch_sizes': (8, 2048)}, '2048 is above the 1438 examples'),
     ({'study.optimizers': ('adagrad',)}, 'unknown optimizer.name'),
     ({'learning_rate.scaling': 'linear'}, 'learning_rate.scaling'),
     ({'search.sampler': 'grid'}, 'unknown search.sampler'),
@@ -582,10 +583,11 @@ def test_stopped_beyond_where_it_is_to_be_cut_a_run_is_complete(tmp_path):
   assert again['updates'] == summary['updates']
 
 
-@pytest.mark.skipif(not TFDS.exists(), reason='needs prepared TFDS sets')
+@needs('tiny_shakespeare')
 def test_trials_that_stream_a_text_do_not_wait_for_each_other(tmp_path):
   c = transformer_shakespeare.get_config()
-  c.data.data_dir, c.data.placement, c.data.workers = str(TFDS), 'streaming', 0
+  c.data.data_dir, c.data.placement = str(PREPARED), 'streaming'
+  c.data.workers = 0
   c.smoke, c.compilation_cache = True, False
   c.learning_rate.scaling, c.learning_rate.warmup.kind = 'none', 'none'
   c.search.space = (('learning_rate.base', 'log', 1e-4, 1e-3),)

@@ -11,6 +11,7 @@ import pytest
 from adabatch import config as config_lib
 from adabatch import data, experiment, optimization, report, smoke
 from adabatch.config import ConfigError
+from adabatch.run_end import Extent
 from adabatch.search.archive import read_tree
 from adabatch.search.workload import (
   at_batch_size,
@@ -21,9 +22,9 @@ from adabatch.search.workload import (
 from adabatch.study.job import study
 from adabatch.train import train
 from tests.experiments import digits, records
+from tests.tfds_sets import PREPARED
 
 ROOT = pathlib.Path(__file__).parent.parent
-TFDS = ROOT.parent / 'shared' / 'tfds'
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 STUDIES = [name for name in CONFIGS if name.startswith('study_')]
 RUNS = [name for name in CONFIGS if name not in STUDIES]
@@ -64,11 +65,12 @@ def check_run(config, workdir):
   return trained, evaluated
 
 
+@pytest.mark.prepared
 @pytest.mark.parametrize('name', RUNS)
 def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
-  config.data.data_dir = str(TFDS)
+  config.data.data_dir = str(PREPARED)
   trained, evaluated = check_run(config, tmp_path)
   if config.task.name == 'language_modelling':
     assert evaluated['perplexity'] == pytest.approx(np.exp(evaluated['loss']))
@@ -77,31 +79,32 @@ def test_config(name, tmp_path):
       assert record['tokens_per_second'] > 0
 
 
+@pytest.mark.prepared
 @pytest.mark.parametrize('name', STUDIES)
 def test_study(name, tmp_path):
-  """Those that stream are runs of their own."""
+  """On ImageNet trials are runs of their own, with or without the set."""
   config = get_config(name)
-  config.data.data_dir = str(TFDS)
+  config.data.data_dir = str(PREPARED)
   config.smoke = True
   config.compilation_cache = False
   config.study.optimizers = config.study.optimizers[-1:]
   config.study.batch_sizes = config.study.batch_sizes[:1]
-  streams = name == 'study_resnet50_imagenet' and TFDS.exists()
-  if streams:  # with the true pipeline; the network is test_config's business
+  own_runs = name == 'study_resnet50_imagenet'
+  if own_runs:  # with the true pipeline; the network is test_config's business
     config.search.trials, config.data.workers = 1, 0
     config.model.name = 'mlp'
   summary = study(config, tmp_path, devices=jax.devices()[:2])
   assert summary['status'] == 'completed'
   (workload,) = summary['workloads']
   assert [row['batch_size'] for row in workload['rows']] == [4]
-  wanted = 1 if streams else 2
+  wanted = 1 if own_runs else 2
   assert summary['trials'] == {'complete': wanted, 'infeasible': 0}
   for found in read_tree(tmp_path / 'trials'):
     assert set(found.space) <= {row[0] for row in config.search.space}
     for trial in found.trials:
       assert trial.steps == 3
       assert np.isfinite(trial.measurements['val/cross_entropy_error']).all()
-  assert (tmp_path / 'runs').exists() == streams
+  assert (tmp_path / 'runs').exists() == own_runs
   page = report.write_report(tmp_path).read_text()
   assert '<svg' in page
 
@@ -224,7 +227,12 @@ def test_a_warmup_warms_up(name):
     if config.learning_rate.warmup.kind != 'gradual':
       continue
     examples = 100_000
-    tx = optimization.make_learning_rate(config, examples)
+    extent = Extent(
+      examples,
+      config.epochs * examples,
+      config.controller.max_batch_size,
+    )
+    tx = optimization.make_learning_rate(config, extent)
     size = config.controller.initial_batch_size
 
     def rate(seen, tx=tx, size=size):

@@ -95,7 +95,7 @@ class Twin:
   def __init__(self, state, split, seed=3):
     self.w = weights_of(state)
     self.velocity = np.zeros_like(self.w)
-    self.previous = np.zeros_like(self.w)
+    self.previous, self.previous_size = None, 0
     self.mean = np.zeros(len(self.w) - 1)
     self.order = data.Order(EXAMPLES, seed)
     self.split = split
@@ -121,11 +121,12 @@ class Twin:
       for first in range(0, bucket.slots, width)
     ]
     groups = [g for g in groups if len(g)]
-    if bucket.devices * bucket.accumulation_steps == 1:
-      trace = size * np.sum((gradient - self.previous) ** 2) / 2
-      squared = np.sum(gradient * self.previous)
-    elif len(groups) == 1:
+    if len(groups) == 1 and self.previous is None:
       trace = squared = np.nan
+    elif len(groups) == 1:
+      inverse = 1 / size + 1 / self.previous_size
+      trace = np.sum((gradient - self.previous) ** 2) / inverse
+      squared = np.sum(gradient * self.previous)
     else:
       m = len(groups) / sum(1 / len(g) for g in groups)
       small = np.mean([np.sum(g.mean(0) ** 2) for g in groups])
@@ -138,7 +139,7 @@ class Twin:
     self.velocity = MOMENTUM * self.velocity + gradient
     self.w = self.w - rate * self.velocity
     self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
-    self.previous = gradient
+    self.previous, self.previous_size = gradient, size
     return loss, np.sum(gradient**2), rate, trace, squared
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.flatten_util import ravel_pytree
 
 from adabatch import data, sync
@@ -27,22 +26,7 @@ UPDATES, BATCH_SIZE, LOCAL_STEPS, DROP = 23, 32, 4, 403
 MOMENTUM, WEIGHT_DECAY, FACTOR = 0.9, 0.01, 0.5
 
 
-@pytest.fixture(scope='module', autouse=True)
-def programs_are_kept(tmp_path_factory, compile_quickly):
-  """Several runs need the same program."""
-  settings = {
-    'jax_enable_compilation_cache': True,
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.1,
-  }
-  old = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # else it stays as it was first used
-  yield
-  for name, value in old.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 # The slow twins. A method is written as it was published, and maps at a sync

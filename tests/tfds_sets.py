@@ -1,13 +1,27 @@
-"""TensorFlow Datasets that tests write themselves."""
+"""TensorFlow Datasets: where prepared ones may be, and how to write some."""
 
 import io
 import json
+import pathlib
 from typing import Any
 
 import numpy as np
+import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
+
+# What looks here is marked `prepared` and passes, or is skipped, if it is not
+# there.
+PREPARED = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
+
+
+def needs(*names):
+  """Marks a test that is skipped where one of these sets is not prepared."""
+  missing = [name for name in names if not (PREPARED / name).is_dir()]
+  reason = f'not prepared in {PREPARED}: {", ".join(missing)}'
+  skip = pytest.mark.skipif(bool(missing), reason=reason)
+  return lambda test: pytest.mark.prepared(skip(test))
 
 
 def encode_png(image):

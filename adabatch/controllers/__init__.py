@@ -5,6 +5,7 @@ from collections.abc import Callable
 from adabatch.controllers.base import (
   BatchSizeController,
   GradientNoise,
+  MissingSignal,
   Signals,
   State,
   always,
@@ -18,10 +19,16 @@ from adabatch.controllers.schedule import (
   geodamp_learning_rate_multiplier,
   padadamp,
   padadamp_rate,
+  parse_table,
   ramp_up,
   step_table,
 )
-from adabatch.controllers.state import state_from_json, state_to_json
+from adabatch.controllers.state import (
+  losses_below_minimum,
+  round_signal,
+  state_from_json,
+  state_to_json,
+)
 from adabatch.controllers.wrappers import (
   every,
   hysteresis,
@@ -49,6 +56,7 @@ __all__ = [
   'CONTROLLERS',
   'BatchSizeController',
   'GradientNoise',
+  'MissingSignal',
   'Signals',
   'State',
   'adadamp',
@@ -62,13 +70,16 @@ __all__ = [
   'geodamp_learning_rate_multiplier',
   'hysteresis',
   'limit_growth',
+  'losses_below_minimum',
   'monotone',
   'noise_scale',
   'norm_test',
   'padadamp',
   'padadamp_rate',
+  'parse_table',
   'radadamp',
   'ramp_up',
+  'round_signal',
   'smooth',
   'state_from_json',
   'state_to_json',

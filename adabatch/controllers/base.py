@@ -1,6 +1,6 @@
 """What a batch-size controller is: signals in, a nominal batch size out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 # A NamedTuple of plain numbers; a wrapper's state holds the inner state.
@@ -25,7 +25,10 @@ class GradientNoise(NamedTuple):
 class Signals(NamedTuple):
   """What a controller may read: host floats, the same on every process.
 
-  None means not measured at this update.
+  None means not measured at this update; NaN, measured in vain. A rule that
+  misses a signal where a decision is due raises `MissingSignal`; one that gets
+  NaN keeps its size. Give numbers as they were measured: rules round what they
+  divide.
 
   Attributes:
     update: updates done so far, k.
@@ -38,15 +41,17 @@ class Signals(NamedTuple):
     full_gradient_norm_squared: ||grad F(x_k)||^2 over the whole training set.
     subset_gradient_norm_squared: the same over a fixed subset.
     gradient_noise: estimates of the last update.
-    learning_rate: effective learning rate of the last update.
+    learning_rate: of the last update, with decay, warmup and scaling, but
+      without the damping that a size above B_max causes: a rule must not read
+      its own effect.
 
   >>> Signals(update=3, loss=1.5).full_loss is None
   True
   """
 
   update: int = 0
-  examples: int = 0
-  epoch: float = 0.0
+  examples: int | None = None
+  epoch: float | None = None
   loss: float | None = None
   full_loss: float | None = None
   subset_loss: float | None = None
@@ -55,6 +60,50 @@ class Signals(NamedTuple):
   subset_gradient_norm_squared: float | None = None
   gradient_noise: GradientNoise | None = None
   learning_rate: float | None = None
+
+
+# What an update reports: there is none of it before the first one.
+OF_UPDATES = frozenset(
+  ['loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate']
+)
+
+
+class MissingSignal(ValueError):
+  """A rule was not given a signal that it needs."""
+
+
+def required(
+  rule: str, signals: Signals, names: Sequence[str]
+) -> tuple[Any, ...] | None:
+  """The signals that a rule needs.
+
+  Args:
+    rule: its name, for the message.
+    signals: what it was given.
+    names: of the signals that it reads.
+
+  Returns:
+    Their values; None before the first update, where some are of updates and
+    do not exist yet.
+
+  Raises:
+    MissingSignal: a signal is None that should exist.
+
+  >>> required('cabs', Signals(update=1, loss=2.0), ['update', 'loss'])
+  (1, 2.0)
+  >>> required('cabs', Signals(update=0), ['update', 'loss'])
+  """
+  missing = [name for name in names if getattr(signals, name) is None]
+  if missing and signals.update == 0 and OF_UPDATES.issuperset(missing):
+    return None
+  if missing:
+    name = missing[0]
+    raise MissingSignal(
+      f'{rule} reads the signal {name!r}, which is None at update '
+      f'{signals.update}: give Signals({name}=...) wherever due(update) is '
+      'true (NaN if there is no estimate), or take a rule that needs less'
+    )
+  return tuple(getattr(signals, name) for name in names)
 
 
 def always(update: int) -> bool:
@@ -81,13 +130,16 @@ class BatchSizeController(NamedTuple):
 
   Call `update` once before training, with `Signals(update=0, ...)`, for the
   size of the first update; then once after each update k = 1, 2, ... in
-  order. Expensive signals (full_*, subset_*) are needed only where `due(k)`.
+  order. Expensive signals (full_*, subset_*) are needed only where `due(k)`;
+  where one is missing there, `update` raises `MissingSignal`. Before the first
+  update nothing is expected of `loss` and the other signals of updates.
 
   Attributes:
     init: () -> state.
     update: (state, signals) -> (nominal batch size of the next update in
       examples, state). The size is finite, at least 1 and uncapped.
-    needs: names of the `Signals` fields that `update` reads.
+    needs: names of the `Signals` fields that `update` reads. `update`, which is
+      always there, may be read without being named.
     due: k -> may the size change after k updates?
 
   >>> from adabatch.controllers import Signals, constant

@@ -2,18 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from adabatch.controllers.base import BatchSizeController, Signals
+from adabatch.controllers.base import (
+  BatchSizeController,
+  Signals,
+  required,
+)
 from adabatch.controllers.state import (
   SMALLEST_RATIO,
   Average,
+  Mean,
   accept,
   check_choice,
   check_minimum_loss,
   check_number,
   hold,
+  hold_below_minimum,
   reject,
+  round_signal,
   round_up,
 )
 
@@ -23,7 +30,6 @@ _GRADIENTS = {
   'subset': 'subset_gradient_norm_squared',
   'ema': 'gradient_noise',
 }
-_REDUCTIONS = ('min', 'mean', 'max')
 
 
 class DampingState(NamedTuple):
@@ -31,25 +37,30 @@ class DampingState(NamedTuple):
 
   batch_size: float
   initial: float | None = None  # the first F - F*, or squared norm
+  first: Mean = Mean()  # of what `initial` is made of, until there is one
   average: Average = Average()
+  below_minimum: int = 0
   ignored: int = 0
 
 
 def adadamp(
   *,
   initial_batch_size: float,
-  loss_source: str = 'full',
+  loss_source: str = 'ema',
   minimum_loss: float = 0.0,
   decay: float = 0.95,
+  initial_updates: int = 1,
   floor: bool = True,
 ) -> BatchSizeController:
   r"""Batch size inversely proportional to the loss that is left.
 
     B_k = ceil(B_0 (F(x_0) - F*) / (F(x_k) - F*))
 
-  F(x_0) is the first finite value measured above F*. (F(x_k) - F*) is
-  bounded below by 1e-12 (F(x_0) - F*), so F(x_k) < F* gives a huge size,
-  never a negative one.
+  F(x_0) is the first finite value measured; for 'ema', where a value is the
+  loss of one minibatch, the plain mean of those of the first
+  `initial_updates`, until which the size is B_0. Where F(x_k) is not above F*
+  there is nothing to divide by, and the last size is kept. The differences
+  enter with four significant digits.
 
   Args:
     initial_batch_size: B_0, examples.
@@ -57,6 +68,8 @@ def adadamp(
       or 'ema' (the smoothed minibatch loss, which costs nothing).
     minimum_loss: F*, a lower bound of the loss, in units of the loss.
     decay: of the bias-corrected moving average of 'ema', per update.
+    initial_updates: of 'ema', at least 1; inside `every(updates, wait)` best
+      the update of the first change, that is `wait or updates`.
     floor: whether B_0 is the smallest size; if not, 1 is.
 
   Returns:
@@ -64,9 +77,9 @@ def adadamp(
 
   Raises:
     ValueError: an argument is out of range; or, from `update`,
-      `minimum_loss` lies above the first loss measured.
+      `minimum_loss` lies above F(x_0).
 
-  >>> controller = adadamp(initial_batch_size=64)
+  >>> controller = adadamp(initial_batch_size=64, loss_source='full')
   >>> size, state = controller.update(controller.init(), Signals(full_loss=2.0))
   >>> controller.update(state, Signals(update=1, full_loss=0.5))[0]
   256.0
@@ -75,28 +88,25 @@ def adadamp(
   """
   check_choice('loss_source', loss_source, tuple(_LOSSES))
   check_number('minimum_loss', minimum_loss)
-  field = _LOSSES[loss_source]
-
-  def check_first(loss: float) -> None:
-    check_minimum_loss(minimum_loss, loss)
-
   return _inverse(
+    'adadamp',
     initial_batch_size,
-    lambda signals: getattr(signals, field),
-    field,
-    minimum=minimum_loss,
+    _LOSSES[loss_source],
+    float,
+    minimum_loss=minimum_loss,
     decay=decay,
     smoothed=loss_source == 'ema',
+    initial_updates=initial_updates,
     floor=floor,
-    check_first=check_first,
   )
 
 
 def adadamp_grad(
   *,
   initial_batch_size: float,
-  gradient_source: str = 'full',
+  gradient_source: str = 'ema',
   decay: float = 0.95,
+  initial_updates: int = 1,
   floor: bool = True,
 ) -> BatchSizeController:
   """Batch size inversely proportional to the squared gradient norm.
@@ -104,8 +114,10 @@ def adadamp_grad(
     B_k = ceil(B_0 ||grad F(x_0)||^2 / ||grad F(x_k)||^2)
 
   The form of `adadamp` for non-convex objectives. The norm at x_0 is the
-  first positive value measured. The unbiased estimate behind 'ema' may be
-  zero or negative by chance; that says nothing, so the last size is kept.
+  first positive value measured; for 'ema' the plain mean of the estimates of
+  the first `initial_updates`, or of more until it is positive. The unbiased
+  estimate behind 'ema' may be zero or negative by chance; that says nothing,
+  so the last size is kept.
 
   Args:
     initial_batch_size: B_0, examples.
@@ -113,6 +125,8 @@ def adadamp_grad(
       subset) or 'ema' (the smoothed unbiased estimate |G|^2 of
       `gradient_noise`).
     decay: of the bias-corrected moving average of 'ema', per update.
+    initial_updates: of 'ema', at least 1; inside `every(updates, wait)` best
+      the update of the first change, that is `wait or updates`.
     floor: whether B_0 is the smallest size; if not, 1 is.
 
   Returns:
@@ -122,7 +136,7 @@ def adadamp_grad(
   Raises:
     ValueError: an argument is out of range.
 
-  >>> controller = adadamp_grad(initial_batch_size=64)
+  >>> controller = adadamp_grad(initial_batch_size=64, gradient_source='full')
   >>> _, state = controller.update(
   ...   controller.init(), Signals(full_gradient_norm_squared=9.0))
   >>> controller.update(
@@ -132,63 +146,69 @@ def adadamp_grad(
   Reference: Sievert and Charles, 2019, https://arxiv.org/abs/1910.08222
   """
   check_choice('gradient_source', gradient_source, tuple(_GRADIENTS))
-  field = _GRADIENTS[gradient_source]
-
-  def read(signals: Signals) -> float | None:
-    if gradient_source != 'ema':
-      return getattr(signals, field)
-    noise = signals.gradient_noise
-    return None if noise is None else noise.squared_norm
-
+  smoothed = gradient_source == 'ema'
   return _inverse(
+    'adadamp_grad',
     initial_batch_size,
-    read,
-    field,
-    minimum=0.0,
+    _GRADIENTS[gradient_source],
+    (lambda noise: noise.squared_norm) if smoothed else float,
+    minimum_loss=None,
     decay=decay,
-    smoothed=gradient_source == 'ema',
+    smoothed=smoothed,
+    initial_updates=initial_updates,
     floor=floor,
-    hold_unless_positive=True,
   )
 
 
 def _inverse(
+  rule: str,
   initial_batch_size: float,
-  read: Callable[[Signals], float | None],
   field: str,
+  measurement: Callable[[Any], float],
   *,
-  minimum: float,
+  minimum_loss: float | None,
   decay: float,
   smoothed: bool,
+  initial_updates: int,
   floor: bool,
-  check_first: Callable[[float], None] = lambda value: None,
-  hold_unless_positive: bool = False,
 ) -> BatchSizeController:
-  """B_k = ceil(B_0 m_0 / m_k), where m is the measurement minus `minimum`."""
+  """B_k = ceil(B_0 m_0 / m_k), where m is the measurement less F*, if a loss.
+
+  `field` is the signal and `measurement` what is read of it; `minimum_loss` is
+  None for what is no loss.
+  """
   check_number('initial_batch_size', initial_batch_size, at_least=1)
   check_number('decay', decay, at_least=0, below=1)
+  check_number('initial_updates', initial_updates, at_least=1)
   memory = decay if smoothed else 0.0
 
+  def left(value: float) -> float:
+    return round_signal(value - (minimum_loss or 0.0))
+
   def update(state: DampingState, signals: Signals):
-    value = read(signals)
-    if value is None:
+    values = required(rule, signals, [field])
+    if values is None:
       return hold(state)
-    if not math.isfinite(value):
-      return reject(state)
-    if state.initial is None:
-      check_first(value)
+    value = measurement(values[0])
     average = state.average.add(value, decay=memory)
-    left = average.value - minimum
-    if not math.isfinite(left):
+    if not (math.isfinite(value) and math.isfinite(left(average.value))):
       return reject(state)
     state = state._replace(average=average)
-    if left <= 0 and (hold_unless_positive or state.initial is None):
-      return hold(state)
     if state.initial is None:
-      state = state._replace(initial=left)
+      first = (state.first if smoothed else Mean()).add(value)
+      state = state._replace(first=first)
+      if smoothed and signals.update < initial_updates:
+        return hold(state)
+      if minimum_loss is not None:
+        check_minimum_loss(minimum_loss, first.value)
+      if left(first.value) <= 0:
+        return hold(state)
+      state = state._replace(first=Mean(), initial=left(first.value))
     assert state.initial is not None
+    if left(average.value) <= 0:
+      return hold(state) if minimum_loss is None else hold_below_minimum(state)
     # Dividing by the ratio keeps B_0 exact where nothing has changed.
-    ratio = max(left / state.initial, SMALLEST_RATIO)
+    ratio = max(left(average.value) / state.initial, SMALLEST_RATIO)
     size = round_up(initial_batch_size / ratio)
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
@@ -199,17 +219,35 @@ def _inverse(
   )
 
 
+def _median(values: tuple[float, ...]) -> float:
+  inner = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
+  return inner[0] / 2 + inner[-1] / 2  # of 1e308 and 1e308 as well
+
+
+def _mean(values: tuple[float, ...]) -> float:
+  return sum(value / len(values) for value in values)
+
+
+_REDUCTIONS: dict[str, Callable[[tuple[float, ...]], float]] = {
+  'min': min,
+  'mean': _mean,
+  'median': _median,
+  'max': max,
+}
+
+
 class RadadampState(NamedTuple):
   """State of `radadamp`; a block is the updates since the last decision."""
 
   batch_size: float
+  left: int  # signals until the block is complete
   initial_loss: float | None = None
   initial_norm: float | None = None
   loss: float = 0.0  # rolling average of F - F*
   norm: float = 0.0  # rolling average of ||g||^2
-  block_loss: float = 0.0
-  block_norm: float = 0.0
-  count: int = 0
+  losses: tuple[float, ...] = ()  # of the block
+  norms: tuple[float, ...] = ()
+  below_minimum: int = 0
   ignored: int = 0
 
 
@@ -220,24 +258,33 @@ def radadamp(
   window: int = 20,
   reduction: str = 'min',
   minimum_loss: float = 0.0,
+  initial_updates: int = 1,
   floor: bool = True,
 ) -> BatchSizeController:
   """Batch size from rolling averages of minibatch loss and gradient.
 
-    B_k = B_0 / ((F_k / F_0 + ||g||^2_k / ||g||^2_0) / 2)
+    B_k = ceil(B_0 / ((F_k / F_0 + ||g||^2_k / ||g||^2_0) / 2))
 
   Every `window` updates the losses (less F*) and squared gradient norms of
   these updates are reduced to one number each, which enters a rolling
   average: x <- rho x + (1 - rho) reduced. F_0 and ||g||^2_0 are the first
-  block's. The size changes only at the end of a block; wrap the controller
-  in `every(updates=window)` so that the loop need not ask in between.
+  block's, which is of max(window, initial_updates) updates and, as in the
+  authors' code, also counts into the second block. Where F_k is not above F*
+  the last size is kept. The averages enter with four significant digits.
+
+  The size changes only at the end of a block; wrap the controller in
+  `every(updates=window, wait=...)` so that the loop need not ask in between.
+  ||g||^2 is of a minibatch and falls as the batch grows, and with it the next
+  size rises: where noise is all of it, sizes converge to B_0 F_0 / F_k.
 
   Args:
     initial_batch_size: B_0, examples.
     rho: weight of the past in the rolling averages, from 0 up to below 1.
     window: updates in a block.
-    reduction: 'min', 'mean' or 'max' over a block.
+    reduction: 'min', 'mean', 'median' or 'max' over a block.
     minimum_loss: F*, subtracted from the loss, in units of the loss.
+    initial_updates: least updates of the first block, at least 1; the authors'
+      `wait`.
     floor: whether B_0 is the smallest size; if not, 1 is.
 
   Returns:
@@ -259,48 +306,52 @@ def radadamp(
   check_number('initial_batch_size', initial_batch_size, at_least=1)
   check_number('rho', rho, at_least=0, below=1)
   check_number('window', window, at_least=1)
-  check_choice('reduction', reduction, _REDUCTIONS)
+  check_choice('reduction', reduction, tuple(_REDUCTIONS))
   check_number('minimum_loss', minimum_loss)
-
-  def fold(block: float, x: float, count: int) -> float:
-    if count == 1:
-      return float(x)
-    if reduction == 'mean':
-      return block + (x - block) / count
-    return min(block, x) if reduction == 'min' else max(block, x)
+  check_number('initial_updates', initial_updates, at_least=1)
+  reduce = _REDUCTIONS[reduction]
+  needs = ('loss', 'gradient_norm_squared')
 
   def update(state: RadadampState, signals: Signals):
-    loss, norm = signals.loss, signals.gradient_norm_squared
-    if loss is None or norm is None:
+    values = required('radadamp', signals, needs)
+    if values is None:
       return hold(state)
-    loss = loss - minimum_loss
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    loss, norm = values
+    losses, norms = (*state.losses, loss - minimum_loss), (*state.norms, norm)
+    if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
       return reject(state)
-    count = state.count + 1
-    loss = fold(state.block_loss, loss, count)
-    norm = fold(state.block_norm, norm, count)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-      return reject(state)
-    if count < window:
-      return hold(state._replace(block_loss=loss, block_norm=norm, count=count))
-    state = state._replace(block_loss=0.0, block_norm=0.0, count=0)
+    if state.left > 1:
+      left = state.left - 1
+      return hold(state._replace(losses=losses, norms=norms, left=left))
+    loss, norm = reduce(losses), reduce(norms)
+    state = state._replace(losses=(), norms=(), left=window)
     first_loss, first_norm = state.initial_loss, state.initial_norm
     if first_loss is None or first_norm is None:
       check_minimum_loss(minimum_loss, loss + minimum_loss)
       if loss <= 0 or norm <= 0:  # no ratio can be taken of these
         return hold(state)
-      first_loss, first_norm = loss, norm
-      state = state._replace(initial_loss=loss, initial_norm=norm)
+      first_loss, first_norm = round_signal(loss), round_signal(norm)
+      state = state._replace(
+        initial_loss=first_loss,
+        initial_norm=first_norm,
+        losses=losses,
+        norms=norms,
+      )
     else:
       loss = rho * state.loss + (1 - rho) * loss
       norm = rho * state.norm + (1 - rho) * norm
     state = state._replace(loss=loss, norm=norm)
+    if loss <= 0:
+      return hold_below_minimum(state)
+    loss, norm = round_signal(loss), round_signal(norm)
     ratio = (loss / first_loss + norm / first_norm) / 2
-    size = initial_batch_size / max(ratio, SMALLEST_RATIO)
+    size = round_up(initial_batch_size / max(ratio, SMALLEST_RATIO))
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
   return BatchSizeController(
-    init=lambda: RadadampState(float(initial_batch_size)),
+    init=lambda: RadadampState(
+      float(initial_batch_size), left=max(window, initial_updates)
+    ),
     update=update,
-    needs=frozenset({'loss', 'gradient_norm_squared'}),
+    needs=frozenset(needs),
   )

@@ -3,20 +3,23 @@
 import math
 from typing import NamedTuple
 
-from adabatch.controllers.base import BatchSizeController, Signals
+from adabatch.controllers.base import (
+  BatchSizeController,
+  Signals,
+  required,
+)
 from adabatch.controllers.state import (
   Average,
   accept,
   check_minimum_loss,
   check_number,
   hold,
+  hold_below_minimum,
   reject,
+  round_signal,
   round_up,
 )
 from adabatch.controllers.wrappers import monotone
-
-# F - F* is bounded below by this.
-SMALLEST_LOSS = 1e-12
 
 
 class NoiseState(NamedTuple):
@@ -42,8 +45,9 @@ def noise_scale(
   S = tr Sigma and |G|^2 are smoothed separately, then divided, because the
   ratio of two noisy numbers is biased. Where either smoothed value is not
   positive (the estimates are unbiased, so chance can do that) it says
-  nothing, and the last size is kept; the averages go on. The first few
-  estimates are noisy: give them time with `every(wait=...)`.
+  nothing, and the last size is kept; the averages go on. The averages enter
+  with four significant digits. The first few estimates are noisy: give them
+  time with `every(wait=...)`.
 
   Args:
     initial_batch_size: B_0, examples, until there is an estimate.
@@ -65,7 +69,9 @@ def noise_scale(
 
   Reference: McCandlish et al., 2018, https://arxiv.org/abs/1812.06162
   """
-  return _noise_scale(initial_batch_size, c, decay, floor, ceil=False)
+  return _noise_scale(
+    'noise_scale', initial_batch_size, c, decay, floor, ceil=False
+  )
 
 
 def norm_test(
@@ -104,21 +110,30 @@ def norm_test(
   """
   check_number('eta', eta, above=0)
   return monotone(
-    _noise_scale(initial_batch_size, 1 / eta**2, decay, True, ceil=True)
+    _noise_scale(
+      'norm_test', initial_batch_size, 1 / eta**2, decay, True, ceil=True
+    )
   )
 
 
 def _noise_scale(
-  initial_batch_size: float, c: float, decay: float, floor: bool, *, ceil: bool
+  rule: str,
+  initial_batch_size: float,
+  c: float,
+  decay: float,
+  floor: bool,
+  *,
+  ceil: bool,
 ) -> BatchSizeController:
   check_number('initial_batch_size', initial_batch_size, at_least=1)
   check_number('c', c, above=0)
   check_number('decay', decay, at_least=0, below=1)
 
   def update(state: NoiseState, signals: Signals):
-    noise = signals.gradient_noise
-    if noise is None:
+    values = required(rule, signals, ['gradient_noise'])
+    if values is None:
       return hold(state)
+    (noise,) = values
     if not all(map(math.isfinite, noise)):
       return reject(state)
     trace = state.trace.add(noise.trace_covariance, decay=decay)
@@ -126,7 +141,7 @@ def _noise_scale(
     state = state._replace(trace=trace, norm=norm)
     if trace.value <= 0 or norm.value <= 0:
       return hold(state)
-    size = c * trace.value / norm.value
+    size = c * round_signal(trace.value) / round_signal(norm.value)
     size = round_up(size) if ceil else size
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
@@ -143,6 +158,7 @@ class CabsState(NamedTuple):
   batch_size: float
   trace: Average = Average()  # of tr Sigma
   loss: Average = Average()
+  below_minimum: int = 0
   ignored: int = 0
 
 
@@ -158,9 +174,12 @@ def cabs(
 
     B_k = c lr tr Sigma / (F - F*)
 
-  tr Sigma and the minibatch loss F are smoothed; lr is the effective one.
-  F - F* is bounded below by 1e-12. Where the smoothed tr Sigma is not
-  positive the last size is kept.
+  tr Sigma and the minibatch loss F are smoothed. lr is the effective rate
+  without damping: with it the size would cause the rate that causes the size.
+  For the same reason lr must not be proportional to the batch size; a rate
+  a sqrt(B) makes the sizes converge to the B with B = c a sqrt(B) tr Sigma /
+  (F - F*). Where the smoothed tr Sigma is not positive, or F not above F*, the
+  last size is kept. lr, tr Sigma and F - F* enter with four significant digits.
 
   Args:
     initial_batch_size: B_0, examples, until there is an estimate.
@@ -189,26 +208,32 @@ def cabs(
   check_number('c', c, above=0)
   check_number('minimum_loss', minimum_loss)
   check_number('decay', decay, at_least=0, below=1)
+  needs = ('learning_rate', 'loss', 'gradient_noise')
 
   def update(state: CabsState, signals: Signals):
-    noise, lr = signals.gradient_noise, signals.learning_rate
-    if noise is None or signals.loss is None or lr is None:
+    values = required('cabs', signals, needs)
+    if values is None:
       return hold(state)
-    measured = (noise.trace_covariance, signals.loss, lr)
-    if not all(map(math.isfinite, measured)):
+    lr, loss, noise = values
+    if not all(map(math.isfinite, (noise.trace_covariance, loss, lr))):
       return reject(state)
     if not state.loss.weight:
-      check_minimum_loss(minimum_loss, signals.loss)
-    trace = state.trace.add(noise.trace_covariance, decay=decay)
-    loss = state.loss.add(signals.loss, decay=decay)
-    state = state._replace(trace=trace, loss=loss)
-    if trace.value <= 0:
+      check_minimum_loss(minimum_loss, loss)
+    state = state._replace(
+      trace=state.trace.add(noise.trace_covariance, decay=decay),
+      loss=state.loss.add(loss, decay=decay),
+    )
+    trace = round_signal(state.trace.value)
+    left = round_signal(state.loss.value - minimum_loss)
+    if left <= 0:
+      return hold_below_minimum(state)
+    if trace <= 0:
       return hold(state)
-    size = c * lr * trace.value / max(loss.value - minimum_loss, SMALLEST_LOSS)
+    size = c * round_signal(lr) * trace / left
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
   return BatchSizeController(
     init=lambda: CabsState(float(initial_batch_size)),
     update=update,
-    needs=frozenset({'learning_rate', 'loss', 'gradient_noise'}),
+    needs=frozenset(needs),
   )

@@ -10,6 +10,7 @@ from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
   only_at_start,
+  required,
 )
 from adabatch.controllers.state import (
   SMALLEST_RATIO,
@@ -74,6 +75,7 @@ def padadamp(*, initial_batch_size: float, rate: float) -> BatchSizeController:
   """
   check_number('rate', rate, at_least=0)
   return _of_progress(
+    'padadamp',
     initial_batch_size,
     'update',
     lambda k: round_up(initial_batch_size + rate * k),
@@ -108,7 +110,8 @@ def padadamp_rate(
   ...                     epochs=10, num_examples=50_000), 4)
   1.8025
 
-  Reference: Sievert's `adadamp` package, https://github.com/stsievert/adadamp
+  Reference: the code of the authors' experiments,
+  https://github.com/stsievert/adadamp-experiments (train/train.py)
   """
   check_number('initial_batch_size', initial_batch_size, at_least=1)
   check_number('max_batch_size', max_batch_size, at_least=initial_batch_size)
@@ -154,7 +157,7 @@ def geodamp(
     except OverflowError:
       return math.inf
 
-  return _of_progress(initial_batch_size, 'epoch', size)
+  return _of_progress('geodamp', initial_batch_size, 'epoch', size)
 
 
 def geodamp_learning_rate_multiplier(
@@ -227,7 +230,7 @@ def step_table(
   https://github.com/NVIDIA/Megatron-LM
   """
   check_choice('unit', unit, ('examples', 'epochs'))
-  entries = _parse_table(table)
+  entries = parse_table(table)
   if initial_batch_size is not None:
     check_number('initial_batch_size', initial_batch_size, at_least=1)
   if entries[0][0] > 0:
@@ -239,6 +242,7 @@ def step_table(
     entries = [(0.0, float(initial_batch_size)), *entries]
   counts, sizes = zip(*entries, strict=True)
   return _of_progress(
+    'step_table',
     sizes[0],
     'examples' if unit == 'examples' else 'epoch',
     lambda count: sizes[max(bisect_right(counts, count) - 1, 0)],
@@ -246,7 +250,15 @@ def step_table(
   )
 
 
-def _parse_table(table: Any) -> list[tuple[float, float]]:
+def parse_table(table: Any) -> list[tuple[float, float]]:
+  """The (count, size) entries of a `step_table`.
+
+  Raises:
+    ValueError: the table is malformed.
+
+  >>> parse_table('0:64 1.5K:128')
+  [(0.0, 64.0), (1500.0, 128.0)]
+  """
   advice = "write it like '0:64 250K:128' or [(0, 64), (250_000, 128)]"
   try:
     if isinstance(table, str):
@@ -330,10 +342,11 @@ def ramp_up(
       min(seen, examples) * steps // examples
     )
 
-  return _of_progress(initial_batch_size, 'examples', size)
+  return _of_progress('ramp_up', initial_batch_size, 'examples', size)
 
 
 def _of_progress(
+  rule: str,
   initial_batch_size: float,
   field: str,
   size: Callable[[float], float],
@@ -344,7 +357,7 @@ def _of_progress(
   check_number('initial_batch_size', initial_batch_size, at_least=1)
 
   def update(state: Held, signals: Signals):
-    progress = getattr(signals, field)
+    progress = _progress(rule, signals, field)
     if not math.isfinite(progress):
       return reject(state)
     smallest = initial_batch_size if floor else 1
@@ -355,6 +368,12 @@ def _of_progress(
     update=update,
     needs=frozenset({field}),
   )
+
+
+def _progress(rule: str, signals: Signals, field: str) -> Any:
+  values = required(rule, signals, [field])
+  assert values is not None, 'there is a count before the first update too'
+  return values[0]
 
 
 class LearningRateState(NamedTuple):
@@ -393,7 +412,7 @@ def from_lr_schedule(
   >>> controller = from_lr_schedule(
   ...   lambda examples: 0.1 if examples < 1000 else 0.01,
   ...   initial_batch_size=64)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=1000))[0]
   640.0
 
@@ -407,9 +426,10 @@ def from_lr_schedule(
     )
 
   def update(state: LearningRateState, signals: Signals):
-    if not math.isfinite(signals.examples):
+    examples = _progress('from_lr_schedule', signals, 'examples')
+    if not math.isfinite(examples):
       return reject(state)
-    value = float(schedule(signals.examples))
+    value = float(schedule(examples))
     if not math.isfinite(value):
       return reject(state)
     peak = max(state.peak, value)

@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 # size is then at most 1e12 times the initial one, never infinite.
 SMALLEST_RATIO = 1e-12
 
+# Digits of a measurement that a rule divides. Sums over devices depend on their
+# order in about the seventh digit; unrounded, a `ceil` could turn that into
+# another batch size.
+SIGNAL_DIGITS = 4
+
 _NON_FINITE = {'inf': math.inf, '-inf': -math.inf, 'nan': math.nan}
 
 
@@ -39,6 +44,23 @@ class Average(NamedTuple):
     return self.total / self.weight if self.weight else math.nan
 
 
+class Mean(NamedTuple):
+  """Plain mean of all values so far.
+
+  >>> Mean().add(3.0).add(5.0)
+  Mean(value=4.0, count=2)
+  """
+
+  value: float = 0.0
+  count: int = 0
+
+  def add(self, x: float) -> 'Mean':
+    """The mean with one more value in it."""
+    count = self.count + 1
+    # Terms that are divided first cannot overflow.
+    return Mean(self.value + (float(x) / count - self.value / count), count)
+
+
 class Held(NamedTuple):
   """The smallest state: the last size, and how many signals were ignored."""
 
@@ -49,6 +71,11 @@ class Held(NamedTuple):
 def hold(state: Any) -> tuple[float, Any]:
   """Keep the last size."""
   return state.batch_size, state
+
+
+def hold_below_minimum(state: Any) -> tuple[float, Any]:
+  """Keep the last size and count a loss that was not above F*."""
+  return hold(state._replace(below_minimum=state.below_minimum + 1))
 
 
 def reject(state: Any) -> tuple[float, Any]:
@@ -74,6 +101,33 @@ def round_up(size: float) -> float:
   if not math.isfinite(size):
     return size
   return float(math.ceil(size - 1e-12 * abs(size)))
+
+
+def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
+  """Rounds to significant digits.
+
+  Rules round what they divide, and not what they are given: of a loss close to
+  F* the difference has to keep its digits, not the loss.
+
+  >>> round_signal(0.123456), round_signal(1.00049 - 1)
+  (0.1235, 0.00049)
+  """
+  return float(f'{value:.{digits - 1}e}')
+
+
+def losses_below_minimum(state: Any) -> int:
+  """How often a rule read a loss that was not above F*, and kept its size.
+
+  Args:
+    state: of a controller, with any number of wrappers around it.
+
+  >>> from adabatch.controllers import adadamp
+  >>> losses_below_minimum(adadamp(initial_batch_size=8).init())
+  0
+  """
+  while hasattr(state, 'inner'):
+    state = state.inner
+  return getattr(state, 'below_minimum', 0)
 
 
 def check_number(
@@ -155,7 +209,8 @@ def state_from_json(template: Any, data: Any) -> Any:
   """The inverse of `state_to_json`, exact to the last bit.
 
   Args:
-    template: `controller.init()` of the controller that made the state.
+    template: `controller.init()` of the controller that made the state. An
+      empty tuple in it stands for any number of floats.
     data: what `state_to_json` returned, after any trip through JSON text.
 
   Returns:
@@ -183,6 +238,8 @@ def _from_json(template: Any, data: Any, where: str) -> Any:
       }
     )
   if isinstance(template, tuple):
+    if isinstance(data, list | tuple) and not template:
+      template = (0.0,) * len(data)
     if not isinstance(data, list | tuple) or len(data) != len(template):
       raise _mismatch(where, repr(data), f'a list of {len(template)}')
     return tuple(

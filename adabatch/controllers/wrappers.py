@@ -1,13 +1,19 @@
 """Controllers around controllers: when, and how fast, the size may change.
 
 All call the inner controller at each update, so that its averages see every
-signal, and look at what it says only where a decision is due.
+signal, and look at what it says only where a decision is due. Between decisions
+it may go without a signal that it needs: it then keeps its state.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from adabatch.controllers.base import BatchSizeController, Signals, State
+from adabatch.controllers.base import (
+  BatchSizeController,
+  MissingSignal,
+  Signals,
+  State,
+)
 from adabatch.controllers.state import check_number
 
 
@@ -74,7 +80,7 @@ def monotone(controller: BatchSizeController) -> BatchSizeController:
 
   >>> from adabatch.controllers import step_table
   >>> controller = monotone(step_table(table='0:64 100:32'))
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=100))[0]
   64.0
   """
@@ -82,7 +88,12 @@ def monotone(controller: BatchSizeController) -> BatchSizeController:
 
 
 def smooth(controller: BatchSizeController, rho: float) -> BatchSizeController:
-  """Average the sizes: B_k = rho B_{k-1} + (1 - rho) b_k at each decision.
+  """Average the logarithms of the sizes at each decision.
+
+    B_k = B_{k-1}^rho b_k^(1 - rho)
+
+  A size that is far too large for once counts little: half-way between 64 and
+  64e12 lies 64e6, not 32e12.
 
   Args:
     controller: the inner controller, which proposes b_k.
@@ -96,18 +107,19 @@ def smooth(controller: BatchSizeController, rho: float) -> BatchSizeController:
 
   >>> from adabatch.controllers import step_table
   >>> controller = smooth(step_table(table='0:64 100:128'), rho=0.75)
-  >>> _, state = controller.update(controller.init(), Signals())
-  >>> controller.update(state, Signals(update=1, examples=100))[0]
-  80.0
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
+  >>> round(controller.update(state, Signals(update=1, examples=100))[0], 2)
+  76.11
   """
   check_number('rho', rho, at_least=0, below=1)
-  # Written so that equal sizes stay equal to the last bit: a size of
-  # 64.00000000000001 would be rounded up to another bucket.
-  return _wrap(
-    controller,
-    lambda held, proposed: proposed + rho * (held - proposed),
-    controller.due,
-  )
+
+  def change(held: float, proposed: float) -> float:
+    # Written so that equal sizes stay equal to the last bit: a size of
+    # 64.00000000000001 would be rounded up to another bucket.
+    mean = proposed * (held / proposed) ** rho
+    return min(max(mean, min(held, proposed)), max(held, proposed))
+
+  return _wrap(controller, change, controller.due)
 
 
 def limit_growth(
@@ -130,7 +142,7 @@ def limit_growth(
 
   >>> from adabatch.controllers import step_table
   >>> controller = limit_growth(step_table(table='0:64 100:512'), factor=2)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> controller.update(state, Signals(update=1, examples=100))[0]
   128.0
   """
@@ -161,7 +173,7 @@ def hysteresis(
 
   >>> from adabatch.controllers import step_table
   >>> controller = hysteresis(step_table(table='0:64 100:70 200:90'), ratio=1.2)
-  >>> _, state = controller.update(controller.init(), Signals())
+  >>> _, state = controller.update(controller.init(), Signals(examples=0))
   >>> size, state = controller.update(state, Signals(update=1, examples=100))
   >>> size, controller.update(state, Signals(update=2, examples=200))[0]
   (64.0, 90.0)
@@ -184,8 +196,13 @@ def _wrap(
   """The size becomes change(held, proposed) where a decision is due."""
 
   def update(state: WrapperState, signals: Signals):
-    proposed, inner = controller.update(state.inner, signals)
     held = state.batch_size
+    try:
+      proposed, inner = controller.update(state.inner, signals)
+    except MissingSignal:
+      if held is None or due(signals.update):
+        raise
+      return held, state
     if held is None:
       held = proposed
     elif due(signals.update):

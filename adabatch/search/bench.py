@@ -89,7 +89,6 @@ class Bench:
     self._worker: Worker | None = None
     self._reading = contextlib.ExitStack()
     self._cache = TextCache(self._text_directory, writer=True)
-    self._num_examples = 0
     self._arrays: tuple[Any, Any] | None = None
     self._experiments: dict[str, Experiment] = {}
     self._modes: dict[Any, Mode] = {}
@@ -131,7 +130,6 @@ class Bench:
       with self._reading:
         found = build(task.config, self._devices, self._splits, self._cache)
       self._experiments[task.name] = found
-      self._num_examples = found.inputs.train.num_examples
       ours = found.inputs.train, found.inputs.evaluation
       if all(isinstance(split, data.Split) for split in ours):
         self._splits = ours
@@ -274,10 +272,7 @@ class Bench:
 
   def total_updates(self, task: Task) -> int:
     """Updates of a trial that nothing ends earlier."""
-    c = task.config
-    examples = round(c.epochs * self._num_examples)
-    updates = -(-examples // c.controller.initial_batch_size)
-    return updates if c.max_updates is None else min(updates, c.max_updates)
+    return self.experiment(task).length.updates
 
   def _limits(self, task: Task, some: Sequence[int]) -> list[int | None]:
     """Updates after which points need not go on, because an earlier one had

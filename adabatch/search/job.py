@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from adabatch import data, metrics
 from adabatch.config import Config, ConfigError, refusing
-from adabatch.experiment import check
+from adabatch.experiment import check, make_ladder
 from adabatch.ranges import check_numbers
 from adabatch.search import archive
 from adabatch.search.bench import Bench, Stopped, Task, say
@@ -206,6 +206,8 @@ def run_job(
   bench = Bench(config, path, devices=devices, splits=splits, stop=stop)
   # Before anything is written: a set that is not there ends it here.
   examples = bench.experiment(tasks[0]).inputs.train.num_examples
+  for task in tasks:
+    make_ladder(task.config, count, examples)  # of sizes above the set
   with failing(path):
     bench.open(tasks)
     (path / 'trials').mkdir(exist_ok=True)

@@ -189,9 +189,8 @@ class Population:
     )
     self.plan = buckets.plan(size, ladder)
     self.num_examples = inputs.train.num_examples
-    self.total_updates = math.ceil(experiment.total_examples / size)
-    if config.max_updates is not None:
-      self.total_updates = min(self.total_updates, config.max_updates)
+    self._end = experiment.end
+    self.total_updates = self._end.left(0, 0, size)
     self._eval_examples = inputs.evaluation.num_examples
     self._eval_slots = min(config.eval.max_per_device, self._eval_examples)
     self._programs: dict[Any, Any] = {}
@@ -211,7 +210,9 @@ class Population:
 
   def _tx(self, values):
     replaced = dict(zip(self._keys, values, strict=True))
-    return make_optimizer(overlay(self._config, replaced), self.num_examples)
+    return make_optimizer(
+      overlay(self._config, replaced), self._experiment.extent
+    )
 
   def _create(self, seeds, values):
     e = self._experiment
@@ -289,15 +290,22 @@ class Population:
     orders = [data.Order(self.num_examples, m.seed) for m in padded]
     return Group(places, orders, seeds, values, create(seeds, values))
 
+  def examples(self, update: int) -> int:
+    """Trained on after so many updates."""
+    return min(update * self.plan.batch_size, self._end.examples)
+
   def batches(
     self, group: 'Group', position: int, count: int, most: int
   ) -> steps.StepBatch:
     """The next `count` batches of every member, in arrays with room for more.
 
+    One batch, if it is the one that the end of the run cuts.
+
     Returns:
       rows [places, 1, most, 2 + slots] and header [most, 6].
     """
-    size, slots = self.plan.batch_size, self.plan.bucket.slots_per_device
+    size = self._end.cut(position, self.plan.batch_size)
+    slots = self.plan.bucket.slots_per_device
     room = len(group.orders)
     indices = np.zeros((room, 1, most, slots), np.int32)
     for place in group.places:
@@ -335,6 +343,15 @@ class Population:
     )
     group.state, reports = program(*args)
     return reports
+
+  def finite(self, group: 'Group') -> list[bool]:
+    """Whether the state in each place is finite."""
+    program = self._program(
+      ('finite', len(group.orders)),
+      lambda: self._jit(jax.vmap(train_state.is_finite), (REPLICAS,)),
+      group.state,
+    )
+    return np.asarray(program(group.state)).tolist()
 
   def metrics(self, group: 'Group') -> list[dict[str, float]]:
     """Exact means over the evaluation split, of each place."""
@@ -405,19 +422,23 @@ class Population:
     known = {i: Outcome(0, False, ()) for i in range(len(members))}
     while group.places and not stop():
       due = next_evaluation(
-        update * size, e.every_epochs * self.num_examples, e.growth
+        self.examples(update), e.every_epochs * self.num_examples, e.growth
       )
       until = min(math.ceil(due / size), self.total_updates)
       begin, compiled = time.perf_counter(), self.compile_seconds
       diverged = self._advance(group, update, until, mode.updates_per_call)
       seconds = time.perf_counter() - begin - self.compile_seconds + compiled
       each, update = seconds / len(group.places), until
-      metrics = self.metrics(group)
+      metrics, finite = self.metrics(group), self.finite(group)
       for place, i in group.places.items():
+        if not (finite[place] and math.isfinite(metrics[place]['loss'])):
+          diverged.setdefault(place, update)
         known[i] = (
           known[i]._replace(updates=diverged[place], diverged=True)
           if place in diverged
-          else known[i].measured(update, update * size, each, metrics[place])
+          else known[i].measured(
+            update, self.examples(update), each, metrics[place]
+          )
         )
       ended = []
       for place, i in group.places.items():
@@ -439,8 +460,9 @@ class Population:
     pending: list[tuple[int, int, jax.Array]] = []
     while update < until or pending:
       if update < until:
-        count = min(most, until - update)
-        position = update * self.plan.batch_size
+        position, size = self.examples(update), self.plan.batch_size
+        whole = max(self._end.whole(position, size), 1)
+        count = min(most, until - update, whole)
         reports = self.train_call(group, position, count, most)
         pending.append((update, count, reports))
         update += count

@@ -1,0 +1,180 @@
+"""Where a run ends, in examples and in updates: the one answer to that.
+
+The loop, the decay of the learning rate, rules that spread over a run,
+searches and populations all ask here.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from adabatch import buckets
+from adabatch.buckets import Ladder
+from adabatch.config import Config, ConfigError
+from adabatch.controllers import BatchSizeController, Signals
+
+# What a rule may read and still be simulated without training.
+PROGRESS = frozenset({'update', 'examples', 'epoch'})
+
+
+class RunEnd(NamedTuple):
+  """What ends a run, unless a target is reached before.
+
+  Attributes:
+    examples: that are trained on, those of `epochs`; the last batch is cut
+      there.
+    updates: `max_updates`, or infinity.
+
+  >>> end = RunEnd(100, 9)
+  >>> end.over(6, 96), end.over(7, 100), end.over(9, 40)
+  (False, True, True)
+  """
+
+  examples: int
+  updates: float = math.inf
+
+  def over(self, update: int, examples: int) -> bool:
+    """Whether the run ends after so many updates and examples."""
+    return examples >= self.examples or update >= self.updates
+
+  def cut(self, examples: int, batch_size: int) -> int:
+    """Real examples of the next batch, after so many.
+
+    >>> RunEnd(100).cut(80, 16), RunEnd(100).cut(96, 16)
+    (16, 4)
+    """
+    return min(batch_size, self.examples - examples)
+
+  def left(self, update: int, examples: int, batch_size: int) -> int:
+    """Updates until the end if all are of this size; a cut one counts.
+
+    >>> RunEnd(100).left(0, 0, 16), RunEnd(100, 6).left(2, 32, 16)
+    (7, 4)
+    """
+    updates = -(-(self.examples - examples) // batch_size)
+    return int(min(updates, self.updates - update))
+
+  def whole(self, examples: int, batch_size: int) -> int:
+    """How many batches of this size come before one that is cut.
+
+    >>> RunEnd(100).whole(32, 16)
+    4
+    """
+    return (self.examples - examples) // batch_size
+
+
+class RunLength(NamedTuple):
+  """How long a run becomes.
+
+  Attributes:
+    updates: the most that there can be.
+    examples: done at its end.
+    exact: whether that is known. If not, `examples` is the most that there can
+      be, so that no decay ends before the run.
+  """
+
+  updates: int
+  examples: int
+  exact: bool = True
+
+
+class Extent(NamedTuple):
+  """What schedules and rules are laid out over, all in examples.
+
+  Attributes:
+    epoch: of the training split.
+    run: of the whole run; see `run_length`.
+    max_batch_size: B_max, of the largest batch that is run.
+  """
+
+  epoch: int
+  run: float
+  max_batch_size: int
+
+
+def make_end(config: Config, num_examples: int) -> RunEnd:
+  """The end that a config asks for.
+
+  Args:
+    config: read are `epochs` and `max_updates`.
+    num_examples: of the training split.
+
+  Raises:
+    ConfigError: for less than one example.
+  """
+  examples = round(config.epochs * num_examples)
+  if not examples:
+    raise ConfigError(
+      f'epochs={config.epochs} of {num_examples} examples is less than one '
+      'example'
+    )
+  limit = config.max_updates
+  return RunEnd(examples, math.inf if limit is None else limit)
+
+
+def simulate(
+  controller: BatchSizeController,
+  ladder: Ladder,
+  end: RunEnd,
+  num_examples: int,
+) -> tuple[int, int]:
+  """Updates and examples of a run whose rule reads nothing but its progress.
+
+  >>> from adabatch.controllers import step_table
+  >>> sizes = buckets.ladder(16, 64, devices=1)
+  >>> rule = step_table(table='0:16 32:64')
+  >>> simulate(rule, sizes, RunEnd(1000, 4), 100)  # 16, 16, 64, 64
+  (4, 160)
+  """
+  state, size = controller.init(), 0
+  update = examples = 0
+  while not end.over(update, examples):
+    if controller.due(update):
+      signals = Signals(update, examples, examples / num_examples)
+      nominal, state = controller.update(state, signals)
+      size = buckets.plan(nominal, ladder).batch_size
+    examples += end.cut(examples, size)
+    update += 1
+  return update, examples
+
+
+def run_length(
+  end: RunEnd,
+  num_examples: int,
+  ladder: Ladder,
+  controller: Callable[[float], BatchSizeController],
+) -> RunLength:
+  """How long a run becomes; exact if its rule reads nothing but its progress.
+
+  Where only examples end it, they are known whatever the rule. Where updates
+  may, the rule is simulated; one that is spread over the run has the length E
+  with which it is spread over E.
+
+  Args:
+    end: what ends it.
+    num_examples: of the training split.
+    ladder: the sizes that are run; on which devices does not matter.
+    controller: length of the run in examples -> its rule.
+  """
+  longest = end.left(0, 0, ladder.batch_sizes[0])
+  if math.isinf(end.updates):
+    return RunLength(longest, end.examples)
+  if controller(end.examples).needs - PROGRESS:
+    most = min(end.examples, end.updates * ladder.batch_sizes[-1])
+    known = end.updates * ladder.batch_sizes[0] >= end.examples
+    return RunLength(longest, int(most), known)
+
+  def lasts(length: int) -> tuple[int, int]:
+    return simulate(controller(length), ladder, end, num_examples)
+
+  updates, examples = lasts(end.examples)
+  if examples >= end.examples or lasts(examples)[1] == examples:
+    return RunLength(updates, examples)
+  # A rule that is spread over more examples grows later, and the run is
+  # shorter: between these two lies the length that agrees with itself, but for
+  # less than a batch.
+  low, high = examples, end.examples
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if lasts(middle)[1] >= middle else (low, middle)
+  return RunLength(lasts(low)[0], low)

@@ -1,0 +1,230 @@
+"""Where a run ends: one answer, and everything that needs it asks for it."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch import buckets, data, experiment, optimization
+from adabatch.config import ConfigError
+from adabatch.controllers import Signals
+from adabatch.search.population import Population
+from adabatch.train import train
+from tests.experiments import column, digits
+
+EXAMPLES = 200  # in an epoch
+FLOAT32 = 1e-6
+
+
+def split(examples=EXAMPLES):
+  rng = np.random.default_rng(0)
+  arrays = {
+    'image': rng.normal(size=(examples, 2, 2, 1)).astype(np.float32),
+    'label': np.arange(examples) % 2,
+  }
+  return data.from_arrays(arrays, 2)
+
+
+SPLITS = split(), split(20)
+
+
+def config(**overrides):
+  keys = {
+    'model.mlp.hidden_sizes': (2,),
+    'controller.name': 'constant',
+    'controller.initial_batch_size': 16,
+    'controller.max_batch_size': 64,
+    'learning_rate.base': 1e-3,
+    'epochs': 100.0,
+  }
+  return digits(**keys | overrides)
+
+
+def build(**overrides):
+  c = config(**overrides)
+  return c, experiment.build(c, jax.devices()[:1], SPLITS)
+
+
+# The slow twin: a loop that does what a run does, but for the training.
+
+
+def updates_of(parts):
+  """(examples before it, batch size) of each update of a run."""
+  rule, end = parts.controller, parts.end
+  state, examples = rule.init(), 0
+  for update in itertools.count():
+    signals = Signals(update, examples, examples / EXAMPLES)
+    nominal, state = rule.update(state, signals)
+    if update == end.updates or examples == end.examples:
+      return
+    size = buckets.plan(nominal, parts.ladder).batch_size
+    size = min(size, end.examples - examples)
+    yield examples, size
+    examples += size
+
+
+DECAYS = {
+  'linear': lambda x: 0.2 + 0.8 * (1 - x),
+  'cosine': lambda x: 0.2 + 0.8 * (1 + math.cos(math.pi * x)) / 2,
+  'polynomial': lambda x: 0.2 + 0.8 * (1 - x) ** 3,
+  'piecewise': lambda x: 0.5 ** ((x >= 0.5) + (x >= 0.75)),
+}
+ENDS = {
+  'epochs': {'epochs': 1.5},
+  'updates': {'max_updates': 25},
+  'both': {'max_updates': 25, 'epochs': 1.5},
+}
+RULES = {
+  'constant': {},
+  'step_table': {'step_table.table': '0:16 100:64'},
+  'geodamp': {'geodamp.delay_epochs': 0.5},
+  'ramp_up': {
+    'ramp_up.final_batch_size': 64,
+    'ramp_up.increment': 16,
+    'ramp_up.examples': 300,
+  },
+  'padadamp': {},  # whose rate depends on where the run ends
+}
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.parametrize('decay', DECAYS)
+def test_a_decay_ends_with_the_run(decay, end, rule):
+  """Its length unset, or 1 in units of the run."""
+  for unit in ('epochs', 'run'):
+    if decay == 'piecewise' and unit == 'epochs':
+      continue  # it has boundaries of its own
+    c, parts = build(
+      **ENDS[end],
+      **{
+        'controller.name': rule,
+        'controller.every': 4,
+        'learning_rate.decay.name': decay,
+        'learning_rate.decay.unit': unit,
+        'learning_rate.decay.final': 0.2,
+        'learning_rate.decay.power': 3.0,
+        'learning_rate.decay.factor': 0.5,
+        'learning_rate.decay.boundaries': (0.5, 0.75),
+      },
+      **{f'controller.{k}': v for k, v in RULES[rule].items()},
+    )
+    done = list(updates_of(parts))
+    total = sum(size for _, size in done)
+    assert parts.length.exact
+    assert abs(parts.length.examples - total) <= (rule == 'padadamp')
+    multiplier = optimization.make_decay(c, parts.extent)
+    for examples, _ in (done[0], done[len(done) // 2], done[-1]):
+      expected = DECAYS[decay](examples / parts.length.examples)
+      assert float(multiplier(examples)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('exponent', [0.0, 0.5])
+@pytest.mark.parametrize('decay', ['cosine', 'linear'])
+def test_a_batch_that_grows_with_the_decay_of_its_own_run(decay, exponent):
+  """The decay is over the run's length, which depends on the decay."""
+  _, parts = build(
+    max_updates=60,
+    **{
+      'controller.name': 'from_lr_schedule',
+      'controller.from_lr_schedule.exponent': exponent,
+      'controller.every': 1,
+      'learning_rate.decay.name': decay,
+      'learning_rate.decay.final': 0.1,
+    },
+  )
+  total = sum(size for _, size in updates_of(parts))
+  assert parts.length.exact
+  # Batches are of whole rungs, so no length need agree to the example.
+  assert total - 64 <= parts.length.examples <= total
+  assert 60 * 16 < total < 60 * 64
+
+
+def test_a_rule_that_measures_is_given_the_most_there_can_be():
+  """So that the rate is not 0 before the run is over."""
+  adaptive = {'controller.name': 'adadamp'}
+  _, parts = build(max_updates=25, **adaptive)
+  assert parts.length == (25, 25 * 64, False)
+  _, parts = build(epochs=1.5, **adaptive)
+  assert parts.length[1:] == (300, True)
+  _, parts = build(epochs=1.5, max_updates=25, **adaptive)
+  assert parts.length[1:] == (300, True)  # 25 updates are enough for these
+
+
+def test_the_rate_of_a_real_run(tmp_path):
+  train(
+    config(
+      max_updates=50,
+      **{
+        'controller.initial_batch_size': 64,
+        'learning_rate.decay.name': 'linear',
+      },
+    ),
+    tmp_path,
+    devices=jax.devices()[:1],
+    splits=SPLITS,
+  )
+  rates = column(tmp_path, 'learning_rate')
+  assert len(rates) == 50
+  assert rates[-1] == pytest.approx(0.02 * 1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize('end', ENDS)
+def test_a_search_and_a_run_agree(end):
+  _, parts = build(**ENDS[end])
+  done = list(updates_of(parts))
+  assert parts.length.updates == len(done)
+  programs = Population(config(**ENDS[end]), parts, ())
+  assert programs.total_updates == len(done)
+  for update, (examples, _) in enumerate(done):
+    assert programs.examples(update) == examples
+  assert programs.examples(len(done)) == sum(done[-1])
+
+
+# The size of the set.
+
+
+def test_epochs_are_exact_where_batches_are_large(tmp_path):
+  """With batches of 1,024 four epochs of 180 would have been five and more."""
+  splits = split(180), split(20)
+  c = config(
+    epochs=4.0,
+    **{
+      'controller.name': 'step_table',
+      'controller.step_table.table': '0:16 100:1024',
+      'controller.max_batch_size': 1024,
+      'controller.every': 1,
+    },
+  )
+  parts = experiment.build(c, jax.devices()[:1], splits)
+  assert parts.ladder.batch_sizes[-1] == 180
+  (line,) = experiment.remarks(c, parts)
+  assert 'controller.max_batch_size=1024 is capped at 180' in line
+  summary = train(c, tmp_path, devices=jax.devices()[:1], splits=splits)
+  assert summary['epochs'] == 4.0
+  assert column(tmp_path, 'batch_size') == [16] * 7 + [180] * 3 + [68]
+
+
+@pytest.mark.parametrize('replicas', [1, 3])
+def test_replicas_share_the_largest_batch(replicas):
+  _, parts = build(
+    **{
+      'controller.name': 'adadamp',
+      'controller.initial_batch_size': 15,
+      'controller.max_batch_size': 600,
+      'sync.name': 'local_sgd',
+      'sync.replicas': replicas,
+    }
+  )
+  assert parts.ladder.batch_sizes[-1] == EXAMPLES // replicas * replicas
+
+
+def test_a_first_batch_that_is_larger_than_the_set_is_refused():
+  keys = {
+    'controller.initial_batch_size': 256,
+    'controller.max_batch_size': 256,
+  }
+  with pytest.raises(ConfigError, match='256 is above the 200 examples'):
+    build(**keys)
