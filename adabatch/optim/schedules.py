@@ -83,14 +83,14 @@ def piecewise(
   )
 
 
-def cosine(total: Any, final: Any = 0.0) -> Schedule:
+def cosine(total: float, final: float = 0.0) -> Schedule:
   """Half a cosine from 1 to `final`, then constant.
 
       m(e) = final + (1 - final) (1 + cos(pi min(e, total) / total)) / 2
 
   Args:
-    total: length of the decay in examples; a number, which may be traced.
-    final: multiplier at and after `total`; likewise.
+    total: length of the decay in examples.
+    final: multiplier at and after `total`.
 
   Returns:
     A schedule: examples seen (scalar) -> multiplier (float32 scalar).
@@ -105,13 +105,9 @@ def cosine(total: Any, final: Any = 0.0) -> Schedule:
   1.00 0.55 0.10 0.10
   """
   _check_total('cosine', total)
-
-  # optax's own asks whether the total is positive, which a traced one refuses.
-  def schedule(count):
-    angle = jnp.pi * jnp.minimum(count / total, 1.0)
-    return final + (1 - final) * (1 + jnp.cos(angle)) / 2
-
-  return _of_examples(schedule)
+  return _of_examples(
+    optax.cosine_decay_schedule(1.0, float(total), final)  # pyright: ignore
+  )
 
 
 def linear(total: Any, final: Any) -> Schedule:
