@@ -277,14 +277,15 @@ def test_a_space_whose_edge_is_best_is_widened(tmp_path):
 
 
 def test_study(tmp_path):
-  summary = study(workload(), tmp_path, devices=one_device())
+  c = workload(**{'search.trials': 2, 'search.members': 1, 'epochs': 1.0})
+  summary = study(c, tmp_path, devices=one_device())
   sizes = {
     w['optimizer']: [row['batch_size'] for row in w['rows']]
     for w in summary['workloads']
   }
   assert sizes == {'nesterov': [32, 64], 'sgd': [32, 64]}
   for found in archive.read_tree(tmp_path / 'trials'):
-    assert sum(t.status == COMPLETE for t in found.trials) == 6
+    assert sum(t.status == COMPLETE for t in found.trials) == 2
     momentum = 'optimizer.momentum' in found.space
     assert momentum == (found.optimizer == 'nesterov')
   assert json.loads((tmp_path / 'summary.json').read_text()) == summary
@@ -479,7 +480,7 @@ if len(sys.argv) > 3:  # neither begins before the other is there
   while len(list(barrier.iterdir())) < 2:
     time.sleep(0.01)
 c.search.grace = 5.0
-c.study.batch_sizes = (32,)
+c.study.batch_sizes, c.study.optimizers = (32,), ('nesterov',)
 study(c, sys.argv[1])
 """
 
@@ -537,7 +538,7 @@ def test_two_workers_split_the_trials(undisturbed, tmp_path, kind):
 
 def test_killed_and_started_again_gives_the_same_table(undisturbed, tmp_path):
   """kill -9, twice, then to the end."""
-  for wait in (3, 9):
+  for wait in (2, 5):
     worker = start(tmp_path)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -558,7 +559,7 @@ def safe_trials(workdir):
 def test_asked_to_stop_it_gives_its_trials_back(undisturbed, tmp_path):
   worker = start(tmp_path)
   deadline = time.monotonic() + 120
-  while time.monotonic() < deadline and len(safe_trials(tmp_path)) < 4:
+  while time.monotonic() < deadline and len(safe_trials(tmp_path)) < 3:
     time.sleep(0.05)
   worker.send_signal(signal.SIGTERM)
   finish(worker)
@@ -676,26 +677,16 @@ def test_the_command_leaves_its_files(tmp_path):
   assert '<svg' in page
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'reason'),
-  [
-    (('--config.search.sampler=grid',), 'unknown search.sampler'),
-    (('--config.study.batch_sizes=(8, 8)',), 'study.batch_sizes'),
-    (('--config.data.name=no_such_set',), 'no_such_set'),
-  ],
-)
-def test_a_refused_command_is_one_line_and_leaves_nothing(
-  tmp_path, arguments, reason
-):
+def test_a_refused_command_is_one_line_and_leaves_nothing(tmp_path):
   workdir = tmp_path / 'w'
   result = launch(
     '--config=configs/study_digits_mlp.py',
     '--job=study',
     f'--workdir={workdir}',
-    *arguments,
+    '--config.data.name=no_such_set',
   )
   assert result.returncode != 0
   (line,) = (x for x in result.stderr.splitlines() if x.strip())
   assert line.startswith('error: ')
-  assert reason in line
+  assert 'no_such_set' in line
   assert not workdir.exists()
