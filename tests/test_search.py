@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import optuna
 import pytest
 
 from adabatch.config import ConfigError
-from adabatch.search import archive, population
+from adabatch.search import archive, modes, population
 from adabatch.search.bench import Bench, Task
 from adabatch.search.job import allowed, search
 from adabatch.search.space import Parameter, points
@@ -584,6 +585,45 @@ def test_tasks_of_a_bench_share_the_data(tmp_path):
   assert first.arrays is second.arrays
   assert make_goal(c).metric == ERROR
   bench.close()
+
+
+def test_a_search_goes_on_in_the_mode_in_which_it_began(tmp_path, monkeypatch):
+  """Whatever another worker, or this one later, would find faster."""
+  one = at_batch_size(
+    workload(**{'search.members': None, 'search.updates_per_call': None}),
+    'sgd',
+    32,
+  )
+  task = Task('a', one, search_space(one))
+  programs = SimpleNamespace(
+    plan=SimpleNamespace(
+      batch_size=32, bucket=SimpleNamespace(slots_per_device=32)
+    ),
+    total_updates=100,
+    devices=1,
+    room=lambda members: members,
+  )
+  taken = []
+  for fastest in (1, -1):
+    monkeypatch.setattr(
+      modes,
+      'seconds_per_update',
+      lambda programs, members, found, fastest=fastest: {
+        mode: fastest * mode.members * mode.updates_per_call for mode in found
+      },
+    )
+    monkeypatch.setattr(modes, 'choose', lambda m: min(m, key=m.get))
+    bench = Bench(
+      one, tmp_path, devices=None, splits=None, stop=threading.Event()
+    )
+    bench.open([task])
+    taken.append(bench.mode(task, programs))
+    bench.close()
+  assert taken[0] == taken[1] == (1, 1)
+  # What is asked for is done.
+  task.config.search.members = 4
+  taken = bench.mode(task, programs)
+  assert taken.members == 4
 
 
 # Runs that are cut short.
