@@ -81,14 +81,18 @@ def describe(summary: dict[str, Any]) -> str:
 
 def _describe_search(summary: dict[str, Any]) -> str:
   trials = summary['trials']
+  blind = ''
+  if trials['unmeasured']:
+    blind = f' ({trials["unmeasured"]:,} ended before their first evaluation)'
   lines = [
-    f'{summary["status"]}: {trials["complete"]:,} trials and '
+    f'{summary["status"]}: {trials["complete"]:,} trials{blind} and '
     f'{trials["infeasible"]:,} that diverged, {summary["seconds"]:.0f} s'
   ]
   best = summary.get('best')
   if best:
     steps = '' if best['steps'] is None else f', goal after {best["steps"]:,}'
-    lines.append(f'best: trial {best["trial"]}, {best["value"]:.4f}{steps}')
+    value = f'{summary["metric"]} {best["value"]:.4f}'
+    lines.append(f'best: trial {best["trial"]}, {value}{steps}')
     lines += [f'  {key} {v:.4g}' for key, v in best['parameters'].items()]
   for workload in summary.get('workloads', []):
     lines += [_describe_row(workload['optimizer'], r) for r in workload['rows']]
@@ -98,6 +102,8 @@ def _describe_search(summary: dict[str, Any]) -> str:
         f'{workload["optimizer"]}: least updates {fit["min_steps"]:,.0f}, '
         f'critical batch size {fit["critical_batch_size"]:,.0f}'
       )
+    if workload['lack_of_fit'] is not None:
+      lines.append(f'lack of fit: {workload["lack_of_fit"]}')
   return '\n'.join(lines)
 
 

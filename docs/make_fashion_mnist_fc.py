@@ -22,6 +22,7 @@ from adabatch.report import study_figures, style, write_study_report
 from adabatch.report.charts import SIZE, blank, log_axis, name_x, size_axis
 from adabatch.search import archive
 from adabatch.search.trials import ERROR, Search
+from adabatch.study.table import half_text
 
 DOCS = pathlib.Path(__file__).parent
 NAME = 'fashion_mnist_fc'
@@ -50,7 +51,7 @@ def save(figure: Figure | None, name: str, ylabel: str) -> None:
     name_x(axes, 'batch size', style.LIGHT)
   axes.set_ylabel(ylabel, fontsize=SIZE)
   handles, labels = axes.get_legend_handles_labels()
-  axes.legend(handles, labels, fontsize=6.5, frameon=False)
+  axes.legend(handles, labels, fontsize=6.5, frameon=False, labelspacing=0.2)
   figure.savefig(
     DOCS / f'{NAME}_{name}.png',
     dpi=200,
@@ -89,7 +90,12 @@ def compared(ours: study.Workload) -> Figure:
   return figure
 
 
-def fit_line(name: str, fit: study.CriticalBatchSize | None) -> str:
+def fit_line(
+  name: str,
+  fit: study.CriticalBatchSize | None,
+  reference: float,
+  spread: float | None = None,
+) -> str:
   assert fit is not None
 
   def text(value: float, interval: tuple[float, float]) -> str:
@@ -98,7 +104,13 @@ def fit_line(name: str, fit: study.CriticalBatchSize | None) -> str:
 
   steps = text(fit.min_steps, fit.min_steps_interval)
   size = text(fit.critical_batch_size, fit.critical_batch_size_interval)
-  return f'| {name} | {steps} | {size} | {fit.noise:.2f} |'
+  sizes = f'{study.overhead_batch_size(fit, reference=reference):,.0f}'
+  luck = '' if spread is None else f'{100 * math.expm1(spread):.0f} %'
+  missed = 100 * math.expm1(abs(fit.largest_residual))
+  worst = f'{missed:.0f} % (B = {fit.largest_residual_at:,.0f})'
+  flag = 'yes' if study.lack_of_fit(fit, spread) else 'no'
+  cells = (name, steps, size, sizes, f'{fit.noise:.2f}', worst, luck, flag)
+  return '| ' + ' | '.join(cells) + ' |'
 
 
 def rows(workload: study.Workload) -> list[str]:
@@ -107,13 +119,11 @@ def rows(workload: study.Workload) -> list[str]:
   for row, label in zip(workload.rows, labels, strict=True):
     rate = row.parameters.get('learning_rate.base', math.nan)
     momentum = row.parameters.get('optimizer.momentum')
-    low, high = row.interval
     steps = f'> {row.longest:,}' if row.steps is None else f'{row.steps:,}'
-    upper = f'{high:,.0f}' if high < math.inf else 'open'
     cells = (
       f'{row.batch_size:,}',
       steps,
-      '' if row.steps is None else f'{low:,.0f} to {upper}',
+      half_text(row),
       '' if row.examples is None else f'{row.examples / EPOCH:.1f}',
       f'{row.feasible} / {row.infeasible} / {row.reached}',
       '' if row.steps is None else f'{rate:.3g}',
@@ -126,18 +136,23 @@ def rows(workload: study.Workload) -> list[str]:
 
 
 HEADER = (
-  '| batch size | updates | 95 % | epochs | feasible / diverged / reached '
-  '| learning rate | momentum | regime | near an edge of the space |'
+  '| batch size | updates | with half the trials | epochs '
+  '| feasible / diverged / reached | learning rate | momentum | regime '
+  '| near an edge of the space |'
 )
 
 
 def page(searches: Sequence[Search], words: str) -> str:
   workloads = study.summarize(searches, ERROR, GOAL)
-  fits = [fit_line(w.optimizer, w.fit) for w in workloads]
+  fits = [
+    fit_line(w.optimizer, w.fit, w.rows[0].batch_size, w.spread)
+    for w in workloads
+  ]
   published = study.fit_critical_batch_size(
     list(PUBLISHED), list(PUBLISHED.values())
   )
-  fits.append(fit_line('published: simple CNN, nesterov', published))
+  name = 'published: simple CNN, nesterov'
+  fits.append(fit_line(name, published, min(PUBLISHED)))
   trials = [trial for search in searches for trial in search.trials]
   tables = []
   for workload in workloads:
@@ -146,7 +161,12 @@ def page(searches: Sequence[Search], words: str) -> str:
   return words.format(
     trials=len(trials),
     fits='\n'.join(
-      ['| | S_min (95 %) | B_crit (95 %) | residual |', '|---' * 4 + '|', *fits]
+      [
+        '| | S_min (95 %) | B_crit (95 %) | 20 % overhead | residual | largest '
+        'residual | spread over trials | lack of fit |',
+        '|---' * 8 + '|',
+        *fits,
+      ]
     ),
     tables='\n'.join(tables),
   )

@@ -194,7 +194,12 @@ def test_page_of_a_study(tmp_path):
     'S_min = 100 (95 %: 100 to 100) and B_crit = 256',
     'Perfect scaling up to B = 64.',
     'not reached by then',
-    'interval not bounded above',
+    'with half the trials',
+    'largest residual 0 % (B = ',
+    'spread over trials about ',
+    '20 % more examples than at the smallest size at B = 70.4.',
+    'finds fewer steps in one case of two',
+    'Each batch size has points of its own, drawn with a seed made of',
     'censored',
     '> 618',
     '2 / 3 / 1',
@@ -203,6 +208,47 @@ def test_page_of_a_study(tmp_path):
   ):
     assert expected in words(page), expected
   assert len(text) < 500_000
+
+
+def test_page_says_where_the_fit_and_the_points_cannot_be_trusted(tmp_path):
+  searches = [
+    made_up(size, steps=steps)
+    for size, steps in zip(SIZES, (1000, 950, 900, 90), strict=True)
+  ]
+  # The third, which is the best, comes first, so that half the trials find it.
+  searches = [
+    s._replace(
+      early_stopping=True,
+      trials=[
+        t._replace(
+          number=(t.number + 2) % 5,
+          parameters={'learning_rate.base': 0.1 * t.number},
+        )
+        for t in s.trials
+      ],
+    )
+    for s in searches
+  ]
+  _, page = page_of(write_job(tmp_path / 's', searches))
+  assert 'Lack of fit: the curve misses the steps at batch size' in words(page)
+  assert 'these share their luck' in words(page)
+  assert 'has points of its own' not in words(page)
+  assert 'Reached: in no more steps than all trials before' in words(page)
+
+
+def test_a_goal_that_half_the_trials_did_not_reach_is_an_arrow():
+  searches = [made_up(size) for size in SIZES]
+  searches[1].trials[0] = searches[1].trials[1]._replace(number=1)
+  figure = steps_figure(judged(searches, TASK), COLOR)
+  keys = {key.name: key.look for key in keys_of(figure)}
+  assert keys['not reached with half the trials'] == 'arrow'
+  assert keys['with half the trials'] == ''
+  ends = [
+    line.get_ydata()[-1]
+    for line in figure.axes[0].get_lines()
+    if line.get_marker() == '_' and len(line.get_xdata())
+  ]
+  assert ends == [2 * steps_at(size) for size in SIZES if size != SIZES[1]]
 
 
 def test_page_of_a_search(tmp_path):
@@ -317,7 +363,7 @@ def test_keys_are_of_the_style_sheet():
   assert keys['sgd'].color == SERIES[1]
   assert keys['slope of perfect scaling'].look == 'dashed'
   assert keys['goal not reached by then'].look == 'triangle'
-  assert keys['interval not bounded above'].look == 'arrow'
+  assert keys['with half the trials'].look == ''
   assert keys['diminishing returns'] == (
     'diminishing returns', 'ink', 'band', 0.5
   )  # fmt: skip

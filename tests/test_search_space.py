@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from adabatch.config import ConfigError, default
 from adabatch.search import workload
 from adabatch.search.space import Parameter, make_space, near_edges, points
+from adabatch.search.survey import limits
 from adabatch.search.trials import (
   COMPLETE,
   ERROR,
@@ -15,6 +17,7 @@ from adabatch.search.trials import (
   judge,
 )
 
+OWN_SEED = 339664683
 SPACE = make_space(
   [
     ('a', 'log', 1e-4, 10.0),
@@ -22,6 +25,7 @@ SPACE = make_space(
     ('c', 'linear', -1.0, 3.0),
     ('d', 'integer', 3, 7),
     ('e', 'discrete', 0.0, 0.01, 0.1),
+    ('f', 'integer', -3, 2),
   ]
 )
 
@@ -36,7 +40,7 @@ def slow_at(parameter, u):
   if parameter.scale == 'reverse_log':
     return 1 - (1 - low) * ((1 - high) / (1 - low)) ** u
   if parameter.scale == 'integer':
-    return low + int(u * (high - low + 1))
+    return range(low, high + 1)[int(u * (high - low + 1))]
   return low + u * (high - low)
 
 
@@ -70,6 +74,9 @@ def test_points_fill_the_space_on_its_own_scales(sampler):
   decades = [math.floor(-math.log10(1 - p['b'])) for p in found]
   assert decades.count(1) == pytest.approx(256 / 3, abs=3)
   assert {p['d'] for p in found} == {3, 4, 5, 6, 7}
+  assert Counter(p['f'] for p in found) == pytest.approx(
+    dict.fromkeys(range(-3, 3), 256 / 6), abs=3
+  )
   assert {p['e'] for p in found} == {0.0, 0.01, 0.1}
 
 
@@ -182,6 +189,49 @@ def test_later_trials_are_cut_where_an_earlier_one_was_done():
   ]
   assert all(t.measurements['step'].max() <= t.steps for t in judged)
   assert judge(trials, ERROR, None) == trials
+
+
+def test_a_later_trial_ends_no_earlier_one():
+  goal = workload.Goal(ERROR, 0.25)
+  trials = [
+    trial(2, [0.5, 0.5, 0.5, 0.2]),
+    trial(3, [0.5] * 9),
+    trial(5, [0.5, 0.2]),
+    trial(6, [0.5, 0.5, 0.2], INFEASIBLE),
+  ]
+  # Point 1 is trial 2; it ends itself, and points before it go on.
+  expected = [None, None, 40, 40, 40, 20, 20]
+  assert limits(trials, goal, range(7)) == expected
+  assert limits(trials[::-1], goal, range(7)) == expected
+  assert limits([], goal, [3]) == [None]
+  # What `judge` makes of trials is what they would have been, so ended.
+  whole = [trial(i, [0.5] * 9) for i in range(1, 8)]
+  ends = [limit or 90 for limit in expected]
+  for t in trials[::2]:
+    whole[t.number - 1] = trial(t.number, [*t.measurements[ERROR], 0.1, 0.1])
+  judged = judge(whole, ERROR, 0.25)
+  ends[1], ends[4] = 40, 20
+  assert [t.steps for t in judged] == ends
+
+
+def test_searches_of_a_study_share_no_luck():
+  c = default()
+  c.seed = 3
+  sizes, optimizers = (8, 16, 32), ('sgd', 'nesterov')
+  found = {
+    (optimizer, size): workload.at_batch_size(c, optimizer, size).seed
+    for optimizer in optimizers
+    for size in sizes
+  }
+  assert len(set(found.values())) == 6
+  assert all(0 <= seed < 2**31 for seed in found.values())
+  # Every worker has the same, today and with the next version.
+  assert found['sgd', 8] == workload.own_seed(3, 'sgd', 8) == OWN_SEED
+  assert workload.own_seed(4, 'sgd', 8) != OWN_SEED
+  tried = [
+    p['a'] for s in found.values() for p in points(SPACE, 'halton', s, 9)
+  ]
+  assert len(set(tried)) == len(tried)
 
 
 def test_judging_twice_changes_nothing():

@@ -115,7 +115,8 @@ def test_study(name, tmp_path):
   (workload,) = summary['workloads']
   assert [row['batch_size'] for row in workload['rows']] == [4]
   wanted = 1 if own_runs else 2
-  assert summary['trials'] == {'complete': wanted, 'infeasible': 0}
+  counts = {'complete': wanted, 'infeasible': 0, 'unmeasured': 0}
+  assert summary['trials'] == counts
   for found in read_tree(tmp_path / 'trials'):
     assert set(found.space) <= {row[0] for row in config.search.space}
     for trial in found.trials:

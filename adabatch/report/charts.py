@@ -140,6 +140,7 @@ def draw_marks(
 
 def _look(handle: Line2D) -> str:
   marks = {'o': 'dot', '^': 'arrow', '*': 'star', 'x': 'cross', '+': 'plus'}
+  marks['_'] = ''  # a short line, as for lines
   if str(handle.get_linestyle()) == 'None':
     mark = marks.get(str(handle.get_marker()), 'dot')
     hollow = {'dot': 'ring', 'arrow': 'triangle'}

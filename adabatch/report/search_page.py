@@ -23,7 +23,6 @@ from adabatch.report.study_page import (
   PLANE,
   chart,
   edge_warning,
-  interval_text,
   judged,
   read,
   stopped,
@@ -38,6 +37,7 @@ from adabatch.report.trial_figures import (
 from adabatch.search.space import near_edges
 from adabatch.search.trials import Search
 from adabatch.study import Row
+from adabatch.study.table import half_text
 
 MOST_ROWS = 10
 
@@ -56,9 +56,12 @@ def _tiles(
       small = f'after {row.longest:,} steps' if row.longest else ''
       yield tile('goal', 'not reached', small)
     else:
-      small = f'95 %: {interval_text(*row.interval)}'
+      small = f'with half the trials: {half_text(row)}'
       yield tile('steps to the goal', quantity(row.steps), small)
-      yield tile('trials that reached it', quantity(row.reached))
+      small = ''
+      if search.early_stopping:
+        small = 'in no more steps than all trials before'
+      yield tile('trials that reached it', quantity(row.reached), small)
       if row.seconds is not None:
         yield tile('time to the goal', duration(row.seconds))
   if order:

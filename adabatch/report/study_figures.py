@@ -42,10 +42,11 @@ def steps_figure(
 ) -> Figure | None:
   """Steps to the goal against the batch size, both logarithmic.
 
-  Points with the bootstrap interval, the curve S_min (1 + B_crit / B), the line
-  of perfect scaling, triangles where no trial reached the goal, and a strip
-  above for the regimes. Where the curves of several workloads share their batch
-  sizes, points stand a little apart so that intervals stay legible.
+  Points, with a line up to what half the trials came to, the curve
+  S_min (1 + B_crit / B), the line of perfect scaling, triangles where no trial
+  reached the goal, and a strip above for the regimes. Where the curves of
+  several workloads share their batch sizes, points stand a little apart so that
+  lines stay legible.
   """
   return _amounts(workloads, palette, lambda batch_size: 1.0)
 
@@ -85,8 +86,12 @@ def _amounts(
     explain(axes, label, palette, linestyle=DASHED, **GUIDE)
   if any(workload.fit for workload in workloads):
     explain(axes, 'fitted curve', palette, linewidth=1.3)
-  if any(math.isinf(row.interval[1]) for row in solved):
-    explain(axes, 'interval not bounded above', palette, **mark)
+  if any(row.half is not None and row.half != row.steps for row in solved):
+    label = 'with half the trials'
+    explain(axes, label, palette, marker='_', linestyle='none')
+  if any(row.half is None for row in solved):
+    label = 'not reached with half the trials'
+    explain(axes, label, palette, **mark)
   if any(row.steps is None and row.longest for row in rows):
     label = 'goal not reached by then'
     explain(axes, label, palette, fillstyle='none', **mark)
@@ -96,7 +101,7 @@ def _amounts(
 def _heights(row: Row) -> list[float]:
   if row.steps is None:
     return [float(row.longest or 0)]
-  return [float(row.steps), *row.interval]
+  return [float(row.steps), float(row.half or row.steps)]
 
 
 def _draw_rows(
@@ -121,16 +126,17 @@ def _draw_rows(
     label=workload.optimizer,
   )
   for row in solved:
-    low, high = row.interval
-    # An arrow stands for an end that trials like these do not tell.
-    ends = [low, high if high < math.inf else stub * low]
-    marks = ['_', '_' if high < math.inf else '^']
+    low, high = float(row.steps or 0), row.half
+    if high == row.steps:
+      continue
+    # An arrow stands for a goal that half the trials did not reach.
+    ends = [low, stub * low if high is None else high]
     x = apart * row.batch_size
     y = np.array(ends) * cost(row.batch_size)
     axes.plot([x, x], y, color=color, linewidth=1.2)
-    for end, mark in zip(y, marks, strict=True):
-      size = {'marker': mark, 'markersize': 5, 'markeredgewidth': 1.2}
-      axes.plot([x], [end], color=color, **size)
+    mark = '^' if high is None else '_'
+    size = {'marker': mark, 'markersize': 5, 'markeredgewidth': 1.2}
+    axes.plot(x, y[1], color=color, **size)
   censored = [row for row in workload.rows if row.steps is None and row.longest]
   axes.plot(
     [apart * row.batch_size for row in censored],

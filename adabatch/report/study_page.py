@@ -42,8 +42,9 @@ from adabatch.report.trial_figures import (
   plane_figure,
   strip_figure,
 )
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search
+from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, unmeasured
 from adabatch.study import Row, Workload, summarize
+from adabatch.study.table import half_text, residual_text
 
 PLANE = '1 − momentum against learning rate'
 
@@ -80,11 +81,15 @@ def chart(
   return figure(title, unit, keys_of(drawn), note, to_svg(drawn, prefix, title))
 
 
-def trial_counts(searches: Iterable[Search]) -> tuple[str, str]:
+def trial_counts(searches: Sequence[Search]) -> tuple[str, str]:
   """How many trials there are, and how many of them came to what."""
   count = Counter(t.status for search in searches for t in search.trials)
   complete, infeasible = count.pop(COMPLETE, 0), count.pop(INFEASIBLE, 0)
-  parts = f'{complete:,} complete, {infeasible:,} diverged'
+  parts = f'{complete:,} complete'
+  blind = unmeasured(searches)
+  if blind:
+    parts += f' ({blind:,} ended before the first evaluation)'
+  parts += f', {infeasible:,} diverged'
   rest = sum(count.values())
   if rest:
     parts += f', {rest:,} not finished'
@@ -143,8 +148,15 @@ def fit_text(workload: Workload) -> str:
       f'S_min = {_rounded(fit.min_steps)} '
       f'({share}: {_bounds(fit.min_steps_interval)}) and '
       f'B_crit = {critical} '
-      f'({share}: {_bounds(fit.critical_batch_size_interval)}).'
+      f'({share}: {_bounds(fit.critical_batch_size_interval)}); '
+      f'{residual_text(fit, workload.spread)}.'
     )
+    overhead = workload.overhead_batch_size
+    if overhead is not None and math.isfinite(overhead):
+      words += (
+        f' 20 % more examples than at the smallest size at B = '
+        f'{_rounded(overhead)}.'
+      )
   if regimes.perfect_up_to is not None:
     words += f' Perfect scaling up to B = {quantity(regimes.perfect_up_to)}.'
   if regimes.maximal_from is not None:
@@ -157,7 +169,7 @@ def fit_text(workload: Workload) -> str:
 COLUMNS = (
   'batch size',
   'steps',
-  '95 % interval',
+  'with half the trials',
   'examples',
   'time',
   'reached / feasible / diverged',
@@ -175,7 +187,7 @@ def _cells(row: Row, label: str) -> list[str]:
   return [
     quantity(row.batch_size),
     censored if row.steps is None else quantity(row.steps),
-    '–' if row.steps is None else interval_text(*row.interval),
+    half_text(row) or '–',
     quantity(row.examples),
     duration(row.seconds),
     f'{row.reached} / {row.feasible} / {row.infeasible}',
@@ -193,12 +205,64 @@ def _known(row: Row, names: Sequence[str]) -> str:
   return '–' if math.isnan(value) else f'{value:.4g}'
 
 
-def _workload_table(workload: Workload) -> Iterator[str]:
+HALF = (
+  'With half the trials: what the first half of them came to, as a search for '
+  'half as many would have. Another search of as many finds fewer steps in one '
+  'case of two.'
+)
+REACHED = (
+  'Reached: in no more steps than all trials before; each trial ends once an '
+  'earlier one was better, and what it would have come to is not known.'
+)
+SHARED = (
+  'The points are the same at several batch sizes, so these share their luck.'
+)
+OWN = 'Each batch size has points of its own'
+DERIVED = (
+  ", drawn with a seed made of the study's, the optimizer and the batch size"
+)
+
+
+def share_points(searches: Sequence[Search]) -> bool:
+  """Whether half the points of a batch size were tried at another one too."""
+  tried = [
+    {tuple(sorted(t.parameters.items())) for t in search.trials if t.parameters}
+    for search in searches
+  ]
+  return any(
+    2 * len(a & b) >= min(len(a), len(b)) > 0
+    for a, b in itertools.combinations(tried, 2)
+  )
+
+
+def remarks(searches: Sequence[Search], ours: bool) -> str:
+  """What the reader of a workload's table must know.
+
+  Args:
+    searches: of the workload.
+    ours: whether this project drew the points.
+  """
+  parts = [HALF]
+  if any(search.early_stopping for search in searches):
+    parts.append(REACHED)
+  if len(searches) > 1:
+    own = f'{OWN}{DERIVED if ours else ""}.'
+    parts.append(SHARED if share_points(searches) else own)
+  return ' '.join(parts)
+
+
+def _workload_table(
+  workload: Workload, searches: Sequence[Search], ours: bool
+) -> Iterator[str]:
   rows = zip(workload.rows, workload.regimes.labels, strict=True)
   yield f'<section><h2 class="part">{escape(workload.optimizer)}</h2>'
   yield f'<p>{escape(fit_text(workload))}</p>'
+  if workload.lack_of_fit is not None:
+    warning = f'Lack of fit: {workload.lack_of_fit}.'
+    yield f'<p class="bad">{escape(warning)}</p>'
   cells = [_cells(row, label) for row, label in rows]
   yield from table(COLUMNS, cells, ('regime', 'remark'))
+  yield f'<p class="note">{escape(remarks(searches, ours))}</p>'
   yield '</section>'
 
 
@@ -343,7 +407,8 @@ def build_study_page(
     body.append(f'<h2 class="part">{escape(dataset)} · {escape(model)}</h2>')
     body += _charts(part, group, task, epoch, f'g{i}p')
     for workload in group:
-      body += _workload_table(workload)
+      own = [s for s in part if s.optimizer == workload.optimizer]
+      body += _workload_table(workload, own, bool(config))
   # The tables say it better.
   summary = {k: v for k, v in summary.items() if k != 'workloads'}
   return document(

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from adabatch import data
@@ -28,8 +29,15 @@ from adabatch.search.storage import (
   locked,
   open_storage,
 )
-from adabatch.search.survey import State, as_trial, ended, objective, survey
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, first_below
+from adabatch.search.survey import (
+  State,
+  as_trial,
+  ended,
+  limits,
+  objective,
+  survey,
+)
+from adabatch.search.trials import COMPLETE, INFEASIBLE, Search
 from adabatch.search.workload import (
   columns,
   identity,
@@ -161,30 +169,24 @@ class Bench:
   def mode(self, task: Task, programs: Population) -> Mode:
     """How a search's trials are run: as configured, or by measuring."""
     s = task.config.search
+    found = modes.candidates(
+      programs, s.most_members, (s.members, s.updates_per_call)
+    )
+    if len(found) == 1:
+      return found[0]
+    # Kept by the storage, because programs for one trial and for several differ
+    # in the last bits: a search goes on as it began, whoever measures what.
+    study = self.ledger(task).study
+    device = (self._devices or jax.devices())[0].device_kind
+    name = f'mode on {programs.devices} x {device}'
+    kept = Mode(*study.user_attrs.get(name, (0, 0)))
+    if kept in found:
+      return kept
     # Momentum costs next to nothing, so optimizers share what was measured.
     key = programs.plan.batch_size, programs.total_updates
     if key not in self._modes:
-      found = modes.candidates(
-        programs, s.most_members, (s.members, s.updates_per_call)
-      )
-      if len(found) > 1:
-        middle = tuple(p.at(0.5) for p in task.space.values())
-        members = [Member(task.config.seed, middle)]
-        measured = modes.seconds_per_update(programs, members, found)
-        best = modes.choose(measured)
-        say(
-          f'{task.name}: {best.members} trial(s) at once on a device, '
-          f'{best.updates_per_call} update(s) a call '
-          f'({1e6 * measured[best]:,.0f} us an update; '
-          + ', '.join(
-            f'{m.members} x {m.updates_per_call}: {1e6 * t:,.0f}'
-            for m, t in measured.items()
-            if m != best
-          )
-          + ')'
-        )
-        found = [best]
-      self._modes[key] = found[0]
+      self._modes[key] = _fastest(task, programs, found)
+    study.set_user_attr(name, list(self._modes[key]))
     return self._modes[key]
 
   def points(self, task: Task, numbers: Sequence[int]) -> list[dict]:
@@ -273,15 +275,7 @@ class Bench:
     goal = make_goal(task.config)
     if goal.value is None or not task.config.search.early_stopping:
       return [None for _ in some]
-    reached = [
-      (trial.number, steps)
-      for trial in ended(self.ledger(task).entries())
-      if (steps := first_below(trial, goal.metric, goal.value)) is not None
-    ]
-    return [
-      min((steps for n, steps in reached if n <= point), default=None)
-      for point in some
-    ]
+    return limits(ended(self.ledger(task).entries()), goal, some)
 
   def _train_population(
     self, task: Task, claims: list[Claim], programs: Population, mode: Mode
@@ -383,6 +377,26 @@ class Bench:
     """Other workers see this one gone."""
     if self._worker is not None:
       self._worker.close()
+
+
+def _fastest(task: Task, programs: Population, found: list[Mode]) -> Mode:
+  """By measuring, which it says."""
+  middle = tuple(p.at(0.5) for p in task.space.values())
+  members = [Member(task.config.seed, middle)]
+  measured = modes.seconds_per_update(programs, members, found)
+  best = modes.choose(measured)
+  say(
+    f'{task.name}: {best.members} trial(s) at once on a device, '
+    f'{best.updates_per_call} update(s) a call '
+    f'({1e6 * measured[best]:,.0f} us an update; '
+    + ', '.join(
+      f'{m.members} x {m.updates_per_call}: {1e6 * t:,.0f}'
+      for m, t in measured.items()
+      if m != best
+    )
+    + ')'
+  )
+  return best
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

@@ -32,7 +32,13 @@ from adabatch.search.bench import Bench, Stopped, Task, say
 from adabatch.search.space import Parameter, near_edges
 from adabatch.search.storage import locked
 from adabatch.search.survey import best_trial, objective
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, first_below
+from adabatch.search.trials import (
+  COMPLETE,
+  INFEASIBLE,
+  Search,
+  first_below,
+  unmeasured,
+)
 from adabatch.search.workload import (
   Goal,
   check_search,
@@ -288,9 +294,10 @@ def failing(path: pathlib.Path) -> Iterator[None]:
 
 
 def count_trials(searches: Sequence[Search]) -> dict[str, int]:
-  """Trials by their status."""
+  """Trials by their status, and how many complete ones were not evaluated."""
   counts = Counter(t.status for search in searches for t in search.trials)
-  return {status.lower(): counts[status] for status in (COMPLETE, INFEASIBLE)}
+  found = {status.lower(): counts[status] for status in (COMPLETE, INFEASIBLE)}
+  return found | {'unmeasured': unmeasured(searches)}
 
 
 def conclude_search(goal: Goal, searches: Sequence[Search]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Parameter(NamedTuple):
     if self.scale == 'linear':
       return low + u * (high - low)
     if self.scale == 'integer':
-      return min(int(low + u * (high - low + 1)), int(high))
+      return min(math.floor(low + u * (high - low + 1)), int(high))
     if self.scale == 'log':
       return math.exp((1 - u) * math.log(low) + u * math.log(high))
     return 1 - math.exp((1 - u) * math.log(1 - low) + u * math.log(1 - high))

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import optuna
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -48,7 +49,7 @@ def open_storage(url: str | None, workdir: pathlib.Path) -> BaseStorage:
     ConfigError: if it cannot be opened.
   """
   optuna.logging.set_verbosity(optuna.logging.WARNING)
-  url = url or f'sqlite:///{workdir / "trials.db"}'
+  url = url or _sqlite_url(workdir / 'trials.db')
   kind, _, path = url.partition(':')
   if kind != 'journal' and '://' not in url:
     raise ConfigError(
@@ -72,6 +73,16 @@ def open_storage(url: str | None, workdir: pathlib.Path) -> BaseStorage:
         f'cannot open search.storage={url!r}: {reason}'
       ) from None
   raise AssertionError('the last attempt returns or raises')
+
+
+def _sqlite_url(path: pathlib.Path) -> str:
+  """A path may hold what means something in a URL.
+
+  >>> _sqlite_url(pathlib.Path('/a?b/c#%.db'))
+  'sqlite:////a%3Fb/c%23%25.db'
+  """
+  url = sqlalchemy.URL.create('sqlite', database=str(path))
+  return url.render_as_string()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """How far a search is, by what the storage holds of it: plain functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,32 @@ def ended(entries: Mapping[int, Entry]) -> list[Trial]:
   """The trials of all points that have ended, by number."""
   done = [entry for entry in entries.values() if entry.result is not None]
   return [as_trial(entry) for entry in sorted(done, key=lambda e: e.point)]
+
+
+def limits(
+  trials: Sequence[Trial], goal: Goal, some: Sequence[int]
+) -> list[int | None]:
+  """Updates after which points need not go on; None: to their end.
+
+  The least that a trial before the point took to the goal. Points count from 0
+  and trials from 1, so those before point p have numbers up to p. A trial after
+  it changes nothing: alone, it would not have run yet.
+
+  Args:
+    trials: that have ended.
+    goal: with a value.
+    some: points.
+  """
+  assert goal.value is not None
+  reached = [
+    (trial.number, steps)
+    for trial in trials
+    if (steps := first_below(trial, goal.metric, goal.value)) is not None
+  ]
+  return [
+    min((steps for n, steps in reached if n <= point), default=None)
+    for point in some
+  ]
 
 
 class State(NamedTuple):

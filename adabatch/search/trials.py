@@ -83,6 +83,19 @@ def cut(trial: Trial, steps: int) -> Trial:
   )
 
 
+def unmeasured(searches: Iterable[Search]) -> int:
+  """Complete trials that ended before their first evaluation.
+
+  One is ended after as many updates as an earlier trial took to the goal; where
+  the batch size is not the same for both it may be evaluated later.
+  """
+  return sum(
+    t.status == COMPLETE and not len(t.measurements.get('step', ()))
+    for search in searches
+    for t in search.trials
+  )
+
+
 def judge(
   trials: Iterable[Trial], metric: str | None, goal: float | None
 ) -> list[Trial]:

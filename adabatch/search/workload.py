@@ -1,7 +1,10 @@
 """What is searched: the config of a workload, and of each of its trials."""
 
 import json
+import zlib
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError, refusing
@@ -151,8 +154,23 @@ def trial_config(
   return trial
 
 
+def own_seed(seed: int, optimizer: str, batch_size: int) -> int:
+  """The seed of one search of a study, below 2^31.
+
+  >>> own_seed(0, 'sgd', 32) == own_seed(0, 'sgd', 64)
+  False
+  """
+  entropy = seed, zlib.crc32(optimizer.encode()), batch_size
+  # Trials add their numbers to it.
+  return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
+
+
 def at_batch_size(config: Config, optimizer: str, batch_size: int) -> Config:
   """The config of one search of a study.
+
+  Each has a seed of its own, so that neither points nor initialisations are
+  shared and one size's luck is not another's. The seed is the same for all
+  workers, and part of what a storage knows a search by.
 
   Raises:
     ConfigError: where the learning rate would change with the batch size by
@@ -167,6 +185,7 @@ def at_batch_size(config: Config, optimizer: str, batch_size: int) -> Config:
   with one.ignore_type():
     one.update_from_flattened_dict(
       {
+        'seed': own_seed(config.seed, optimizer, batch_size),
         'optimizer.name': optimizer,
         'learning_rate.reference_batch_size': batch_size,
         'controller.name': 'constant',

@@ -11,11 +11,14 @@ from adabatch.study.curves import (
   StepsToTarget,
   best_under,
   regimes,
+  spread_over_trials,
   steps_to_target,
 )
 from adabatch.study.fit import (
   CriticalBatchSize,
   fit_critical_batch_size,
+  lack_of_fit,
+  overhead_batch_size,
   predict,
 )
 from adabatch.study.table import (
@@ -35,8 +38,11 @@ __all__ = [
   'best_under',
   'fit_critical_batch_size',
   'format_table',
+  'lack_of_fit',
+  'overhead_batch_size',
   'predict',
   'regimes',
+  'spread_over_trials',
   'steps_to_target',
   'summarize',
   'to_json',

@@ -12,6 +12,8 @@ from scipy import optimize, special
 # the last bit of a float64.
 _BEYOND = 40.0
 _GRID = 4001
+# A curve that misses by less is as good as steps that are known to 5 % allow.
+TOLERANCE = 0.1
 
 
 class CriticalBatchSize(NamedTuple):
@@ -26,8 +28,11 @@ class CriticalBatchSize(NamedTuple):
     min_steps_interval, critical_batch_size_interval: where the data leave each
       of the two; open ends are 0 and inf.
     confidence: of the intervals.
-    noise: standard deviation of log S about the curve.
+    noise: standard deviation of log S about the curve, sqrt(sum r^2 / (n - 2)).
     points: how many pairs were fitted.
+    largest_residual: the r = log S - log S(B) that is largest in size: how far
+      the curve misses where it fits worst.
+    largest_residual_at: the batch size where it does.
   """
 
   min_steps: float
@@ -38,6 +43,8 @@ class CriticalBatchSize(NamedTuple):
   confidence: float
   noise: float
   points: int
+  largest_residual: float
+  largest_residual_at: float
 
 
 def predict(fit: CriticalBatchSize, batch_size: float) -> float:
@@ -48,6 +55,77 @@ def predict(fit: CriticalBatchSize, batch_size: float) -> float:
   101.0
   """
   return fit.min_steps + fit.min_examples / batch_size
+
+
+def overhead_batch_size(
+  fit: CriticalBatchSize, overhead: float = 0.2, reference: float = 0.0
+) -> float:
+  """The batch size that takes so much more examples than a small one.
+
+      B S(B) = (1 + overhead) R S(R)
+      B = (1 + overhead) R + overhead B_crit
+
+  Args:
+    fit: of the steps.
+    overhead: examples beyond those at the reference, as a share of them.
+    reference: R, the batch size that is compared with; 0 stands for E_min, the
+      examples that no batch size gets by with less of.
+
+  Raises:
+    ValueError: for a number that is negative.
+
+  >>> fit = fit_critical_batch_size([1, 10, 100], [1100.0, 200.0, 110.0])
+  >>> round(overhead_batch_size(fit, reference=1), 6)
+  3.2
+
+  Reference: Zhang et al., How Does Critical Batch Size Scale in Pre-training?,
+  2024 (arXiv:2410.21676), where R = 256 and the overhead is 20 %.
+  """
+  for name, value in (('overhead', overhead), ('reference', reference)):
+    if not value >= 0:
+      raise ValueError(f'{name} must not be negative, got {value}')
+  return (1 + overhead) * reference + overhead * fit.critical_batch_size
+
+
+def lack_of_fit(
+  fit: CriticalBatchSize, spread: float | None = None
+) -> str | None:
+  """In words, how the curve misses the steps; None if it does not.
+
+  It misses if its largest residual is beyond both 10 % and what so many draws
+  from a normal distribution with the given spread exceed in 1 case of 20.
+
+  Args:
+    fit: of the steps.
+    spread: standard deviation of log S by luck alone, such as the draw of
+      trials, or of seeds over the square root of their number; None if it is
+      not known.
+
+  Raises:
+    ValueError: for a spread that is negative.
+
+  >>> lack_of_fit(fit_critical_batch_size([1, 10, 100], [1100, 200, 110]))
+  >>> lack_of_fit(fit_critical_batch_size([1, 10, 100], [1100, 400, 110]))
+  ... # doctest: +ELLIPSIS
+  'the curve misses the steps at batch size 10 by 59 %, ...'
+  """
+  if spread is not None and not spread >= 0:
+    raise ValueError(f'spread must not be negative, got {spread}')
+  by_luck = special.ndtri(1 - 0.025 / fit.points) * (spread or 0.0)
+  missed = abs(fit.largest_residual)
+  if missed <= max(math.log(1 + TOLERANCE), by_luck):
+    return None
+  share = 100 * math.expm1(missed)
+  luck = (
+    'and how far luck spreads them is not known'
+    if spread is None
+    else f'and luck spreads them by {100 * math.expm1(spread):.0f} %'
+  )
+  return (
+    f'the curve misses the steps at batch size {fit.largest_residual_at:g} by'
+    f' {share:.0f} %, {luck}: they have another shape, which S_min and B_crit'
+    ' do not describe'
+  )
 
 
 def uncensored(
@@ -105,16 +183,17 @@ class _Profile(NamedTuple):
 
   def squares(self, t: npt.ArrayLike) -> np.ndarray:
     """The sum of squared residuals at S_min(t), like t."""
-    return np.square(self._residuals(t)).sum(-1)
+    return np.square(self.residuals(t)).sum(-1)
 
   def slope(self, t: npt.ArrayLike) -> np.ndarray:
     """Minus half the derivative of `squares`, like t."""
     shift = np.asarray(t)[..., None] - self.b
     small, large = special.expit(shift), -special.expit(-shift)
     gain = np.where(self._is_small(t), small, large)
-    return (self._residuals(t) * gain).sum(-1)
+    return (self.residuals(t) * gain).sum(-1)
 
-  def _residuals(self, t: npt.ArrayLike) -> np.ndarray:
+  def residuals(self, t: npt.ArrayLike) -> np.ndarray:
+    """log S_i - log S(B_i) at S_min(t), [..., n]."""
     shift = np.asarray(t)[..., None] - self.b
     small, large = np.logaddexp(0.0, shift), np.logaddexp(0.0, -shift) - self.b
     r = self.y - np.where(self._is_small(t), small, large)
@@ -183,6 +262,8 @@ def fit_critical_batch_size(
   quantile = float(special.fdtri(1, n - 2, confidence))
   allowed = least * (1 + quantile / (n - 2)) + floor
   low, high = _allowed_range(profile, grid, best, allowed)
+  residuals = profile.residuals(best)
+  worst = int(np.argmax(np.abs(residuals)))
   return CriticalBatchSize(
     min_steps=0.0 if best >= grid[-1] else math.exp(profile.level(best)),
     critical_batch_size=_size(best, grid),
@@ -192,6 +273,8 @@ def fit_critical_batch_size(
     confidence=confidence,
     noise=math.sqrt(least / (n - 2)),
     points=n,
+    largest_residual=float(residuals[worst]),
+    largest_residual_at=pairs[worst][0],
   )
 
 

@@ -21,9 +21,15 @@ from adabatch.study.curves import (
   best_under,
   column,
   regimes,
+  spread_over_trials,
   steps_to_target,
 )
-from adabatch.study.fit import CriticalBatchSize, fit_critical_batch_size
+from adabatch.study.fit import (
+  CriticalBatchSize,
+  fit_critical_batch_size,
+  lack_of_fit,
+  overhead_batch_size,
+)
 
 
 class Row(NamedTuple):
@@ -34,15 +40,20 @@ class Row(NamedTuple):
     steps: to result; None if no trial reached the goal: the row is censored.
     examples: steps times batch size.
     seconds: the training clock of the best trial at that step, if it has one.
-    interval: of the steps, with 95 % confidence.
+    half: steps to result of the first half of the feasible trials, which a
+      search for half as many would have come to; None if it reached nothing.
     trial: the number of the best trial, the one that took these steps.
     parameters: of the best trial; {} if there is none.
-    reached: feasible trials that reached the goal.
+    reached: feasible trials that reached the goal. Where trials end once an
+      earlier one was better, those that took no more steps than all before
+      them: what the others would have come to later is not known.
     feasible, infeasible, incomplete: trials by their status.
+    unmeasured: feasible trials that ended before their first evaluation.
     longest: most steps of a feasible trial: steps to result of a censored row
       are more than that for these trials.
     edges: where the best point is near an end of the space: if it is, the space
-      must grow before the row can be believed.
+      must grow before the row can be believed. In a censored row the point with
+      the best value is meant.
     best: the best value by any feasible trial, or None.
   """
 
@@ -50,13 +61,14 @@ class Row(NamedTuple):
   steps: int | None
   examples: int | None
   seconds: float | None
-  interval: tuple[float, float]
+  half: int | None
   trial: int | None
   parameters: dict[str, float]
   reached: int
   feasible: int
   infeasible: int
   incomplete: int
+  unmeasured: int
   longest: int
   edges: tuple[tuple[str, str], ...]
   best: float | None
@@ -70,6 +82,11 @@ class Workload(NamedTuple):
     rows: by batch size.
     fit: None where fewer than 3 batch sizes reached the goal.
     regimes: one label for each row.
+    spread: standard deviation of log S over draws of trials, about; see
+      `spread_over_trials`.
+    overhead_batch_size: where the fit takes 20 % more examples than at the
+      smallest batch size that reached the goal.
+    lack_of_fit: in words, how the fit misses the rows; None if it does not.
   """
 
   dataset: str
@@ -78,6 +95,9 @@ class Workload(NamedTuple):
   rows: tuple[Row, ...]
   fit: CriticalBatchSize | None
   regimes: Regimes
+  spread: float | None = None
+  overhead_batch_size: float | None = None
+  lack_of_fit: str | None = None
 
 
 def _measured(trial: Trial, metric: str) -> Trial:
@@ -98,8 +118,21 @@ def _seconds(trial: Trial | None, step: int | None) -> float | None:
   return seconds if math.isfinite(seconds) else None
 
 
+def _nearest(
+  feasible: Sequence[Trial], metric: str, higher_is_better: bool
+) -> Trial | None:
+  """The trial with the best value, the first of several."""
+  best = [
+    (value if not higher_is_better else -value, t.number, t)
+    for t in feasible
+    if (value := best_under([t], metric, higher_is_better=higher_is_better))
+    is not None
+  ]
+  return min(best, key=lambda b: b[:2])[2] if best else None
+
+
 def _row(
-  search: Search, metric: str, goal: float, higher_is_better: bool, seed: int
+  search: Search, metric: str, goal: float, higher_is_better: bool
 ) -> Row:
   trials = sorted(
     (_measured(t, metric) for t in search.trials), key=lambda t: t.number
@@ -111,25 +144,28 @@ def _row(
     [(t.measurements['step'], t.measurements[metric]) for t in feasible],
     goal,
     higher_is_better=higher_is_better,
-    seed=seed,
   )
   steps = result.steps
   trial = None if result.curve is None else feasible[result.curve]
+  nearest = trial or _nearest(feasible, metric, higher_is_better)
   status = [t.status for t in trials]
   return Row(
     batch_size=search.batch_size,
     steps=steps,
     examples=None if steps is None else steps * search.batch_size,
     seconds=_seconds(trial, steps),
-    interval=result.interval,
+    half=result.half,
     trial=None if trial is None else trial.number,
     parameters=dict(trial.parameters) if trial else {},
     reached=sum(s is not None for s in result.by_curve),
     feasible=len(feasible),
     infeasible=status.count(INFEASIBLE),
     incomplete=status.count(INCOMPLETE),
+    unmeasured=sum(not len(t.measurements['step']) for t in feasible),
     longest=max((t.steps for t in feasible), default=0),
-    edges=tuple(near_edges(search.space, trial.parameters)) if trial else (),
+    edges=(
+      tuple(near_edges(search.space, nearest.parameters)) if nearest else ()
+    ),
     best=best_under(feasible, metric, higher_is_better=higher_is_better),
   )
 
@@ -140,22 +176,18 @@ def summarize(
   goal: float,
   *,
   higher_is_better: bool = False,
-  seed: int = 0,
 ) -> list[Workload]:
   """Steps to result of every search, by workload and batch size.
 
   Only `COMPLETE` trials count: one that diverged later is not taken at its best
   moment. Trials that end once another was better are judged first, so that the
-  table does not depend on how many ran side by side; what they might have
-  reached later is then unknown, and the upper end of an interval is too high
-  rather than too low.
+  table does not depend on how many ran side by side.
 
   Args:
     searches: of any workloads.
     metric: column of the measurements.
     goal: to be strictly better than.
     higher_is_better: whether the metric is to be above the goal.
-    seed: of the intervals.
 
   Returns:
     One for each (dataset, model, optimizer), in that order.
@@ -178,13 +210,33 @@ def summarize(
           f'two searches of {"/".join(names)} at batch size {size}: summarize'
           ' them apart'
         )
-    rows = [_row(s, metric, goal, higher_is_better, seed) for s in group]
-    steps = [row.steps for row in rows]
-    fit = None
-    if sum(s is not None for s in steps) >= 3:
-      fit = fit_critical_batch_size(sizes, steps)
-    found.append(Workload(*names, tuple(rows), fit, regimes(sizes, steps)))
+    rows = [_row(s, metric, goal, higher_is_better) for s in group]
+    found.append(_workload(names, rows))
   return found
+
+
+def _workload(names: tuple[str, str, str], rows: Sequence[Row]) -> Workload:
+  sizes, steps = [row.batch_size for row in rows], [row.steps for row in rows]
+  solved = [(row, row.steps) for row in rows if row.steps is not None]
+  workload = Workload(
+    *names,
+    rows=tuple(rows),
+    fit=None,
+    regimes=regimes(sizes, steps),
+    spread=spread_over_trials(
+      (row.feasible, row.half or row.longest, steps) for row, steps in solved
+    ),
+  )
+  if len(solved) < 3:
+    return workload
+  fit = fit_critical_batch_size(sizes, steps)
+  return workload._replace(
+    fit=fit,
+    overhead_batch_size=overhead_batch_size(
+      fit, reference=solved[0][0].batch_size
+    ),
+    lack_of_fit=lack_of_fit(fit, workload.spread),
+  )
 
 
 def to_json(workloads: Iterable[Workload]) -> list[dict[str, Any]]:
@@ -193,7 +245,8 @@ def to_json(workloads: Iterable[Workload]) -> list[dict[str, Any]]:
   >>> to_json([Workload('a', 'b', 'sgd', (), None, regimes([], []))])
   ... # doctest: +NORMALIZE_WHITESPACE
   [{'dataset': 'a', 'model': 'b', 'optimizer': 'sgd', 'rows': [], 'fit': None,
-    'regimes': {'labels': [], 'perfect_up_to': None, 'maximal_from': None}}]
+    'regimes': {'labels': [], 'perfect_up_to': None, 'maximal_from': None},
+    'spread': None, 'overhead_batch_size': None, 'lack_of_fit': None}]
   """
   return [_plain(workload) for workload in workloads]
 
@@ -215,7 +268,7 @@ def _plain(value: Any) -> Any:
 HEADER = (
   'batch size',
   'steps',
-  '95 % interval',
+  'with half the trials',
   'examples',
   'regime',
   'feasible / infeasible / reached',
@@ -232,7 +285,7 @@ def format_table(workload: Workload) -> str:
       (
         f'{row.batch_size}',
         f'> {row.longest}' if row.steps is None else f'{row.steps}',
-        '' if row.steps is None else _interval(row.interval),
+        half_text(row),
         '' if row.examples is None else f'{row.examples}',
         label,
         f'{row.feasible} / {row.infeasible} / {row.reached}',
@@ -246,19 +299,46 @@ def format_table(workload: Workload) -> str:
     '| ' + ' | '.join(map(str.ljust, cells, widths)) + ' |' for cells in lines
   ]
   title = f'{workload.dataset}, {workload.model}, {workload.optimizer}'
-  return '\n'.join([title, '', *table, '', _fitted(workload.fit)])
+  return '\n'.join([title, '', *table, '', _fitted(workload)])
+
+
+def half_text(row: Row) -> str:
+  """Steps to result of the first half of the trials, for a person."""
+  if row.steps is None:
+    return ''
+  return 'not reached' if row.half is None else f'{row.half:,}'
 
 
 def _interval(interval: Sequence[float]) -> str:
   return ' to '.join(f'{x:.6g}' for x in interval)
 
 
-def _fitted(fit: CriticalBatchSize | None) -> str:
+def _fitted(workload: Workload) -> str:
+  fit = workload.fit
   if fit is None:
     return 'No fit: fewer than 3 batch sizes reached the goal.'
-  return (
+  line = (
     f'S(B) = S_min (1 + B_crit / B): S_min {fit.min_steps:.4g}'
     f' ({_interval(fit.min_steps_interval)}), B_crit'
     f' {fit.critical_batch_size:.4g}'
-    f' ({_interval(fit.critical_batch_size_interval)}), {fit.points} sizes'
+    f' ({_interval(fit.critical_batch_size_interval)}), {fit.points} sizes;'
+    f' {residual_text(fit, workload.spread)}; 20 % more examples than at the'
+    f' smallest size at B = {workload.overhead_batch_size:.4g}'
   )
+  if workload.lack_of_fit is not None:
+    line += f'\nLack of fit: {workload.lack_of_fit}.'
+  return line
+
+
+def residual_text(fit: CriticalBatchSize, spread: float | None) -> str:
+  """How far the curve misses, and how far the draw of trials lets it.
+
+  >>> fit = fit_critical_batch_size([1, 10, 100], [1100, 400, 110])
+  >>> residual_text(fit, 0.1)
+  'largest residual 59 % (B = 10), spread over trials about 11 %'
+  """
+  share = 100 * math.expm1(abs(fit.largest_residual))
+  text = f'largest residual {share:.0f} % (B = {fit.largest_residual_at:g})'
+  if spread is not None:
+    text += f', spread over trials about {100 * math.expm1(spread):.0f} %'
+  return text
