@@ -168,6 +168,10 @@ def default() -> Config:
   c.learning_rate.base = 0.1  # at the reference batch size
   c.learning_rate.reference_batch_size = 32  # B_ref of scaling and of beta2
   c.learning_rate.scaling = 'none'  # 'none', 'linear', 'sqrt', 'adascale'
+  # The rate is damped by (B_max / B)^this where the rule asks for B > B_max.
+  # None: r - p, where noise allows a rate of B^r (r = 1; adam, adamw, lamb,
+  # lars 1/2) and `scaling` makes it B^p (0, sqrt 1/2, linear and adascale 1).
+  c.learning_rate.damping_exponent = placeholder(float)
   c.learning_rate.warmup = ConfigDict()
   c.learning_rate.warmup.kind = 'none'  # 'none', 'constant', 'gradual'
   c.learning_rate.warmup.epochs = 0.0  # length a of a + b B epochs ...

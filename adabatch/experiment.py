@@ -18,6 +18,7 @@ from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.optimization import (
+  damping_exponent,
   learning_rate_drops,
   make_decay,
   make_optimizer,
@@ -185,6 +186,7 @@ def make_ladder(config: Config, devices: int) -> Ladder:
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
+      damping_exponent=damping_exponent(config),
     )
 
 

@@ -76,6 +76,28 @@ def make_scaling(config: Config) -> optim.Scaling | optim.StatefulScaling:
   )
 
 
+def damping_exponent(config: Config) -> float:
+  """Exponent of B_max / B_nominal in the damping of the learning rate.
+
+  Where the batch grows instead of a decay the remaining decay goes to the
+  learning rate whole, whatever the optimizer: see `optim.after_batch_growth`.
+  """
+  rate, given = config.learning_rate, config.learning_rate.damping_exponent
+  if config.controller.name == 'from_lr_schedule':
+    if given not in (None, 1):
+      raise ConfigError(
+        f'learning_rate.damping_exponent={given} does not go with '
+        'controller.name=from_lr_schedule, which beyond max_batch_size leaves '
+        'the rest of the decay to the learning rate (1): leave it unset'
+      )
+    return 1.0
+  if given is not None:
+    return given
+  choose(optim.OPTIMIZERS, config.optimizer.name, 'optimizer.name')
+  choose(SCALINGS, rate.scaling, 'learning_rate.scaling')
+  return optim.damping_exponent(config.optimizer.name, rate.scaling)
+
+
 def make_learning_rate(config: Config, num_examples: int):
   """The transform that applies base, scaling, warmup and decay."""
   rate = config.learning_rate

@@ -13,6 +13,7 @@ COUNT = 'at least 1', lambda x: 1 <= x < math.inf
 NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
 FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
 SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
+EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
 FINITE = 'finite', math.isfinite
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': NATURAL,
@@ -47,6 +48,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'optimizer.trust_coefficient': POSITIVE,
   'learning_rate.base': POSITIVE,
   'learning_rate.reference_batch_size': POSITIVE,
+  'learning_rate.damping_exponent': EXPONENT,
   'learning_rate.warmup.epochs': NATURAL,
   'learning_rate.warmup.epochs_per_example': NATURAL,
   'learning_rate.decay.length': POSITIVE,

@@ -1,7 +1,7 @@
 """Learning-rate rules for moving batch sizes, as optax transforms.
 
 Needs only jax and optax. The transforms read keyword extra arguments of
-`update`: `batch_size` (true global batch), `damping` (min(1, B_max /
+`update`: `batch_size` (true global batch), `damping` (a power of min(1, B_max /
 B_nominal)), `examples` (seen before this update) and, optionally,
 `gradient_noise` (a pair S, |G|^2). All are scalars that may be traced, so new
 values never compile again; arguments they do not know are ignored.
@@ -11,7 +11,7 @@ from adabatch.optim.adam import (
   ScaleByAdamInExamplesState,
   scale_by_adam_in_examples,
 )
-from adabatch.optim.damping import scale_by_damping
+from adabatch.optim.damping import damping_exponent, scale_by_damping
 from adabatch.optim.learning_rate import (
   LearningRateRule,
   ScaleByBatchLearningRateState,
@@ -67,6 +67,7 @@ __all__ = [
   'constant',
   'constant_warmup',
   'cosine',
+  'damping_exponent',
   'gradual_warmup',
   'in_float32',
   'learning_rate_rule',
