@@ -1,5 +1,6 @@
 """From a config to the optimizer and its learning rate."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ SCALINGS = {
   'adascale': optim.adascale,
 }
 WARMUPS = {
-  'none': lambda length: optim.no_warmup(),
+  'none': lambda length, start: optim.no_warmup(),
   'constant': optim.constant_warmup,
   'gradual': optim.gradual_warmup,
 }
@@ -102,16 +103,36 @@ def make_learning_rate(config: Config, num_examples: int):
   """The transform that applies base, scaling, warmup and decay."""
   rate = config.learning_rate
   decay, scaling = _whole_decay(config, num_examples), make_scaling(config)
-  warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
-    optim.affine_length(
-      rate.warmup.epochs,
-      rate.warmup.epochs_per_example,
-      num_examples=num_examples,
-    )
-  )
   return optim.scale_by_batch_learning_rate(
-    rate.base, decay=decay, scaling=scaling, warmup=warmup
+    rate.base,
+    decay=decay,
+    scaling=scaling,
+    warmup=_make_warmup(config, num_examples),
   )
+
+
+def _make_warmup(config: Config, num_examples: int) -> optim.Warmup:
+  """Refuses one that would do nothing."""
+  rate, w = config.learning_rate, config.learning_rate.warmup
+  make = choose(WARMUPS, w.kind, 'learning_rate.warmup.kind')
+  if w.kind != 'none' and w.start is None and rate.scaling == 'none':
+    raise ConfigError(
+      f'learning_rate.warmup.kind={w.kind} starts from the rate of the '
+      "reference batch size, which with learning_rate.scaling='none' is the "
+      'target already: set learning_rate.warmup.start to a fraction of it'
+    )
+  if w.kind != 'none' and not w.epochs and not w.epochs_per_example:
+    raise ConfigError(
+      f'learning_rate.warmup.kind={w.kind} has no length: set '
+      'learning_rate.warmup.epochs'
+    )
+  with refusing('learning_rate.warmup'):
+    return make(
+      optim.affine_length(
+        w.epochs, w.epochs_per_example, num_examples=num_examples
+      ),
+      w.start,
+    )
 
 
 def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
@@ -198,11 +219,34 @@ def make_optimizer(config: Config, num_examples: int):
     beta2=o.beta2,
     epsilon=o.epsilon,
     weight_decay=o.weight_decay,
-    decay_mask=(
-      True if o.decay_norms_and_biases else optim.no_norms_and_biases
-    ),
+    decay_mask=True if o.decay_norms_and_biases else None,
     trust_coefficient=o.trust_coefficient,
     beta2_reference_batch_size=(
       config.learning_rate.reference_batch_size if o.beta2_in_examples else None
     ),
+    beta2_min=o.beta2_min,
+  )
+
+
+def beta2_at_its_floor(config: Config) -> str | None:
+  """A line if the batch can grow so large that beta2 falls no further.
+
+  None if it cannot, or where beta2 is not counted in examples.
+  """
+  o, c = config.optimizer, config.controller
+  adam = o.name in ('adam', 'adamw', 'lamb')
+  if not (adam and o.beta2_in_examples and o.beta2 > 0):
+    return None
+  constant = c.name == 'constant'
+  largest = c.initial_batch_size if constant else c.max_batch_size
+  floor = optim.beta2_floor(o.beta1, o.beta2, o.beta2_min)
+  reference = config.learning_rate.reference_batch_size
+  # Where the floor is beta2 itself, that is at the reference batch size.
+  reached = reference * math.log(floor) / math.log(o.beta2)
+  if largest < reached * (1 - 1e-9) or largest <= reference:
+    return None
+  return (
+    f'optimizer.beta2={o.beta2:g} at {reference:g} examples comes to its '
+    f'floor {floor:g} at {reached:.0f}, and the batch to {largest}: beyond, '
+    "Adam's second moment remembers more examples (optimizer.beta2_min)"
   )

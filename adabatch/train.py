@@ -30,6 +30,7 @@ from adabatch.experiment import Experiment, build, check
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
+from adabatch.optimization import beta2_at_its_floor
 from adabatch.programs import Programs
 from adabatch.skipped import Skipped
 from adabatch.smoke import shrink
@@ -501,6 +502,8 @@ class Run:
         warn=self.console.say,
       )
     if record is None:
+      if (line := beta2_at_its_floor(self.config)) is not None:
+        self.console.say(line)
       self.decisions.decide(0, 0, self.updates.state)
     else:
       self.resume(record)

@@ -9,6 +9,7 @@ values never compile again; arguments they do not know are ignored.
 
 from adabatch.optim.adam import (
   ScaleByAdamInExamplesState,
+  beta2_floor,
   scale_by_adam_in_examples,
 )
 from adabatch.optim.damping import damping_exponent, scale_by_damping
@@ -49,6 +50,7 @@ from adabatch.optim.schedules import (
   polynomial,
   to_examples,
 )
+from adabatch.optim.trust import scale_by_lars
 
 __all__ = [
   'OPTIMIZERS',
@@ -64,6 +66,7 @@ __all__ = [
   'adascale',
   'affine_length',
   'after_batch_growth',
+  'beta2_floor',
   'constant',
   'constant_warmup',
   'cosine',
@@ -82,6 +85,7 @@ __all__ = [
   'scale_by_adam_in_examples',
   'scale_by_batch_learning_rate',
   'scale_by_damping',
+  'scale_by_lars',
   'scale_in_float32',
   'sqrt_scaling',
   'to_examples',
