@@ -118,8 +118,9 @@ def make_controller(config: Config, num_examples: int) -> BatchSizeController:
   if c.name == 'geodamp':
     del parameters['lr_factor']
   if c.name == 'from_lr_schedule':
-    decay = make_decay(config, num_examples)
-    parameters = {'schedule': lambda examples: float(decay(examples))}
+    with refusing('controller.every'):
+      due = controllers.every_due(updates=c.every, wait=c.wait)
+    parameters = {'schedule': make_decay(config, num_examples), 'due': due}
   accepted = inspect.signature(factory).parameters
   if c.min_batch_size is not None:
     if 'floor' not in accepted:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
 
@@ -167,7 +165,7 @@ def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
         [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
       )
     )
-  return lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays]))
+  return lambda examples: math.prod(d(examples) for d in decays)
 
 
 def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:

@@ -82,6 +82,49 @@ def test_schedules_take_any_count_and_return_float32(schedule):
   assert schedule(10**10) <= 1.0
 
 
+HOST = {
+  'constant': optim.constant(),
+  'piecewise': optim.piecewise([1000, 2500, 4000], [0.1, 3.0, 0.5]),
+  'cosine': optim.cosine(4000, 0.01),
+  'linear': optim.linear(4000, 0.01),
+  'polynomial': optim.polynomial(4000, 2.0, 0.01),
+  'root': optim.polynomial(4000, 0.5, 0.01),
+  'growth': optim.after_batch_growth(
+    optim.cosine(4000, 0.01),
+    exponent=0.5,
+    initial_batch_size=16,
+    max_batch_size=512,
+  ),
+  'no_scaling': optim.no_scaling(),
+  'linear_scaling': optim.linear_scaling(96),
+  'sqrt_scaling': optim.sqrt_scaling(96),
+}
+
+
+@pytest.mark.parametrize('name', HOST)
+def test_numbers_are_computed_on_the_host(name):
+  """The same to rounding as on a device, which is not asked."""
+  function = HOST[name]
+  counts = [*range(0, 6000, 250), 999, 1001, 2499, 2501, 10**12]
+  device = np.asarray(jax.vmap(function)(jnp.asarray(counts, jnp.float32)))
+  for count, expected in zip(counts, device, strict=True):
+    for value in (count, float(count), np.int64(count), np.float32(count)):
+      got = function(value)
+      assert type(got) is np.float32
+      np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', [optim.cosine, optim.linear])
+def test_a_length_and_an_end_may_be_traced(kind):
+  traced = jax.jit(lambda total, final, e: kind(total, final)(e))
+  for total, final, e in ((1000.0, 0.1, 300), (400.0, 0.2, 300)):
+    expected = kind(total, final)(e)
+    np.testing.assert_allclose(traced(total, final, e), expected, rtol=1e-6)
+    # With a number for the examples as well.
+    half = jax.jit(lambda total, e=e: kind(total, 0.1)(e))
+    np.testing.assert_allclose(half(total), kind(total, 0.1)(e), rtol=1e-6)
+
+
 @pytest.mark.parametrize('seed', SEEDS)
 @pytest.mark.parametrize('exponent', [0.0, 0.5])
 def test_after_batch_growth_and_damping_give_the_whole_decay(seed, exponent):

@@ -24,6 +24,7 @@ from adabatch.controllers.schedule import (
 from adabatch.controllers.state import state_from_json, state_to_json
 from adabatch.controllers.wrappers import (
   every,
+  every_due,
   hysteresis,
   limit_growth,
   monotone,
@@ -57,6 +58,7 @@ __all__ = [
   'cabs',
   'constant',
   'every',
+  'every_due',
   'from_lr_schedule',
   'geodamp',
   'geodamp_learning_rate_multiplier',

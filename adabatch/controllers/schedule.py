@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
+  always,
   only_at_start,
 )
 from adabatch.controllers.state import (
@@ -366,7 +367,10 @@ class LearningRateState(NamedTuple):
 
 
 def from_lr_schedule(
-  schedule: Callable[[int], Any], *, initial_batch_size: float
+  schedule: Callable[[int], Any],
+  *,
+  initial_batch_size: float,
+  due: Callable[[int], bool] = always,
 ) -> BatchSizeController:
   """Grow the batch where a schedule would have decayed the learning rate.
 
@@ -383,9 +387,11 @@ def from_lr_schedule(
     schedule: examples trained on so far -> learning rate, or a multiplier
       of it; any callable whose result `float` accepts.
     initial_batch_size: B_0, examples.
+    due: k -> may the size change after k updates? Only there is the schedule
+      read, and only there is its largest value looked for; see `every_due`.
 
   Returns:
-    A controller that needs `examples`.
+    A controller that needs `examples`, and `update` where `due` is given.
 
   Raises:
     ValueError: `schedule` is not callable or B_0 is out of range.
@@ -407,6 +413,8 @@ def from_lr_schedule(
     )
 
   def update(state: LearningRateState, signals: Signals):
+    if not due(signals.update):
+      return state.batch_size, state
     if not math.isfinite(signals.examples):
       return reject(state)
     value = float(schedule(signals.examples))
@@ -420,5 +428,6 @@ def from_lr_schedule(
   return BatchSizeController(
     init=lambda: LearningRateState(float(initial_batch_size)),
     update=update,
-    needs=frozenset({'examples'}),
+    needs=frozenset(['examples'] if due is always else ['examples', 'update']),
+    due=due,
   )

@@ -38,14 +38,14 @@ def scale_by_adam_in_examples(
 ) -> optax.GradientTransformationExtraArgs:
   """Adam with the half-life of the second moment fixed in examples.
 
-      beta2_k = max(b2^(B_k / B_ref), floor),  floor = min(b2, max(b2_min, b1^2))
+      beta2_k = max(floor, b2^(B_k / B_ref)), floor = min(b2, max(b2_min, b1^2))
       mu <- b1 mu + (1 - b1) g,  nu <- beta2_k nu + (1 - beta2_k) |g|^2
       u = mu / (1 - b1^k) / (sqrt(nu / (1 - prod_{i<=k} beta2_i)) + eps)
 
-  With B = B_ref throughout it is `optax.scale_by_adam`. The floor: b2^(B / B_ref)
-  comes near 0 where B is many times B_ref, and once it is below b1^2, nu forgets
-  a large gradient sooner than mu does, and the updates that follow are not
-  bounded by any multiple of the learning rate.
+  With B = B_ref throughout it is `optax.scale_by_adam`. Without the floor,
+  b2^(B / B_ref) would come near 0 where B is many times B_ref; below b1^2, nu
+  forgets a large gradient sooner than mu does, and the updates that follow are
+  not bounded by any multiple of the learning rate.
 
   Args:
     b1: decay of the first moment, for each update.

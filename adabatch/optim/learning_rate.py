@@ -347,8 +347,8 @@ def _is_schedule(base: Callable[..., Any]) -> bool:
     both = 'both fit' if takes[1] else 'neither fits'
     raise ValueError(
       f'the learning rate {base!r} must be a schedule (count of updates) or a '
-      f'rule (examples, batch_size), and by its parameters {both}: wrap it in a '
-      'lambda with one parameter, or with two'
+      f'rule (examples, batch_size), and by its parameters {both}: wrap it in '
+      'a lambda with one parameter, or with two'
     )
   return takes[1]
 
