@@ -165,7 +165,14 @@ def _whole_decay(config: Config, num_examples: int) -> optim.Schedule:
         [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
       )
     )
-  return lambda examples: math.prod(d(examples) for d in decays)
+
+  def whole(examples):
+    value = decays[0](examples)
+    for other in decays[1:]:
+      value = value * other(examples)
+    return value
+
+  return whole
 
 
 def learning_rate_drops(config: Config, num_examples: int) -> tuple[float, ...]:

@@ -120,11 +120,7 @@ def _dtype(leaf):
   return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
-def beta2_floor(
-  b1: jax.typing.ArrayLike,
-  b2: jax.typing.ArrayLike,
-  b2_min: jax.typing.ArrayLike,
-) -> jax.typing.ArrayLike:
+def beta2_floor(b1: Any, b2: Any, b2_min: Any) -> Any:
   """The least decay of the second moment, however large the batch.
 
       floor = min(b2, max(b2_min, b1^2))
@@ -141,9 +137,8 @@ def beta2_floor(
   (0.95, 0.81)
   """
   if any(isinstance(b, jax.Array) for b in (b1, b2, b2_min)):
-    b1 = jnp.asarray(b1)
     return jnp.minimum(b2, jnp.maximum(b2_min, b1 * b1))
-  return min(b2, max(b2_min, b1**2))  # pyright: ignore[reportOperatorIssue]
+  return min(b2, max(b2_min, b1**2))
 
 
 def _squared(gradient, dtype):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -280,6 +280,7 @@ def scale_by_batch_learning_rate(
   # take a function for a schedule. The number is called `base`, because a
   # hyperparameter called `learning_rate` would make tree_get ambiguous.
   sign = -1 if flip_sign else 1
+  function = cast(Any, base)
   scheduled = callable(base) and _is_schedule(base)
 
   def init(params):
@@ -312,10 +313,11 @@ def scale_by_batch_learning_rate(
     else:
       factor = 1.0 if scaling is None else scaling(batch_size)
     value, count = base, state.count
-    if callable(base):
-      value = base(count) if scheduled else base(examples, batch_size)
     if scheduled:
+      value = function(count)
       count = jnp.asarray(optax.safe_increment(count))
+    elif callable(base):
+      value = function(examples, batch_size)
     rate = _rate(value, decay, warmup, factor, examples, batch_size)
     updates = scale_in_float32(updates, sign * rate)
     return updates, ScaleByBatchLearningRateState(rate, scaling_state, count)
