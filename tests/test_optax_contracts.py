@@ -169,7 +169,7 @@ def test_hyperparameters_can_be_injected(case):
   """With nothing said about which of them are functions: none are."""
   injected = optax.inject_hyperparams(case.factory)(**case.hyperparameters)
   tx = case.make()
-  params = [-jnp.ones((2, 3)), jnp.ones((2, 5, 2))]
+  params = [jnp.full((2, 3), -3.0), jnp.full((2, 5, 2), 3.0)]
   gradient = [jnp.ones((2, 3)), -jnp.ones((2, 5, 2))]
   update, injected_update = jax.jit(tx.update), jax.jit(injected.update)
   state, theirs = tx.init(params), injected.init(params)

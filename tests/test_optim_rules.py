@@ -353,6 +353,10 @@ def test_learning_rate_rule(seed):
       'must be positive',
     ),
     (
+      lambda: optim.learning_rate_rule(optim.constant()),  # pyright: ignore
+      'base must be a number',
+    ),
+    (
       lambda: optim.learning_rate_rule(1, scaling=optim.adascale(32)),  # pyright: ignore
       'scale_by_batch_learning_rate',
     ),

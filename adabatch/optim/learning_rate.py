@@ -202,7 +202,7 @@ def learning_rate_rule(
     undamped learning rate, float32 scalar.
 
   Raises:
-    ValueError: scaling has state (AdaScale).
+    ValueError: base is a function or scaling has state (AdaScale).
 
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677).
@@ -214,6 +214,12 @@ def learning_rate_rule(
   >>> print(*[f'{rule(e, 512):.3f}' for e in (0, 500, 1000, 3000)])
   0.100 0.150 0.200 0.020
   """
+  if callable(base):
+    raise ValueError(
+      f'learning_rate_rule: base must be a number, got {base!r}; give a '
+      'function of the examples as decay, or one of the updates to '
+      'scale_by_batch_learning_rate'
+    )
   if isinstance(scaling, StatefulScaling):
     raise ValueError(
       'learning_rate_rule: this scaling has state and no pure rule; '
