@@ -136,16 +136,21 @@ def run(tmp_path, **overrides):
     ('adam', 'padadamp'),
   ],
 )
-def test_damped_at_every_update(tmp_path, optimizer, controller):
+def test_damped_at_every_update(tmp_path, capsys, optimizer, controller):
   lines = run(
     tmp_path,
     **{
       'optimizer.name': optimizer,
+      'optimizer.beta2': 0.97,
+      'optimizer.beta2_in_examples': True,
       'controller.name': controller,
       'controller.padadamp.rate': 2.0,
     },
   )
   assert [line['update'] for line in lines] == list(range(1, 161))
+  # beta2 comes to its floor at 54 of 64 examples, which is told once.
+  told = ''.join(capsys.readouterr()).count('optimizer.beta2_min')
+  assert told == (optimizer == 'adam')
   damped = [line for line in lines if line['nominal_batch_size'] > 64]
   # Decisions come every 20 updates: most damped updates lie between them.
   assert len(damped) > 40
