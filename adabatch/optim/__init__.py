@@ -1,6 +1,6 @@
 """Learning-rate rules for moving batch sizes, as optax transforms.
 
-Needs only jax and optax. The transforms read keyword extra arguments of
+Needs only jax, numpy and optax. The transforms read keyword extra arguments of
 `update`: `batch_size` (true global batch), `damping` (a power of min(1, B_max /
 B_nominal)), `examples` (seen before this update) and, optionally,
 `gradient_noise` (a pair S, |G|^2). All are scalars that may be traced, so new

@@ -160,9 +160,8 @@ def make_optimizer(
       nesterov  v <- m v + g,  u = -lr (g + m v)
       adam      u = -lr Adam(g)
       adamw     u = -lr (Adam(g) + wd p)       g here without L2
-      lars      v <- m v - lr t g,  u = v      g with L2, by leaf
+      lars      v <- m v - lr t g,  u = v      by leaf, g' being without L2:
                                                t = trust |p| / (|g'| + wd |p|)
-                                               g' without L2
       lamb      u = -lr t (Adam(g) + wd p)     t = |p| / |Adam(g) + wd p|
       all       u <- damping u                 last, so that it acts at once
 
