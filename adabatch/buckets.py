@@ -54,8 +54,9 @@ class Plan(NamedTuple):
   Attributes:
     bucket: the program that runs it.
     batch_size: real examples; the remaining slots carry weight 0.
-    damping: min(1, B_max / nominal batch size), the factor on the learning rate
-      that stands in for the batch that cannot be had.
+    damping: min(1, B_max / nominal batch size)^exponent, the factor on the
+      learning rate that stands in for the batch that cannot be had; the
+      exponent is the ladder's.
   """
 
   bucket: Bucket
@@ -64,7 +65,10 @@ class Plan(NamedTuple):
 
 
 class Ladder(NamedTuple):
-  """The batch sizes that can be run, in increasing order, and on what."""
+  """The batch sizes that can be run, in increasing order, and on what.
+
+  And how much a batch beyond the largest damps the learning rate.
+  """
 
   batch_sizes: tuple[int, ...]
   devices: int
@@ -73,6 +77,7 @@ class Ladder(NamedTuple):
   group_size: int | None = None
   replicas: int = 1
   min_microbatches: int = 1
+  damping_exponent: float = 1.0
 
 
 def ladder(
@@ -86,6 +91,7 @@ def ladder(
   group_size: int | None = None,
   replicas: int = 1,
   min_microbatches: int = 1,
+  damping_exponent: float = 1.0,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
@@ -111,6 +117,8 @@ def ladder(
       noise of the gradient is estimated from how they differ. Groups are then
       not spread over devices, whose gradients would not be of examples of
       their own, so that few groups leave devices idle.
+    damping_exponent: of `Plan.damping`; 1, for SGD at a constant learning rate,
+      is Algorithm 1 of AdaDamp, and `optim.damping_exponent` knows the others.
 
   Raises:
     ValueError: for sizes below 1, smallest > largest, sizes that replicas
@@ -156,6 +164,7 @@ def ladder(
     group_size,
     replicas,
     min_microbatches,
+    damping_exponent,
   )
   for rung in rungs:
     bucket_for(rung, made)  # refuses groups that do not fit
@@ -261,6 +270,8 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
   >>> plan(1024.0, rungs)  # doctest: +NORMALIZE_WHITESPACE
   Plan(bucket=Bucket(microbatch_size=16, accumulation_steps=2, devices=8),
        batch_size=256, damping=0.25)
+  >>> plan(1024.0, ladder(32, 256, devices=1, damping_exponent=0.5)).damping
+  0.5
   """
   if not 1 <= nominal_batch_size < math.inf:
     raise ValueError(
@@ -275,7 +286,7 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
     rung = _nearest(wanted, ladder.batch_sizes)
   exact = ladder.rounding == 'exact'
   batch_size = _whole(wanted, ladder.replicas) if exact else rung
-  damping = min(1.0, largest / nominal_batch_size)
+  damping = min(1.0, largest / nominal_batch_size) ** ladder.damping_exponent
   return Plan(bucket_for(rung, ladder), batch_size, damping)
 
 

@@ -162,6 +162,7 @@ def default() -> Config:
   c.optimizer.beta2 = 0.999  # adam, adamw, lamb
   c.optimizer.epsilon = 1e-8  # adam, adamw, lamb
   c.optimizer.beta2_in_examples = False  # keep beta2's half-life in examples
+  c.optimizer.beta2_min = 0.95  # beta2 falls no lower then, nor below beta1^2
   c.optimizer.weight_decay = 0.0  # L2; decoupled for adamw and lamb
   c.optimizer.decay_norms_and_biases = False  # weight decay on those as well
   c.optimizer.trust_coefficient = 0.001  # lars
@@ -170,8 +171,15 @@ def default() -> Config:
   c.learning_rate.base = 0.1  # at the reference batch size
   c.learning_rate.reference_batch_size = 32  # B_ref of scaling and of beta2
   c.learning_rate.scaling = 'none'  # 'none', 'linear', 'sqrt', 'adascale'
+  # The rate is damped by (B_max / B)^this where the rule asks for B > B_max.
+  # None: r - p, where noise allows a rate of B^r (r = 1; adam, adamw, lamb,
+  # lars 1/2) and `scaling` makes it B^p (0, sqrt 1/2, linear and adascale 1).
+  c.learning_rate.damping_exponent = placeholder(float)
   c.learning_rate.warmup = ConfigDict()
   c.learning_rate.warmup.kind = 'none'  # 'none', 'constant', 'gradual'
+  # Where it starts, as a fraction of its target. None: from the rate of the
+  # reference batch size, or from the target where that is lower.
+  c.learning_rate.warmup.start = placeholder(float)
   c.learning_rate.warmup.epochs = 0.0  # length a of a + b B epochs ...
   c.learning_rate.warmup.epochs_per_example = 0.0  # ... and b, by batch size B
   c.learning_rate.decay = ConfigDict()

@@ -18,6 +18,8 @@ from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.optimization import (
+  beta2_at_its_floor,
+  damping_exponent,
   lasts_as_the_run,
   learning_rate_drops,
   make_decay,
@@ -153,8 +155,9 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   if c.name == 'geodamp':
     del parameters['lr_factor']
   if c.name == 'from_lr_schedule':
-    decay = make_decay(config, extent)
-    parameters = {'schedule': lambda examples: float(decay(examples))}
+    with refusing('controller.every'):
+      due = controllers.every_due(updates=c.every, wait=c.wait)
+    parameters = {'schedule': make_decay(config, extent), 'due': due}
   accepted = inspect.signature(factory).parameters
   if c.min_batch_size is not None:
     if 'floor' not in accepted:
@@ -246,6 +249,7 @@ def make_ladder(
       group_size=_group_size(config),
       replicas=replicas,
       min_microbatches=2 if estimates_noise(config, rule) else 1,
+      damping_exponent=damping_exponent(config),
     )
 
 
@@ -257,6 +261,8 @@ def remarks(config: Config, e: Experiment) -> Iterator[str]:
       f'controller.max_batch_size={asked} is capped at {top}: the training '
       f'split has {e.extent.epoch} examples'
     )
+  if (line := beta2_at_its_floor(config, top)) is not None:
+    yield line
   if not e.length.exact and lasts_as_the_run(config):
     yield (
       f'max_updates={config.max_updates} may end the run before the '

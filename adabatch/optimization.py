@@ -1,9 +1,8 @@
 """From a config to the optimizer and its learning rate."""
 
+import math
 from collections.abc import Callable
 from typing import Any
-
-import jax.numpy as jnp
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
@@ -27,7 +26,7 @@ SCALINGS = {
   'adascale': optim.adascale,
 }
 WARMUPS = {
-  'none': lambda length: optim.no_warmup(),
+  'none': lambda length, start: optim.no_warmup(),
   'constant': optim.constant_warmup,
   'gradual': optim.gradual_warmup,
 }
@@ -77,20 +76,62 @@ def make_scaling(config: Config) -> optim.Scaling | optim.StatefulScaling:
   )
 
 
+def damping_exponent(config: Config) -> float:
+  """Exponent of B_max / B_nominal in the damping of the learning rate.
+
+  Where the batch grows instead of a decay the remaining decay goes to the
+  learning rate whole, whatever the optimizer: see `optim.after_batch_growth`.
+  """
+  rate, given = config.learning_rate, config.learning_rate.damping_exponent
+  if config.controller.name == 'from_lr_schedule':
+    if given not in (None, 1):
+      raise ConfigError(
+        f'learning_rate.damping_exponent={given} does not go with '
+        'controller.name=from_lr_schedule, which beyond max_batch_size leaves '
+        'the rest of the decay to the learning rate (1): leave it unset'
+      )
+    return 1.0
+  if given is not None:
+    return given
+  choose(optim.OPTIMIZERS, config.optimizer.name, 'optimizer.name')
+  choose(SCALINGS, rate.scaling, 'learning_rate.scaling')
+  return optim.damping_exponent(config.optimizer.name, rate.scaling)
+
+
 def make_learning_rate(config: Config, extent: Extent):
   """The transform that applies base, scaling, warmup and decay."""
   rate = config.learning_rate
   decay, scaling = _whole_decay(config, extent), make_scaling(config)
-  warmup = choose(WARMUPS, rate.warmup.kind, 'learning_rate.warmup.kind')(
-    optim.affine_length(
-      rate.warmup.epochs,
-      rate.warmup.epochs_per_example,
-      num_examples=extent.epoch,
-    )
-  )
   return optim.scale_by_batch_learning_rate(
-    rate.base, decay=decay, scaling=scaling, warmup=warmup
+    rate.base,
+    decay=decay,
+    scaling=scaling,
+    warmup=_make_warmup(config, extent),
   )
+
+
+def _make_warmup(config: Config, extent: Extent) -> optim.Warmup:
+  """Refuses one that would do nothing."""
+  rate, w = config.learning_rate, config.learning_rate.warmup
+  make = choose(WARMUPS, w.kind, 'learning_rate.warmup.kind')
+  if w.kind != 'none' and w.start is None and rate.scaling == 'none':
+    raise ConfigError(
+      f'learning_rate.warmup.kind={w.kind} starts from the rate of the '
+      "reference batch size, which with learning_rate.scaling='none' is the "
+      'target already: set learning_rate.warmup.start to a fraction of it'
+    )
+  if w.kind != 'none' and not w.epochs and not w.epochs_per_example:
+    raise ConfigError(
+      f'learning_rate.warmup.kind={w.kind} has no length: set '
+      'learning_rate.warmup.epochs'
+    )
+  with refusing('learning_rate.warmup'):
+    return make(
+      optim.affine_length(
+        w.epochs, w.epochs_per_example, num_examples=extent.epoch
+      ),
+      w.start,
+    )
 
 
 def _whole_decay(config: Config, extent: Extent) -> optim.Schedule:
@@ -125,7 +166,14 @@ def _whole_decay(config: Config, extent: Extent) -> optim.Schedule:
         [span * i for i in range(1, steps + 1)], c.geodamp.lr_factor
       )
     )
-  return lambda examples: jnp.prod(jnp.stack([d(examples) for d in decays]))
+
+  def whole(examples):
+    value = decays[0](examples)
+    for other in decays[1:]:
+      value = value * other(examples)
+    return value
+
+  return whole
 
 
 def learning_rate_drops(config: Config, extent: Extent) -> tuple[float, ...]:
@@ -172,11 +220,32 @@ def make_optimizer(config: Config, extent: Extent):
     beta2=o.beta2,
     epsilon=o.epsilon,
     weight_decay=o.weight_decay,
-    decay_mask=(
-      True if o.decay_norms_and_biases else optim.no_norms_and_biases
-    ),
+    decay_mask=True if o.decay_norms_and_biases else None,
     trust_coefficient=o.trust_coefficient,
     beta2_reference_batch_size=(
       config.learning_rate.reference_batch_size if o.beta2_in_examples else None
     ),
+    beta2_min=o.beta2_min,
+  )
+
+
+def beta2_at_its_floor(config: Config, max_batch_size: int) -> str | None:
+  """A line if the batch can grow so large that beta2 falls no further.
+
+  None if it cannot, or where beta2 is not counted in examples.
+  """
+  o, largest = config.optimizer, max_batch_size
+  adam = o.name in ('adam', 'adamw', 'lamb')
+  if not (adam and o.beta2_in_examples and o.beta2 > 0):
+    return None
+  floor = optim.beta2_floor(o.beta1, o.beta2, o.beta2_min)
+  reference = config.learning_rate.reference_batch_size
+  # Where the floor is beta2 itself, that is at the reference batch size.
+  reached = reference * math.log(floor) / math.log(o.beta2)
+  if largest < reached * (1 - 1e-9) or largest <= reference:
+    return None
+  return (
+    f'optimizer.beta2={o.beta2:g} at {reference:g} examples comes to its '
+    f'floor {floor:g} at {reached:.0f}, and the batch to {largest}: beyond, '
+    "Adam's second moment remembers more examples (optimizer.beta2_min)"
   )

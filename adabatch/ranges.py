@@ -13,6 +13,7 @@ COUNT = 'at least 1', lambda x: 1 <= x < math.inf
 NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
 FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
 SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
+EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
 FINITE = 'finite', math.isfinite
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': NATURAL,
@@ -42,11 +43,14 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'optimizer.momentum': FRACTION,
   'optimizer.beta1': FRACTION,
   'optimizer.beta2': FRACTION,
+  'optimizer.beta2_min': FRACTION,
   'optimizer.epsilon': NATURAL,
   'optimizer.weight_decay': NATURAL,
   'optimizer.trust_coefficient': POSITIVE,
   'learning_rate.base': POSITIVE,
   'learning_rate.reference_batch_size': POSITIVE,
+  'learning_rate.damping_exponent': EXPONENT,
+  'learning_rate.warmup.start': FRACTION,
   'learning_rate.warmup.epochs': NATURAL,
   'learning_rate.warmup.epochs_per_example': NATURAL,
   'learning_rate.decay.length': POSITIVE,

@@ -97,6 +97,7 @@ def test_learning_rate_rules(tmp_path, scaling, warmup):
       'learning_rate.scaling': scaling,
       'learning_rate.warmup.kind': warmup,
       'learning_rate.warmup.epochs': 0.5,
+      'learning_rate.warmup.start': 0.25 if scaling == 'none' else None,
       'learning_rate.decay.name': 'linear',
       'learning_rate.decay.final': 0.1,
     },
@@ -112,10 +113,11 @@ def test_learning_rate_rules(tmp_path, scaling, warmup):
       assert 1 <= rate * (1 + 1e-5) <= ratio * (1 + 1e-4)
       continue
     factor = {'none': 1, 'linear': ratio, 'sqrt': ratio**0.5}[scaling]
+    first = 0.25 if scaling == 'none' else 1
     if warmup == 'constant' and done < 1:
-      factor = 1
+      factor = first
     if warmup == 'gradual':
-      factor = 1 + (factor - 1) * done
+      factor = first + (factor - first) * done
     assert rate == pytest.approx(factor, rel=1e-4)
 
 

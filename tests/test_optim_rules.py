@@ -82,6 +82,49 @@ def test_schedules_take_any_count_and_return_float32(schedule):
   assert schedule(10**10) <= 1.0
 
 
+HOST = {
+  'constant': optim.constant(),
+  'piecewise': optim.piecewise([1000, 2500, 4000], [0.1, 3.0, 0.5]),
+  'cosine': optim.cosine(4000, 0.01),
+  'linear': optim.linear(4000, 0.01),
+  'polynomial': optim.polynomial(4000, 2.0, 0.01),
+  'root': optim.polynomial(4000, 0.5, 0.01),
+  'growth': optim.after_batch_growth(
+    optim.cosine(4000, 0.01),
+    exponent=0.5,
+    initial_batch_size=16,
+    max_batch_size=512,
+  ),
+  'no_scaling': optim.no_scaling(),
+  'linear_scaling': optim.linear_scaling(96),
+  'sqrt_scaling': optim.sqrt_scaling(96),
+}
+
+
+@pytest.mark.parametrize('name', HOST)
+def test_numbers_are_computed_on_the_host(name):
+  """The same to rounding as on a device, which is not asked."""
+  function = HOST[name]
+  counts = [*range(0, 6000, 250), 999, 1001, 2499, 2501, 10**12]
+  device = np.asarray(jax.vmap(function)(jnp.asarray(counts, jnp.float32)))
+  for count, expected in zip(counts, device, strict=True):
+    for value in (count, float(count), np.int64(count), np.float32(count)):
+      got = function(value)
+      assert type(got) is np.float32
+      np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', [optim.cosine, optim.linear])
+def test_a_length_and_an_end_may_be_traced(kind):
+  traced = jax.jit(lambda total, final, e: kind(total, final)(e))
+  for total, final, e in ((1000.0, 0.1, 300), (400.0, 0.2, 300)):
+    expected = kind(total, final)(e)
+    np.testing.assert_allclose(traced(total, final, e), expected, rtol=1e-6)
+    # With a number for the examples as well.
+    half = jax.jit(lambda total, e=e: kind(total, 0.1)(e))
+    np.testing.assert_allclose(half(total), kind(total, 0.1)(e), rtol=1e-6)
+
+
 @pytest.mark.parametrize('seed', SEEDS)
 @pytest.mark.parametrize('exponent', [0.0, 0.5])
 def test_after_batch_growth_and_damping_give_the_whole_decay(seed, exponent):
@@ -208,10 +251,11 @@ def test_warmups_with_moving_batch_sizes(seed):
   while examples < 2 * length:
     batch = int(rng.choice([16, 64, 256, 777]))
     target = batch / 64
+    first = min(1, target)  # 16 is below the reference
     expected = (
       target,
-      1 if examples < length else target,
-      1 + (target - 1) * min(1, examples / length),
+      first if examples < length else target,
+      first + (target - first) * min(1, examples / length),
     )
     for warmup, value in zip(warmups, expected, strict=True):
       got = warmup(examples, scaling(batch), batch)
@@ -225,6 +269,24 @@ def test_gradual_warmup_rises_by_a_constant_amount_to_the_target():
   np.testing.assert_allclose(np.diff(steps[:11]), 0.7, rtol=1e-5)
   assert steps[0] == 1.0
   assert steps[10:] == [8.0] * 3
+
+
+def test_no_warmup_starts_above_its_target():
+  """A batch of 8 with a reference of 64: the small-batch rate is too much."""
+  for kind in (optim.constant_warmup, optim.gradual_warmup):
+    rates = [float(kind(100)(e, 1 / 8, 8)) for e in range(0, 200, 8)]
+    assert rates == [1 / 8] * len(rates)
+
+
+def test_a_warmup_may_start_from_a_fraction_of_its_target():
+  gradual = optim.gradual_warmup(100, start=0.0)
+  constant = optim.constant_warmup(100, start=0.25)
+  for factor in (1.0, 8.0):
+    got = [float(gradual(e, factor, 64)) for e in (0, 25, 50, 100, 200)]
+    expected = [factor * x for x in (0, 0.25, 0.5, 1, 1)]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    got = [float(constant(e, factor, 64)) for e in (0, 99, 100)]
+    assert got == [factor / 4, factor / 4, factor]
 
 
 def test_affine_length():
@@ -284,9 +346,15 @@ def test_learning_rate_rule(seed):
     (lambda: optim.adascale(32, decay=1.0), 'decay must be in'),
     (lambda: optim.constant_warmup(-1), 'must not be negative'),
     (lambda: optim.gradual_warmup(-1), 'must not be negative'),
+    (lambda: optim.gradual_warmup(1, 1.1), r'start must be in \[0, 1\]'),
+    (lambda: optim.constant_warmup(1, 0.0), r'start must be in \(0, 1\]'),
     (
       lambda: optim.affine_length(1, 1, num_examples=0),
       'must be positive',
+    ),
+    (
+      lambda: optim.learning_rate_rule(optim.constant()),  # pyright: ignore
+      'base must be a number',
     ),
     (
       lambda: optim.learning_rate_rule(1, scaling=optim.adascale(32)),  # pyright: ignore
@@ -297,6 +365,13 @@ def test_learning_rate_rule(seed):
       'must be positive',
     ),
     (lambda: optim.make_optimizer('sgdd', 0.1), 'sgd, momentum, nesterov'),
+    (
+      lambda: optim.make_optimizer('sgd', lambda e, batch=32: 0.1),
+      'both fit: wrap it',
+    ),
+    (lambda: optim.make_optimizer('sgd', lambda *a: 0.1), 'both fit'),
+    (lambda: optim.make_optimizer('sgd', lambda: 0.1), 'neither fits'),
+    (lambda: optim.make_optimizer('sgd', lambda a, b, c: 0.1), 'neither fits'),
     (
       lambda: optim.after_batch_growth(
         optim.constant(),

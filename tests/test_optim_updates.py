@@ -52,8 +52,9 @@ ALIASES = {
     optax.add_decayed_weights(0.01, mask), optax.adam(RATE)
   ),
   'adamw': lambda mask: optax.adamw(RATE, weight_decay=0.01, mask=mask),
+  # optax has the norm of g + wd p in the trust ratio, not the published one.
   'lars': lambda mask: optax.lars(
-    RATE, 0.01, mask, trust_coefficient=0.02, trust_ratio_mask=mask
+    RATE, 0.0, mask, trust_coefficient=0.02, trust_ratio_mask=mask
   ),
   'lamb': lambda mask: optax.lamb(RATE, eps=1e-8, weight_decay=0.01, mask=mask),
 }
@@ -72,7 +73,7 @@ def test_fixed_batch_size_equals_optax(name, seed):
   ours = optim.make_optimizer(
     name,
     RATE,
-    weight_decay=0.01,
+    weight_decay=0.0 if name == 'lars' else 0.01,
     trust_coefficient=0.02,
     trust_mask=True if name == 'lamb' else mask,  # optax.lamb has no mask
   )
@@ -107,6 +108,7 @@ class _Slow:
     self.product *= beta2
     for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
       g = np.asarray(g, np.float64)
+      slope = np.linalg.norm(g)
       wd = self.decay if self.decayed[i] else 0.0
       if self.name not in ('adamw', 'lamb'):
         g = g + wd * p
@@ -128,7 +130,8 @@ class _Slow:
       elif self.name == 'lars':
         t = 1.0
         if self.decayed[i]:
-          t = self.trust * np.linalg.norm(p) / np.linalg.norm(g)
+          size = np.linalg.norm(p)
+          t = self.trust * size / (slope + wd * size)
         self.v[i] = 0.9 * self.v[i] - rate * t * g
         u = self.v[i]
       else:
@@ -168,7 +171,8 @@ def test_moving_batch_size_against_numpy(name, reference, seed):
     batch = min(nominal, 150)
     damping = batch / nominal
     rate = RATE * (0.1 if examples >= 900 else 1)
-    rate *= 1 + (batch / 32 - 1) * min(1, examples / 400)
+    first = min(1, batch / 32)
+    rate *= first + (batch / 32 - first) * min(1, examples / 400)
     grads = _tree(rng)
     updates, state = update(
       grads,
@@ -267,6 +271,97 @@ def test_adam_in_examples_forgets_by_examples():
   np.testing.assert_allclose(once.nu, 0.9, rtol=1e-6)
   np.testing.assert_allclose(state.nu, once.nu, rtol=1e-6)
   np.testing.assert_allclose(state.nu_weight, 0.1, rtol=1e-5)
+
+
+def test_adam_forgets_no_faster_than_its_floor():
+  """b1^2 = 0.81 is above the b2^10 = 0.35 that B = 10 B_ref would have."""
+  for b2_min, expected in ((0.95, 0.95), (0.5, 0.81), (0.85, 0.85)):
+    tx = optim.scale_by_adam_in_examples(
+      b2=0.9 if b2_min < 0.9 else 0.96, reference_batch_size=64, b2_min=b2_min
+    )
+    state = tx.init(jnp.zeros(1))._replace(nu=jnp.ones(1))
+    _, state = tx.update(jnp.zeros(1), state, batch_size=640)
+    np.testing.assert_allclose(state.nu, expected, rtol=1e-6)
+  # At the reference it is what it was chosen to be.
+  tx = optim.scale_by_adam_in_examples(b2=0.5, reference_batch_size=64)
+  state = tx.init(jnp.zeros(1))._replace(nu=jnp.ones(1))
+  for batch_size in (64, 640):
+    _, after = tx.update(jnp.zeros(1), state, batch_size=batch_size)
+    np.testing.assert_allclose(after.nu, 0.5, rtol=1e-6)
+
+
+def test_a_large_gradient_is_followed_by_no_large_update():
+  """At a hundred times the reference, b2 alone would give 67 times the rate."""
+  tx = optim.make_optimizer('adam', 1.0, beta2_reference_batch_size=1)
+  params, largest = jnp.zeros(1), 0.0
+  state = tx.init(params)
+  grads = [1e-3] * 20 + [1.0] + [1e-3] * 40
+  for gradient in grads:
+    updates, state = tx.update(
+      jnp.full(1, gradient),
+      state,
+      params,
+      batch_size=3000,
+      damping=1.0,
+      examples=0,
+    )
+    largest = max(largest, float(jnp.abs(updates).max()))
+  assert largest < 2
+
+
+def test_adam_of_complex_gradients():
+  """|g|^2, not g^2: as optax has it."""
+  rng = np.random.default_rng(0)
+  grads = [
+    jnp.asarray(rng.normal(size=3) + 1j * rng.normal(size=3), jnp.complex64)
+    for _ in range(5)
+  ]
+  ours = optim.scale_by_adam_in_examples(reference_batch_size=64)
+  theirs = optax.scale_by_adam()
+  state, theirs_state = ours.init(grads[0]), theirs.init(grads[0])
+  assert state.nu.dtype == jnp.float32
+  for g in grads:
+    updates, state = ours.update(g, state, batch_size=64)
+    expected, theirs_state = theirs.update(g, theirs_state)
+    assert updates.dtype == jnp.complex64
+    np.testing.assert_allclose(updates, expected, rtol=1e-4)
+
+
+def test_lars_is_the_published_one():
+  """The norms of g and p, not that of g + wd p; no ratio where one is 0."""
+  tx = optim.scale_by_lars(
+    0.5, 0.1, decay_mask={'a': True, 'b': False}, trust_mask=True
+  )
+  params = {'a': jnp.array([3.0, 4.0]), 'b': [jnp.array([0.0, 2.0])]}
+  grads = {'a': jnp.array([-2.0, 0.0]), 'b': [jnp.array([1.0, 0.0])]}
+  updates, _ = tx.update(grads, tx.init(params), params)
+  # 0.1 5 / (2 + 0.5 5) (g + 0.5 p), and 0.1 2 / 1 g.
+  np.testing.assert_allclose(
+    updates['a'], 0.5 / 4.5 * np.array([-0.5, 2.0]), rtol=1e-6
+  )
+  np.testing.assert_allclose(updates['b'][0], [0.2, 0.0], rtol=1e-6)
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(grads, tx.init(params), nothing)
+  jax.tree.map(np.testing.assert_array_equal, updates, grads)
+  updates, _ = tx.update(nothing, tx.init(params), params)
+  np.testing.assert_allclose(updates['a'], 0.5 * params['a'])
+  with pytest.raises(ValueError, match='needs params'):
+    tx.update(grads, tx.init(params))
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_a_schedule_counts_updates(name):
+  """As in every alias of optax, whatever the examples and the batch size."""
+  schedule = optax.exponential_decay(0.1, 3, 0.5)
+  ours = optim.make_optimizer(name, schedule)
+  theirs = {'sgd': optax.sgd, 'adam': optax.adam}[name](schedule)
+  params = jnp.ones((2, 2))
+  state, theirs_state = ours.init(params), theirs.init(params)
+  for k in range(7):
+    extra = {**EXTRA, 'examples': 1000 * k, 'batch_size': 10 + k}
+    updates, state = ours.update(params, state, params, **extra)
+    expected, theirs_state = theirs.update(params, theirs_state, params)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
 def test_adam_bias_correction_far_below_the_reference_batch_size():

@@ -31,6 +31,7 @@ from adabatch.controllers.state import (
 )
 from adabatch.controllers.wrappers import (
   every,
+  every_due,
   hysteresis,
   limit_growth,
   monotone,
@@ -65,6 +66,7 @@ __all__ = [
   'cabs',
   'constant',
   'every',
+  'every_due',
   'from_lr_schedule',
   'geodamp',
   'geodamp_learning_rate_multiplier',

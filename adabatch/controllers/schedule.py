@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
+  always,
   only_at_start,
   required,
 )
@@ -385,7 +386,10 @@ class LearningRateState(NamedTuple):
 
 
 def from_lr_schedule(
-  schedule: Callable[[int], Any], *, initial_batch_size: float
+  schedule: Callable[[int], Any],
+  *,
+  initial_batch_size: float,
+  due: Callable[[int], bool] = always,
 ) -> BatchSizeController:
   """Grow the batch where a schedule would have decayed the learning rate.
 
@@ -402,9 +406,11 @@ def from_lr_schedule(
     schedule: examples trained on so far -> learning rate, or a multiplier
       of it; any callable whose result `float` accepts.
     initial_batch_size: B_0, examples.
+    due: k -> may the size change after k updates? Only there is the schedule
+      read, and only there is its largest value looked for; see `every_due`.
 
   Returns:
-    A controller that needs `examples`.
+    A controller that needs `examples`, and `update` where `due` is given.
 
   Raises:
     ValueError: `schedule` is not callable or B_0 is out of range.
@@ -426,6 +432,8 @@ def from_lr_schedule(
     )
 
   def update(state: LearningRateState, signals: Signals):
+    if not due(signals.update):
+      return hold(state)
     examples = _progress('from_lr_schedule', signals, 'examples')
     if not math.isfinite(examples):
       return reject(state)
@@ -440,5 +448,6 @@ def from_lr_schedule(
   return BatchSizeController(
     init=lambda: LearningRateState(float(initial_batch_size)),
     update=update,
-    needs=frozenset({'examples'}),
+    needs=frozenset(['examples'] if due is always else ['examples', 'update']),
+    due=due,
   )

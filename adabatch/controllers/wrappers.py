@@ -59,14 +59,32 @@ def every(
   Reference: the authors' code holds for 20 updates after waiting for 100,
   https://github.com/stsievert/adadamp
   """
-  check_number('updates', updates, at_least=1)
-  check_number('wait', wait, at_least=0)
+  ours = every_due(updates, wait)
 
   def due(k: int) -> bool:
-    ours = k == 0 or (k >= wait and (k - wait) % updates == 0)
-    return ours and controller.due(k)
+    return ours(k) and controller.due(k)
 
   return _wrap(controller, lambda held, proposed: proposed, due)
+
+
+def every_due(updates: int = 20, wait: int = 0) -> Callable[[int], bool]:
+  """After which updates `every` decides: k -> whether that is one of them.
+
+  For rules that are dear to ask, such as `from_lr_schedule`.
+
+  Args:
+    updates: between two decisions.
+    wait: updates before the first change.
+
+  Raises:
+    ValueError: `updates` is below 1 or `wait` below 0.
+
+  >>> [k for k in range(9) if every_due(updates=3, wait=2)(k)]
+  [0, 2, 5, 8]
+  """
+  check_number('updates', updates, at_least=1)
+  check_number('wait', wait, at_least=0)
+  return lambda k: k == 0 or (k >= wait and (k - wait) % updates == 0)
 
 
 def monotone(controller: BatchSizeController) -> BatchSizeController:

@@ -1,7 +1,7 @@
 """Learning-rate rules for moving batch sizes, as optax transforms.
 
-Needs only jax and optax. The transforms read keyword extra arguments of
-`update`: `batch_size` (true global batch), `damping` (min(1, B_max /
+Needs only jax, numpy and optax. The transforms read keyword extra arguments of
+`update`: `batch_size` (true global batch), `damping` (a power of min(1, B_max /
 B_nominal)), `examples` (seen before this update) and, optionally,
 `gradient_noise` (a pair S, |G|^2). All are scalars that may be traced, so new
 values never compile again; arguments they do not know are ignored.
@@ -9,9 +9,10 @@ values never compile again; arguments they do not know are ignored.
 
 from adabatch.optim.adam import (
   ScaleByAdamInExamplesState,
+  beta2_floor,
   scale_by_adam_in_examples,
 )
-from adabatch.optim.damping import scale_by_damping
+from adabatch.optim.damping import damping_exponent, scale_by_damping
 from adabatch.optim.learning_rate import (
   LearningRateRule,
   ScaleByBatchLearningRateState,
@@ -49,6 +50,7 @@ from adabatch.optim.schedules import (
   polynomial,
   to_examples,
 )
+from adabatch.optim.trust import scale_by_lars
 
 __all__ = [
   'OPTIMIZERS',
@@ -64,9 +66,11 @@ __all__ = [
   'adascale',
   'affine_length',
   'after_batch_growth',
+  'beta2_floor',
   'constant',
   'constant_warmup',
   'cosine',
+  'damping_exponent',
   'gradual_warmup',
   'in_float32',
   'learning_rate_rule',
@@ -81,6 +85,7 @@ __all__ = [
   'scale_by_adam_in_examples',
   'scale_by_batch_learning_rate',
   'scale_by_damping',
+  'scale_by_lars',
   'scale_in_float32',
   'sqrt_scaling',
   'to_examples',

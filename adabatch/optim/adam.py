@@ -18,7 +18,7 @@ class ScaleByAdamInExamplesState(NamedTuple):
   Args:
     count: updates so far, int32 scalar.
     mu: first moment, like the parameters, at least float32.
-    nu: second moment, like the parameters, at least float32.
+    nu: second moment, like the parameters, real, at least float32.
     nu_weight: 1 - prod_i beta2_i over the updates so far, float32 scalar.
   """
 
@@ -34,20 +34,26 @@ def scale_by_adam_in_examples(
   eps: jax.typing.ArrayLike = 1e-8,
   *,
   reference_batch_size: jax.typing.ArrayLike,
+  b2_min: jax.typing.ArrayLike = 0.95,
 ) -> optax.GradientTransformationExtraArgs:
   """Adam with the half-life of the second moment fixed in examples.
 
-      beta2_k = b2^(B_k / B_ref)
-      mu <- b1 mu + (1 - b1) g,  nu <- beta2_k nu + (1 - beta2_k) g^2
+      beta2_k = max(floor, b2^(B_k / B_ref)), floor = min(b2, max(b2_min, b1^2))
+      mu <- b1 mu + (1 - b1) g,  nu <- beta2_k nu + (1 - beta2_k) |g|^2
       u = mu / (1 - b1^k) / (sqrt(nu / (1 - prod_{i<=k} beta2_i)) + eps)
 
-  With B = B_ref throughout it is `optax.scale_by_adam`.
+  With B = B_ref throughout it is `optax.scale_by_adam`. Without the floor,
+  b2^(B / B_ref) would come near 0 where B is many times B_ref; below b1^2, nu
+  forgets a large gradient sooner than mu does, and the updates that follow are
+  not bounded by any multiple of the learning rate.
 
   Args:
     b1: decay of the first moment, for each update.
     b2: decay of the second moment, for each B_ref examples.
     eps: added to the denominator, in units of the gradient.
     reference_batch_size: B_ref in examples, where b2 was chosen.
+    b2_min: beta2_k is not lowered below this, nor below b1^2; from b2 = 0.999
+      it comes to 0.95 at 51 B_ref.
 
   Returns:
     A transform whose `update` needs the keyword argument `batch_size` (true
@@ -61,19 +67,21 @@ def scale_by_adam_in_examples(
   How to Scale Your EMA, 2023 (arXiv 2307.13813), for the power of the decay.
 
   >>> import jax.numpy as jnp
-  >>> tx = scale_by_adam_in_examples(b2=0.9, reference_batch_size=32)
+  >>> tx = scale_by_adam_in_examples(b2=0.98, reference_batch_size=32)
   >>> state = tx.init(jnp.ones(1))
   >>> updates, state = tx.update(jnp.ones(1), state, batch_size=64)
-  >>> print(f'{state.nu[0]:.2f} {updates[0]:.2f}')  # 1 - 0.9^2
-  0.19 1.00
+  >>> print(f'{state.nu[0]:.4f} {updates[0]:.2f}')  # 1 - 0.98^2
+  0.0396 1.00
   """
   check_reference('scale_by_adam_in_examples', reference_batch_size)
 
   def init(params):
     return ScaleByAdamInExamplesState(
       count=jnp.zeros([], jnp.int32),
-      mu=jax.tree.map(_zeros_like, params),
-      nu=jax.tree.map(_zeros_like, params),
+      mu=jax.tree.map(lambda p: jnp.zeros_like(p, _dtype(p)), params),
+      nu=jax.tree.map(
+        lambda p: jnp.zeros_like(p, jnp.finfo(_dtype(p)).dtype), params
+      ),
       nu_weight=jnp.zeros([], jnp.float32),
     )
 
@@ -83,15 +91,14 @@ def scale_by_adam_in_examples(
     del params, extra
     ratio = jnp.asarray(batch_size, jnp.float32) / reference_batch_size
     # 1 - beta2_k by expm1: with B much below B_ref, beta2_k rounds to 1.
-    new = -jnp.expm1(ratio * _log(b2))
+    floor = _log(beta2_floor(b1, b2, b2_min))
+    new = -jnp.expm1(jnp.maximum(ratio * _log(b2), floor))
     count = jnp.asarray(optax.safe_increment(state.count))
     mu = jax.tree.map(
       lambda g, m: m + (1 - b1) * (g.astype(m.dtype) - m), updates, state.mu
     )
     nu = jax.tree.map(
-      lambda g, v: v + new * (jnp.square(g.astype(v.dtype)) - v),
-      updates,
-      state.nu,
+      lambda g, v: v + new * (_squared(g, v.dtype) - v), updates, state.nu
     )
     nu_weight = state.nu_weight + new * (1 - state.nu_weight)
     mu_weight = 1 - jnp.asarray(b1, jnp.float32) ** count
@@ -109,9 +116,36 @@ def scale_by_adam_in_examples(
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
-def _zeros_like(leaf):
-  dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-  return jnp.zeros_like(leaf, dtype=dtype)
+def _dtype(leaf):
+  return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def beta2_floor(b1: Any, b2: Any, b2_min: Any) -> Any:
+  """The least decay of the second moment, however large the batch.
+
+      floor = min(b2, max(b2_min, b1^2))
+
+  b2 itself, where that is lower: at B_ref it holds as it was chosen.
+
+  Args:
+    b1, b2, b2_min: as in `scale_by_adam_in_examples`.
+
+  Returns:
+    A scalar; a number if all three are.
+
+  >>> beta2_floor(0.9, 0.999, 0.95), beta2_floor(0.9, 0.999, 0.0)
+  (0.95, 0.81)
+  """
+  if any(isinstance(b, jax.Array) for b in (b1, b2, b2_min)):
+    return jnp.minimum(b2, jnp.maximum(b2_min, b1 * b1))
+  return min(b2, max(b2_min, b1**2))
+
+
+def _squared(gradient, dtype):
+  """|g|^2, also of complex numbers, whose square is not real."""
+  if jnp.iscomplexobj(gradient):
+    return (gradient * gradient.conj()).real.astype(dtype)
+  return jnp.square(gradient.astype(dtype))
 
 
 def _log(b2):

@@ -1,7 +1,8 @@
 """The learning rate as a function of examples seen and batch size."""
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,13 @@ class ScaleByBatchLearningRateState(NamedTuple):
   Args:
     learning_rate: float32 scalar, undamped; 0 before the first update.
     scaling_state: state of a StatefulScaling, () for any other.
+    count: updates so far, int32 scalar, where the base is a schedule of them;
+      () for any other.
   """
 
   learning_rate: jax.Array
   scaling_state: Any
+  count: Any = ()
 
 
 def no_warmup() -> Warmup:
@@ -50,19 +54,25 @@ def no_warmup() -> Warmup:
   return lambda examples, factor, batch_size: jnp.asarray(factor, jnp.float32)
 
 
-def constant_warmup(length: Length) -> Warmup:
-  """The small-batch learning rate at first, then the whole scaling factor.
+def constant_warmup(length: Length, start: float | None = None) -> Warmup:
+  """A lower learning rate at first, then the whole scaling factor.
 
-      w(e, f, B) = 1 if e < length(B) else f
+      w(e, f, B) = f_0 if e < length(B) else f,
+      f_0 = start f, or min(1, f) where start is None
+
+  The latter is the small-batch learning rate, or the target itself where the
+  batch is smaller than the reference: no warmup starts above its target.
 
   Args:
     length: examples, or a function batch_size -> examples.
+    start: fraction of the target, in (0, 1]; None for the small-batch rate.
 
   Returns:
     A warmup: (examples, factor, batch_size), scalars -> float32 scalar.
 
   Raises:
-    ValueError: length is negative.
+    ValueError: length is negative or start not in (0, 1]; at 0 the warmup would
+      train nothing.
 
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677), section 2.2.
@@ -72,31 +82,39 @@ def constant_warmup(length: Length) -> Warmup:
   1.0 8.0
   """
   length_at = _length_at('constant_warmup', length)
+  if start is not None and not 0 < start <= 1:
+    raise ValueError(f'constant_warmup: start must be in (0, 1], got {start}')
 
   def warmup(examples, factor, batch_size):
     examples, factor = _float32(examples), _float32(factor)
-    return jnp.where(examples < length_at(batch_size), 1, factor)
+    first = _first(factor, start)
+    return jnp.where(examples < length_at(batch_size), first, factor)
 
   return warmup
 
 
-def gradual_warmup(length: Length) -> Warmup:
-  """From the small-batch learning rate to the target by a constant amount.
+def gradual_warmup(length: Length, start: float | None = None) -> Warmup:
+  """From a lower learning rate to the target by a constant amount.
 
-      w(e, f, B) = 1 + (f - 1) min(1, e / length(B))
+      w(e, f, B) = f_0 + (f - f_0) min(1, e / length(B)),
+      f_0 = start f, or min(1, f) where start is None
 
-  It starts from the small-batch learning rate, not from 0. The amount is the
-  same at each update while the batch size is; a batch twice as large takes
-  twice the amount.
+  By default it starts from the small-batch learning rate, not from 0, and from
+  the target itself where the batch is smaller than the reference: no warmup
+  starts above its target. The amount is the same at each update while the batch
+  size is; a batch twice as large takes twice the amount.
 
   Args:
     length: examples, or a function batch_size -> examples.
+    start: fraction of the target, in [0, 1]; None for the small-batch rate. The
+      update before which no example was seen has this rate, so 0 leaves the
+      parameters as they are once.
 
   Returns:
     A warmup: (examples, factor, batch_size), scalars -> float32 scalar.
 
   Raises:
-    ValueError: length is negative.
+    ValueError: length is negative or start not in [0, 1].
 
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677), section 2.2.
@@ -104,8 +122,13 @@ def gradual_warmup(length: Length) -> Warmup:
   >>> warmup = gradual_warmup(1000)
   >>> print(*[warmup(e, 9.0, 2048) for e in (0, 500, 1000, 2000)])
   1.0 5.0 9.0 9.0
+  >>> from_zero = gradual_warmup(1000, start=0.0)
+  >>> print(*[from_zero(e, 1.0, 2048) for e in (0, 500, 1000)])
+  0.0 0.5 1.0
   """
   length_at = _length_at('gradual_warmup', length)
+  if start is not None and not 0 <= start <= 1:
+    raise ValueError(f'gradual_warmup: start must be in [0, 1], got {start}')
 
   def warmup(examples, factor, batch_size):
     examples, factor = _float32(examples), _float32(factor)
@@ -113,8 +136,9 @@ def gradual_warmup(length: Length) -> Warmup:
     # A length of zero is no warmup, not 0/0.
     fraction = examples / jnp.where(length > 0, length, 1)
     fraction = jnp.where(length > 0, jnp.minimum(1, fraction), 1)
+    first = _first(factor, start)
     # Exactly the factor at the end: 1 + (f - 1) would be off by rounding.
-    return jnp.where(fraction < 1, 1 + (factor - 1) * fraction, factor)
+    return jnp.where(fraction < 1, first + (factor - first) * fraction, factor)
 
   return warmup
 
@@ -178,7 +202,7 @@ def learning_rate_rule(
     undamped learning rate, float32 scalar.
 
   Raises:
-    ValueError: scaling has state (AdaScale).
+    ValueError: base is a function or scaling has state (AdaScale).
 
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677).
@@ -190,6 +214,12 @@ def learning_rate_rule(
   >>> print(*[f'{rule(e, 512):.3f}' for e in (0, 500, 1000, 3000)])
   0.100 0.150 0.200 0.020
   """
+  if callable(base):
+    raise ValueError(
+      f'learning_rate_rule: base must be a number, got {base!r}; give a '
+      'function of the examples as decay, or one of the updates to '
+      'scale_by_batch_learning_rate'
+    )
   if isinstance(scaling, StatefulScaling):
     raise ValueError(
       'learning_rate_rule: this scaling has state and no pure rule; '
@@ -204,7 +234,7 @@ def learning_rate_rule(
 
 
 def scale_by_batch_learning_rate(
-  base: jax.typing.ArrayLike | LearningRateRule,
+  base: jax.typing.ArrayLike | LearningRateRule | optax.Schedule,
   *,
   decay: Schedule | None = None,
   scaling: Scaling | StatefulScaling | None = None,
@@ -221,8 +251,11 @@ def scale_by_batch_learning_rate(
   callables that are given in `static_args`.)
 
   Args:
-    base: learning rate at the reference batch size, a number; or a rule
-      (examples, batch_size) -> learning rate, which the others multiply.
+    base: learning rate at the reference batch size, which the others multiply:
+      a number; a rule, that is a function of two arguments (examples,
+      batch_size) -> learning rate; or a schedule as optax takes them, a
+      function of one, the count of this transform's updates so far. (For one of
+      examples give `lambda examples, batch_size: schedule(examples)`.)
     decay: examples -> multiplier; None is no decay.
     scaling: batch_size -> factor, or AdaScale; None is no scaling.
     warmup: (examples, factor, batch_size) -> factor; None is no warmup.
@@ -233,6 +266,9 @@ def scale_by_batch_learning_rate(
     global batch) and `examples` (seen before this update), scalars, and takes
     `gradient_noise` (a pair S, |G|^2 of scalars, or None), which only AdaScale
     reads. Dtypes and shardings of the updates are kept.
+
+  Raises:
+    ValueError: base is a function whose parameters do not tell what it takes.
 
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677); Johnson et al., AdaScale SGD, 2020 (arXiv 2007.05105).
@@ -250,6 +286,8 @@ def scale_by_batch_learning_rate(
   # take a function for a schedule. The number is called `base`, because a
   # hyperparameter called `learning_rate` would make tree_get ambiguous.
   sign = -1 if flip_sign else 1
+  function = cast(Any, base)
+  scheduled = callable(base) and _is_schedule(base)
 
   def init(params):
     del params
@@ -257,7 +295,9 @@ def scale_by_batch_learning_rate(
     if isinstance(scaling, StatefulScaling):
       scaling_state = scaling.init()
     return ScaleByBatchLearningRateState(
-      learning_rate=jnp.zeros([], jnp.float32), scaling_state=scaling_state
+      learning_rate=jnp.zeros([], jnp.float32),
+      scaling_state=scaling_state,
+      count=jnp.zeros([], jnp.int32) if scheduled else (),
     )
 
   def update(
@@ -278,10 +318,15 @@ def scale_by_batch_learning_rate(
       )
     else:
       factor = 1.0 if scaling is None else scaling(batch_size)
-    value = base(examples, batch_size) if callable(base) else base
+    value, count = base, state.count
+    if scheduled:
+      value = function(count)
+      count = jnp.asarray(optax.safe_increment(count))
+    elif callable(base):
+      value = function(examples, batch_size)
     rate = _rate(value, decay, warmup, factor, examples, batch_size)
     updates = scale_in_float32(updates, sign * rate)
-    return updates, ScaleByBatchLearningRateState(rate, scaling_state)
+    return updates, ScaleByBatchLearningRateState(rate, scaling_state, count)
 
   # optax's type for update knows no required extra arguments.
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
@@ -292,6 +337,37 @@ def _rate(base, decay, warmup, factor, examples, batch_size):
   if warmup is not None:
     factor = warmup(examples, factor, batch_size)
   return _float32(base) * _float32(multiplier) * _float32(factor)
+
+
+def _first(factor, start):
+  """Where a warmup starts."""
+  return jnp.minimum(1, factor) if start is None else start * factor
+
+
+def _is_schedule(base: Callable[..., Any]) -> bool:
+  """Whether a function takes the count of updates, not examples and batch size.
+
+  Raises:
+    ValueError: where its parameters do not tell.
+  """
+  takes = {number: _takes(base, number) for number in (1, 2)}
+  if takes[1] == takes[2]:
+    both = 'both fit' if takes[1] else 'neither fits'
+    raise ValueError(
+      f'the learning rate {base!r} must be a schedule (count of updates) or a '
+      f'rule (examples, batch_size), and by its parameters {both}: wrap it in '
+      'a lambda with one parameter, or with two'
+    )
+  return takes[1]
+
+
+def _takes(function: Callable[..., Any], number: int) -> bool:
+  """Whether it can be called with so many positional arguments."""
+  try:
+    inspect.signature(function).bind(*range(number))
+  except (TypeError, ValueError):  # too few or many; no signature to be had
+    return False
+  return True
 
 
 def _length_at(name, length):

@@ -14,8 +14,7 @@ from adabatch.optim.learning_rate import (
   scale_by_batch_learning_rate,
 )
 from adabatch.optim.precision import in_float32
-
-Mask = Any  # a pytree of booleans, a prefix of one, or params -> such a tree
+from adabatch.optim.trust import Mask, scale_by_lars
 
 _NORM_MODULE = re.compile(r'(batch|layer|group|instance|rms)_?norm', re.I)
 
@@ -65,7 +64,8 @@ class Hyperparameters(NamedTuple):
 
   Args:
     momentum, beta1, beta2, epsilon, weight_decay, decay_mask,
-      trust_coefficient, trust_mask, beta2_reference_batch_size: as there.
+      trust_coefficient, trust_mask, beta2_reference_batch_size, beta2_min: as
+      there.
   """
 
   momentum: jax.typing.ArrayLike
@@ -77,6 +77,7 @@ class Hyperparameters(NamedTuple):
   trust_coefficient: jax.typing.ArrayLike
   trust_mask: Mask
   beta2_reference_batch_size: jax.typing.ArrayLike | None
+  beta2_min: jax.typing.ArrayLike
 
 
 def _decay(h: Hyperparameters) -> optax.GradientTransformation:
@@ -95,14 +96,21 @@ def _adam(h: Hyperparameters) -> optax.GradientTransformation:
     h.beta2,
     h.epsilon,
     reference_batch_size=h.beta2_reference_batch_size,
+    b2_min=h.beta2_min,
   )
 
 
-def _trust(
-  h: Hyperparameters, coefficient: jax.typing.ArrayLike
-) -> optax.GradientTransformation:
-  ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
-  return optax.masked(ratio, h.trust_mask)
+def _lars(h: Hyperparameters) -> optax.GradientTransformation:
+  return scale_by_lars(
+    h.weight_decay,
+    h.trust_coefficient,
+    decay_mask=h.decay_mask,
+    trust_mask=h.trust_mask,
+  )
+
+
+def _trust(h: Hyperparameters) -> optax.GradientTransformation:
+  return optax.masked(optax.scale_by_trust_ratio(), h.trust_mask)
 
 
 # Each row reads as the optimizer's definition, left to right. The learning
@@ -120,20 +128,18 @@ OPTIMIZERS: dict[
   'nesterov': lambda lr, h: (_decay(h), _trace(h, nesterov=True), lr),
   'adam': lambda lr, h: (_decay(h), _adam(h), lr),
   'adamw': lambda lr, h: (_adam(h), _decay(h), lr),
-  'lars': lambda lr, h: (
-    _decay(h),
-    _trust(h, h.trust_coefficient),
-    lr,
-    _trace(h, nesterov=False),
-  ),
-  'lamb': lambda lr, h: (_adam(h), _decay(h), _trust(h, 1.0), lr),
+  'lars': lambda lr, h: (_lars(h), lr, _trace(h, nesterov=False)),
+  'lamb': lambda lr, h: (_adam(h), _decay(h), _trust(h), lr),
 }
 
 
 def make_optimizer(
   name: str,
   learning_rate: (
-    jax.typing.ArrayLike | LearningRateRule | optax.GradientTransformation
+    jax.typing.ArrayLike
+    | LearningRateRule
+    | optax.Schedule
+    | optax.GradientTransformation
   ),
   *,
   momentum: jax.typing.ArrayLike = 0.9,
@@ -141,10 +147,11 @@ def make_optimizer(
   beta2: jax.typing.ArrayLike = 0.999,
   epsilon: jax.typing.ArrayLike = 1e-8,
   weight_decay: jax.typing.ArrayLike = 0.0,
-  decay_mask: Mask = no_norms_and_biases,
+  decay_mask: Mask | None = None,
   trust_coefficient: jax.typing.ArrayLike = 0.001,
-  trust_mask: Mask = no_norms_and_biases,
+  trust_mask: Mask | None = None,
   beta2_reference_batch_size: jax.typing.ArrayLike | None = None,
+  beta2_min: jax.typing.ArrayLike = 0.95,
 ) -> optax.GradientTransformationExtraArgs:
   """An optimizer by name, for a batch size that moves.
 
@@ -153,7 +160,8 @@ def make_optimizer(
       nesterov  v <- m v + g,  u = -lr (g + m v)
       adam      u = -lr Adam(g)
       adamw     u = -lr (Adam(g) + wd p)       g here without L2
-      lars      v <- m v - lr t g,  u = v      t = trust |p| / |g| by leaf
+      lars      v <- m v - lr t g,  u = v      by leaf, g' being without L2:
+                                               t = trust |p| / (|g'| + wd |p|)
       lamb      u = -lr t (Adam(g) + wd p)     t = |p| / |Adam(g) + wd p|
       all       u <- damping u                 last, so that it acts at once
 
@@ -163,8 +171,9 @@ def make_optimizer(
 
   Args:
     name: a key of OPTIMIZERS.
-    learning_rate: a number, a rule (examples, batch_size) -> learning rate,
-      or a transform that multiplies by minus the learning rate, such as
+    learning_rate: a number, a rule (examples, batch_size) -> learning rate, a
+      schedule (count of updates) -> learning rate, as optax takes them, or a
+      transform that multiplies by minus the learning rate, such as
       scale_by_batch_learning_rate (needed for AdaScale).
     momentum: m, for momentum, nesterov and lars.
     beta1: decay of Adam's first moment, for adam, adamw and lamb.
@@ -173,12 +182,14 @@ def make_optimizer(
     weight_decay: wd: as L2 in the gradient for sgd, momentum, nesterov, adam
       and lars, decoupled for adamw and lamb.
     decay_mask: where weight decay applies: a pytree of booleans or a function
-      params -> such a tree; True is everywhere.
+      params -> such a tree; True is everywhere, None `no_norms_and_biases`.
     trust_coefficient: lars' trust; lamb has none.
     trust_mask: where lars and lamb scale by the trust ratio, likewise; t = 1
       elsewhere.
     beta2_reference_batch_size: if given, the batch size in examples at which
       beta2 holds; its half-life is then fixed in examples.
+    beta2_min: beta2 of a large batch is then not lowered below this, nor below
+      beta1^2; see `scale_by_adam_in_examples`.
 
   Returns:
     A transform whose `update` needs params and the keyword arguments
@@ -186,7 +197,8 @@ def make_optimizer(
     and ignores any other.
 
   Raises:
-    ValueError: name is not in OPTIMIZERS.
+    ValueError: name is not in OPTIMIZERS, or the parameters of learning_rate do
+      not tell whether it is a rule or a schedule.
 
   Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
   and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
@@ -207,6 +219,12 @@ def make_optimizer(
     )
   if not isinstance(learning_rate, optax.GradientTransformation):
     learning_rate = scale_by_batch_learning_rate(learning_rate)
+  # The defaults are None, not functions, which inject_hyperparams would call.
+  masks = (
+    no_norms_and_biases if mask is None else mask
+    for mask in (decay_mask, trust_mask)
+  )
+  decay_mask, trust_mask = masks
   hyperparameters = Hyperparameters(
     momentum=momentum,
     beta1=beta1,
@@ -217,6 +235,7 @@ def make_optimizer(
     trust_coefficient=trust_coefficient,
     trust_mask=trust_mask,
     beta2_reference_batch_size=beta2_reference_batch_size,
+    beta2_min=beta2_min,
   )
   transforms = OPTIMIZERS[name](learning_rate, hyperparameters)
   return in_float32(optax.chain(*transforms, scale_by_damping()))

@@ -13,7 +13,7 @@ def scale_in_float32(updates: Any, factor: jax.typing.ArrayLike) -> Any:
       u <- cast(float32(u) * factor, dtype(u))
 
   Args:
-    updates: pytree of floating-point arrays of any shape.
+    updates: pytree of floating-point or complex arrays of any shape.
     factor: scalar. It is never rounded to the leaves' dtype, only the product.
 
   Returns:
@@ -77,4 +77,7 @@ def _widen(leaf):
   """The leaf in at least float32; what is not floating-point is left alone."""
   if not jnp.issubdtype(leaf.dtype, jnp.floating):
     return leaf
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+  if isinstance(leaf, jax.ShapeDtypeStruct):  # of parameters yet to be made
+    return leaf.update(dtype=dtype)
+  return leaf.astype(dtype)

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Scaling = Callable[[jax.typing.ArrayLike], jax.Array]
+from adabatch.optim.host import Scalar, float32, namespace
+
+# On the host for a number, like schedules.
+Scaling = Callable[[jax.typing.ArrayLike], Scalar]
 
 
 class StatefulScaling(NamedTuple):
@@ -50,7 +53,7 @@ def no_scaling() -> Scaling:
   >>> print(no_scaling()(512))
   1.0
   """
-  return lambda batch_size: jnp.ones([], jnp.float32)
+  return lambda batch_size: namespace(batch_size).float32(1)
 
 
 def linear_scaling(reference_batch_size: float) -> Scaling:
@@ -100,7 +103,12 @@ def sqrt_scaling(reference_batch_size: float) -> Scaling:
   2.0
   """
   check_reference('sqrt_scaling', reference_batch_size)
-  return lambda batch_size: jnp.sqrt(_ratio(batch_size, reference_batch_size))
+
+  def scaling(batch_size):
+    ratio = _ratio(batch_size, reference_batch_size)
+    return namespace(ratio).sqrt(ratio)
+
+  return scaling
 
 
 def adascale(
@@ -188,7 +196,7 @@ def _gain(state, batch_size, reference_batch_size):
 
 
 def _ratio(batch_size, reference_batch_size):
-  return jnp.asarray(batch_size, jnp.float32) / reference_batch_size
+  return float32(batch_size) / float32(reference_batch_size)
 
 
 def check_reference(name: str, reference_batch_size: Any) -> None:

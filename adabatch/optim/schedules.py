@@ -1,20 +1,23 @@
 """Learning-rate decay counted in examples, as multipliers that start at 1.
 
 With a moving batch size nobody knows the number of updates in advance, so
-every schedule here is a function of the examples seen. Each is optax's own
-schedule with its count read as examples; any other optax schedule that starts
-at 1 serves as well.
+every schedule here is a function of the examples seen; any optax schedule that
+starts at 1, its count read as examples, serves as well.
+
+Called with a number, a schedule computes on the host and returns a NumPy
+scalar, equal up to rounding to what it returns for an array of JAX.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 from jax.core import Tracer
 
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+from adabatch.optim.host import Scalar, float32, namespace
+
+Schedule = Callable[[jax.typing.ArrayLike], Scalar]
 
 _UNITS = ('epochs', 'examples', 'updates')
 
@@ -30,7 +33,7 @@ def constant() -> Schedule:
   >>> print(constant()(5_000))
   1.0
   """
-  return _of_examples(optax.constant_schedule(1.0))
+  return _of_examples(lambda xp, count: xp.ones_like(count))
 
 
 def piecewise(
@@ -70,27 +73,32 @@ def piecewise(
       f'piecewise: {len(boundaries)} boundaries but {len(factors)} factors; '
       'give one factor, or one for each boundary'
     )
-  # optax takes a dict: two equal boundaries would silently become one.
   if any(a >= b for a, b in zip([0.0, *boundaries], boundaries, strict=False)):
     raise ValueError(
       f'piecewise: boundaries {boundaries} must be positive and increasing'
     )
   if any(f < 0 for f in factors):
     raise ValueError(f'piecewise: factors {factors} must not be negative')
-  scales = dict(zip(boundaries, factors, strict=True))
-  return _of_examples(
-    optax.piecewise_constant_schedule(1.0, scales)  # pyright: ignore
-  )
+
+  def schedule(xp, count):
+    value = xp.ones_like(count)
+    for boundary, factor in zip(boundaries, factors, strict=True):
+      # float32 like the count: both are rounded alike.
+      passed = count >= np.float32(boundary)
+      value = value * xp.where(passed, np.float32(factor), np.float32(1))
+    return value
+
+  return _of_examples(schedule)
 
 
-def cosine(total: float, final: float = 0.0) -> Schedule:
+def cosine(total: Any, final: Any = 0.0) -> Schedule:
   """Half a cosine from 1 to `final`, then constant.
 
       m(e) = final + (1 - final) (1 + cos(pi min(e, total) / total)) / 2
 
   Args:
-    total: length of the decay in examples.
-    final: multiplier at and after `total`.
+    total: length of the decay in examples; a number, which may be traced.
+    final: multiplier at and after `total`; likewise.
 
   Returns:
     A schedule: examples seen (scalar) -> multiplier (float32 scalar).
@@ -105,9 +113,15 @@ def cosine(total: float, final: float = 0.0) -> Schedule:
   1.00 0.55 0.10 0.10
   """
   _check_total('cosine', total)
-  return _of_examples(
-    optax.cosine_decay_schedule(1.0, float(total), final)  # pyright: ignore
-  )
+  total, final = float32(total), float32(final)
+
+  # Total and final may be traced, here and below: trials that train side by
+  # side in one program differ in them.
+  def schedule(xp, count):
+    angle = np.float32(np.pi) * xp.minimum(1, count / total)
+    return final + (1 - final) * (1 + xp.cos(angle)) / 2
+
+  return _of_examples(schedule, total, final)
 
 
 def linear(total: Any, final: Any) -> Schedule:
@@ -166,14 +180,12 @@ def polynomial(
   if not power > 0:
     raise ValueError(f'polynomial: power must be positive, got {power}')
 
-  total = 1.0 * total
+  total, final = float32(total), float32(final)
 
-  # Written out, because total and final may be traced: trials that train side
-  # by side in one program differ in them.
-  def schedule(count):
-    return final + (1 - final) * (1 - jnp.minimum(1, count / total)) ** power
+  def schedule(xp, count):
+    return final + (1 - final) * (1 - xp.minimum(1, count / total)) ** power
 
-  return _of_examples(schedule)
+  return _of_examples(schedule, total, final)
 
 
 def after_batch_growth(
@@ -236,11 +248,12 @@ def after_batch_growth(
   alpha_cap = initial_batch_size / max_batch_size
 
   def schedule(examples):
-    alpha = decay(examples)
-    grown = jnp.maximum(alpha, alpha_cap) ** exponent
-    return jnp.where(alpha < 1, grown, alpha)
+    alpha = float32(decay(examples))
+    xp = namespace(alpha)
+    grown = xp.maximum(alpha, np.float32(alpha_cap)) ** exponent
+    return float32(xp.where(alpha < 1, grown, alpha))
 
-  return _of_examples(schedule)
+  return schedule
 
 
 def to_examples(
@@ -287,16 +300,19 @@ def to_examples(
   return length * float(size)
 
 
-def _of_examples(schedule: optax.Schedule) -> Schedule:
-  """A schedule on float32 counts.
+def _of_examples(schedule: Callable[[Any, Any], Any], *others: Any) -> Schedule:
+  """A schedule (namespace, count) -> multiplier, of float32 counts.
 
-  Integer counts, boundaries and totals overflow beyond 2^31 examples; for the
-  same reason optax gets floats everywhere, though its annotations say int.
+  Integer counts, boundaries and totals overflow beyond 2^31 examples.
+
+  Args:
+    schedule: the formula.
+    others: what may be traced in it.
   """
 
   def of_examples(examples):
-    count = jnp.asarray(examples, jnp.float32)
-    return jnp.asarray(schedule(count), jnp.float32)
+    xp = namespace(examples, *others)
+    return float32(schedule(xp, float32(examples)))
 
   return of_examples
 
@@ -304,6 +320,5 @@ def _of_examples(schedule: optax.Schedule) -> Schedule:
 def _check_total(name: str, total: Any) -> None:
   if isinstance(total, Tracer):
     return
-  # optax reads a total of zero as "no decay at all".
   if not total > 0:
     raise ValueError(f'{name}: total must be positive, got {total}')

@@ -28,6 +28,7 @@ READ_BY = {
   'optimizer.momentum': frozenset(['momentum', 'nesterov', 'lars']),
   'optimizer.beta1': _ADAM,
   'optimizer.beta2': _ADAM,
+  'optimizer.beta2_min': _ADAM,
   'optimizer.epsilon': _ADAM,
   'optimizer.trust_coefficient': frozenset(['lars']),
 }
