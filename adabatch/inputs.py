@@ -151,7 +151,10 @@ def _open_images(config: Config) -> tuple[Any, Any]:
   names = d.train_split, d.eval_split
   shape = None
   if d.name not in data.EMBEDDED:
-    found = [data.find_images(d.name, split, d.data_dir) for split in names]
+    found = [
+      data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
+      for split in names
+    ]
     shape = found[0].image_shape
     size = math.prod(side or 0 for side in shape)
     examples = sum(split.num_examples for split in found)

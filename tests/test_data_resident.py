@@ -193,15 +193,61 @@ def test_grey_images_of_16_bits_keep_their_upper_8(tmp_path):
   np.testing.assert_array_equal(found, deep >> 8)
 
 
-@pytest.mark.parametrize('name', ['mnist', 'no_such_set', 'tiny:2.0.0'])
-def test_missing_set_names_place_and_command(tmp_path, name):
+def test_a_missing_set_of_tfds_names_place_and_command(tmp_path):
   write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   before = sorted(tmp_path.rglob('*'))
-  message = _message(lambda: load(name, 'train', tmp_path))
-  for part in (name, str(tmp_path), 'adabatch[prepare]', 'array_record'):
-    assert part in message
+  for root, place in (
+    (tmp_path, f'is not prepared in {tmp_path}; '),
+    (tmp_path / 'no', f'prepared: data_dir {tmp_path / "no"} does not exist; '),
+  ):
+    # Nor is a real name taken for a slip.
+    for name in ('mnist', 'cifar100', 'titanic:4.0.0'):
+      message = _message(lambda n=name, r=root: load(n, 'train', r))
+      for part in (name, place, "pip install 'adabatch[prepare]'"):
+        assert part in message
+      assert 'array_record' in message
+      assert 'did you mean' not in message
   # TFDS itself would have started a download into the directory.
   assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'near'),
+  [
+    ('tinny', 'tiny'),
+    ('configued', 'configured'),
+    ('digit', 'digits'),
+    ('fashionmnist', 'fashion_mnist'),
+    ('cifar-10', 'cifar10'),
+    ('no_such_set', None),
+    ('xyz', None),
+  ],
+)
+def test_a_name_that_nobody_knows(tmp_path, name, near):
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  write_tfds(tmp_path / 'configured', _pictures(2, 5, 4, 3), [0, 1], name='a')
+  (tmp_path / 'no_such_sets').mkdir()  # not one either
+  message = _message(lambda: load(name, 'train', tmp_path))
+  assert (f"(did you mean '{near}'?)" in message) == (near is not None)
+  assert ('did you mean' in message) == (near is not None)
+  # What it would advise cannot work.
+  assert 'adabatch[prepare]' not in message
+
+
+def test_another_version_of_a_set(tmp_path):
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  message = _message(lambda: load('tiny:2.0.0', 'train', tmp_path))
+  assert (
+    f"'tiny:2.0.0' is not prepared in {tmp_path}, which has version 1.0.0"
+    in (message)
+  )
+
+
+def test_a_damaged_set_that_is_not_of_tfds_is_not_to_be_prepared(tmp_path):
+  write_tfds(tmp_path, [b'no image'] * 2, [0, 1])
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert f'remove it and write it to {tmp_path}/tiny/VERSION' in message
+  assert 'adabatch[prepare]' not in message
 
 
 @pytest.mark.parametrize(

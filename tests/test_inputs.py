@@ -287,6 +287,11 @@ def test_a_repaired_text_is_read_again(tmp_path):
   assert train(config, tmp_path / 'run')['skipped_records'] == 0
 
 
+def test_a_slip_in_the_name_is_seen(tmp_path):
+  with pytest.raises(data.NotPrepared, match=r"\(did you mean 'digits'\?\)"):
+    open_set(tmp_path, **{'data.name': 'digit'})
+
+
 def test_rows_longer_than_the_text_are_refused(tmp_path):
   write_set(tmp_path, [b'short'])
   with pytest.raises(ConfigError, match='must be below the 7 tokens of train'):
