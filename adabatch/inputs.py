@@ -347,6 +347,11 @@ def _check_text(train: Any, evaluation: Any) -> None:
         "task.name='language_modelling' needs rows of 'tokens', the data has "
         f'{", ".join(split.shapes)}'
       )
+  if train.num_classes != evaluation.num_classes:
+    raise ConfigError(
+      f'the splits differ: training has {train.num_classes} tokens, evaluation '
+      f'{evaluation.num_classes}'
+    )
 
 
 def _check_images(train: Any, evaluation: Any, padding: int) -> None:

@@ -280,6 +280,14 @@ def test_odd_names_and_damaged_sets(tmp_path):
   assert str(directory) in _message(lambda: load('tiny', 'train', tmp_path))
 
 
+def test_a_set_that_does_not_say_how_many_classes_it_has(tmp_path):
+  directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  features = directory / 'features.json'
+  features.write_text(features.read_text().replace('"numClasses": "3"', ''))
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert "does not say how many classes its 'label' has" in message
+
+
 def test_a_missing_record_file(tmp_path):
   directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   (records,) = directory.glob('*.array_record*')

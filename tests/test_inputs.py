@@ -381,6 +381,9 @@ def test_arrays_of_ones_own_are_checked():
   rows = data.Split({'tokens': tokens, 'weight': np.ones(2, np.float32)}, 5)
   with pytest.raises(data.DatasetError, match='record 1 has the token 5'):
     inputs.open_inputs(digits(**TEXT), (rows, rows))
+  rows = rows._replace(num_classes=6)
+  with pytest.raises(ConfigError, match='training has 6 tokens, evaluation 7'):
+    inputs.open_inputs(digits(**TEXT), (rows, rows._replace(num_classes=7)))
 
 
 def test_a_set_of_which_nothing_can_be_read_says_why(tmp_path):

@@ -166,6 +166,11 @@ def find_images(
   found = find_split(name, split, data_dir, built_in)
   image_key, label_key = _feature_keys(found)
   features = found.features
+  if not features[label_key].num_classes:
+    raise DatasetError(
+      f"data set '{name}' in {found.directory} does not say how many classes "
+      f"its '{label_key}' has: write numClasses into its features.json"
+    )
   return ImageSplit(
     name=name,
     version=str(found.info.version),
