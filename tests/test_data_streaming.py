@@ -330,8 +330,12 @@ def test_what_cannot_be_opened(data_dir, options, part):
 
 
 def test_missing_sets_and_files(data_dir):
-  with pytest.raises(DatasetError, match=r'adabatch\[prepare\]'):
-    open_images('other', 'train', data_dir)
+  for name, advice in (
+    ('mnist', r'adabatch\[prepare\]'),
+    ('other', "write it to .*/other/VERSION .* has no 'other' to prepare"),
+  ):
+    with pytest.raises(DatasetError, match=advice):
+      open_images(name, 'train', data_dir)
   (records,) = data_dir.rglob('*.array_record*')
   records.unlink()
   with pytest.raises(DatasetError, match='damaged'):
