@@ -75,7 +75,9 @@ def default() -> Config:
   c.data.placement = 'auto'
   c.data.max_resident_bytes = 2_000_000_000  # of both splits, for 'auto'
   c.data.workers = placeholder(int)  # reading processes; 0: a thread; None: all
-  c.data.max_skipped = 100  # unreadable records an epoch; more stop the run
+  # More unreadable records an epoch, or an evaluation, stop the run.
+  c.data.max_skipped = 100
+  c.data.max_skipped_fraction = 0.01  # likewise, of the split
   c.data.mean = placeholder(tuple)  # of each channel, in [0, 1]; None: measured
   c.data.std = placeholder(tuple)  # likewise; None: measured
   c.data.crop_padding = 0  # pixels of padding of the random crop; 0: no crop
@@ -383,6 +385,7 @@ FREE = frozenset(
   [
     'compilation_cache',
     'data.max_skipped',
+    'data.max_skipped_fraction',
     'data.workers',
     'search.grace',
     'search.max_trials',

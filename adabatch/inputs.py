@@ -11,6 +11,7 @@ import numpy as np
 
 from adabatch import data, smoke, steps
 from adabatch.config import Config, ConfigError
+from adabatch.skipped import limits
 
 PLACEMENTS = ('auto', 'resident', 'streaming')
 
@@ -31,8 +32,8 @@ class Inputs(NamedTuple):
     load: makes a batch for evaluation.
     tokens_per_example: predicted ones, of text; None for images.
     end_of_document: a token, of text.
-    skipped_documents: of text, those that could not be read: split, number and
-      reason of each.
+    skipped_train, skipped_evaluation: documents of a text that could not be
+      read: number, split and reason of each.
   """
 
   train: Any
@@ -43,7 +44,8 @@ class Inputs(NamedTuple):
   load: steps.Load
   tokens_per_example: int | None = None
   end_of_document: int | None = None
-  skipped_documents: tuple[str, ...] = ()
+  skipped_train: tuple[str, ...] = ()
+  skipped_evaluation: tuple[str, ...] = ()
 
 
 class TextCache(NamedTuple):
@@ -88,7 +90,7 @@ def open_inputs(
   if splits is None:
     splits = _open_text(config, cache) if text else _open_images(config)
   train, evaluation = splits
-  end_of_document, skipped = None, ()
+  end_of_document, skipped = None, ((), ())
   if isinstance(train, data.TokenRows):
     if d.sequence_length >= train.tokens:
       raise ConfigError(
@@ -96,9 +98,13 @@ def open_inputs(
         f'{train.tokens} tokens of {d.train_split}'
       )
     end_of_document = train.end_of_document
-    skipped = _skipped_documents(config, splits)
+    skipped = tuple(
+      _skipped_documents(config, name, split)
+      for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
+    )
     if _lies_on_devices(config, splits):
       train, evaluation = (rows.resident() for rows in splits)
+  _check_classes(config, (train, evaluation))
   resident = all(isinstance(s, data.Split) for s in (train, evaluation))
   streaming = not resident or d.placement == 'streaming'
   if text:
@@ -112,7 +118,8 @@ def open_inputs(
       load=gather,
       tokens_per_example=train.shapes['tokens'].shape[0] - 1,
       end_of_document=end_of_document,
-      skipped_documents=skipped,
+      skipped_train=skipped[0],
+      skipped_evaluation=skipped[1],
     )
   _check_images(train, evaluation, d.crop_padding)
   statistics = _statistics(config, train)
@@ -144,7 +151,10 @@ def _open_images(config: Config) -> tuple[Any, Any]:
   names = d.train_split, d.eval_split
   shape = None
   if d.name not in data.EMBEDDED:
-    found = [data.find_images(d.name, split, d.data_dir) for split in names]
+    found = [
+      data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
+      for split in names
+    ]
     shape = found[0].image_shape
     size = math.prod(side or 0 for side in shape)
     examples = sum(split.num_examples for split in found)
@@ -194,21 +204,38 @@ def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
 
 
 def _skipped_documents(
-  config: Config, splits: tuple[Any, Any]
+  config: Config, name: str, split: data.TokenRows
 ) -> tuple[str, ...]:
-  d = config.data
-  skipped = tuple(
-    f'{number} of {name}: {reason}'
-    for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
-    for number, reason in split.skipped
+  """What is told of each, if they are not too many."""
+  found = tuple(
+    f'{number} of {name}: {reason}' for number, reason in split.skipped
   )
-  if len(skipped) > d.max_skipped:
-    raise data.DatasetError(
-      f'{len(skipped)} documents could not be read (the first: {skipped[0]}), '
-      f'data.max_skipped={d.max_skipped} are allowed: repair the data set, or '
-      'raise the limit'
+  if found:
+    limits(config).check(
+      len(found),
+      'documents',
+      name,
+      split.documents + len(found),
+      remedy=f'(the first: {found[0]}) repair the data set',
     )
-  return skipped
+  return found
+
+
+def _check_classes(config: Config, splits: tuple[Any, Any]) -> None:
+  """Refuses labels and tokens that are none, as far as they can be seen now.
+
+  What is streamed is checked again wherever it is read.
+  """
+  d = config.data
+  for name, split in zip((d.train_split, d.eval_split), splits, strict=True):
+    if isinstance(split, data.ImageRecords):
+      split.check_labels()
+    elif isinstance(split, data.Split):
+      data.check_classes(
+        split.arrays,
+        split.num_classes,
+        lambda row, name=name: f"split '{name}', record {row}",
+      )
 
 
 def _lies_on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
@@ -250,7 +277,8 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
       rng = np.random.Generator(np.random.Philox(config.seed))
       size = min(STATISTICS_EXAMPLES, train.num_examples)
       chosen = rng.choice(train.num_examples, size, replace=False)
-      arrays = train.read(np.sort(chosen), None).arrays
+      chunk = train.read(np.sort(chosen), None)
+      arrays = chunk.arrays
       real = arrays['weight'] > 0
       measured = data.Split(
         {name: array[real] for name, array in arrays.items()},
@@ -258,7 +286,8 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
       )
       if not real.any():
         raise data.DatasetError(
-          f"data set '{d.name}': none of {size} records can be read"
+          f"data set '{d.name}': none of {size} records can be read (record "
+          f'{chunk.skipped[0][0]}: {chunk.skipped[0][1]})'
         )
     both = data.channel_statistics(measured)
     mean = both[0] if mean is None else mean
@@ -318,6 +347,11 @@ def _check_text(train: Any, evaluation: Any) -> None:
         "task.name='language_modelling' needs rows of 'tokens', the data has "
         f'{", ".join(split.shapes)}'
       )
+  if train.num_classes != evaluation.num_classes:
+    raise ConfigError(
+      f'the splits differ: training has {train.num_classes} tokens, evaluation '
+      f'{evaluation.num_classes}'
+    )
 
 
 def _check_images(train: Any, evaluation: Any, padding: int) -> None:

@@ -14,6 +14,7 @@ NATURAL = 'at least 0', lambda x: 0 <= x < math.inf
 FRACTION = 'in [0, 1)', lambda x: 0 <= x < 1
 SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
 EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
+UNIT = 'in [0, 1]', lambda x: 0 <= x <= 1
 FINITE = 'finite', math.isfinite
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': NATURAL,
@@ -23,6 +24,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.max_resident_bytes': NATURAL,
   'data.workers': NATURAL,
   'data.max_skipped': NATURAL,
+  'data.max_skipped_fraction': UNIT,
   'data.crop_padding': NATURAL,
   'data.image_size': COUNT,
   'data.eval_resize': COUNT,

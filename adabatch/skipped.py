@@ -1,18 +1,79 @@
 """Records that could not be read: who is told, and how many are allowed."""
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from adabatch import data
+from adabatch.config import Config
 from adabatch.console import Console
+
+
+class Limits(NamedTuple):
+  """How many records of a split may be unreadable; both limits hold.
+
+  Attributes:
+    count: `data.max_skipped`.
+    fraction: `data.max_skipped_fraction`, of the records of the split.
+  """
+
+  count: int
+  fraction: float
+
+  def check(
+    self,
+    skipped: int,
+    what: str,
+    split: str,
+    num_examples: int,
+    *,
+    epochs: int = 1,
+    remedy: str,
+  ) -> None:
+    """Refuses more than the config allows.
+
+    Args:
+      skipped: how many could not be read.
+      what: what they are called.
+      split: in which split.
+      num_examples: how many the split has.
+      epochs: passes over the split, each of which has its own allowance.
+      remedy: what to do, beside raising the limits.
+
+    Raises:
+      data.DatasetError: in one line.
+
+    >>> Limits(100, 0.01).check(
+    ...   6, 'records', 'train', 500, remedy='repair the data set'
+    ... )
+    Traceback (most recent call last):
+    ...
+    adabatch.data.tfds_records.DatasetError: 6 records of train could not be \
+read, data.max_skipped=100 and data.max_skipped_fraction=0.01 allow 5 of its \
+500 in an epoch: repair the data set or raise the limits
+    """
+    # In binary 0.07 * 100 is a little more than 7.
+    share = math.floor(self.fraction * num_examples * (1 + 1e-12))
+    allowed = min(self.count, share)
+    if skipped > allowed * epochs:
+      raise data.DatasetError(
+        f'{skipped} {what} of {split} could not be read, '
+        f'data.max_skipped={self.count} and '
+        f'data.max_skipped_fraction={self.fraction} allow {allowed} of its '
+        f'{num_examples} in an epoch: {remedy} or raise the limits'
+      )
+
+
+def limits(config: Config) -> Limits:
+  """Those of a config."""
+  return Limits(config.data.max_skipped, config.data.max_skipped_fraction)
 
 
 class Skipped:
   """Tells of unreadable records, and refuses too many of them."""
 
-  def __init__(self, console: Console, limit: int, num_examples: int):
-    """`limit` records may be unreadable in an epoch of `num_examples`."""
-    self._console, self._limit = console, limit
-    self._num_examples = num_examples
+  def __init__(self, console: Console, limits: Limits):
+    self._console, self._limits = console, limits
 
   def in_split(self, split: str) -> Callable[[int, str], None]:
     """Tells once of each record of this process's share that is unreadable."""
@@ -25,22 +86,26 @@ class Skipped:
 
     return skipped
 
-  def check(self, skipped: int, split: str, examples: int) -> None:
+  def check(
+    self, skipped: int, split: str, num_examples: int, examples: int = 1
+  ) -> None:
     """Refuses more unreadable records than the config allows.
 
     Args:
       skipped: how often one was met.
       split: in which split.
-      examples: among how many examples; each epoch has its own allowance.
+      num_examples: how many that has.
+      examples: how many were read.
 
     Raises:
       data.DatasetError: in one line.
     """
-    epochs = max(1, -(-examples // self._num_examples))
-    if skipped > self._limit * epochs:
-      raise data.DatasetError(
-        f'{skipped} records of {split} could not be read, '
-        f'data.max_skipped={self._limit} are allowed in an epoch: repair the '
-        'data set or raise the limit, and the run goes on from its last '
-        'checkpoint'
-      )
+    self._limits.check(
+      skipped,
+      'records',
+      split,
+      num_examples,
+      epochs=max(1, -(-examples // num_examples)),
+      remedy='repair the data set, and the run goes on from its last '
+      'checkpoint,',
+    )

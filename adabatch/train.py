@@ -31,7 +31,7 @@ from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
 from adabatch.programs import Programs
-from adabatch.skipped import Skipped
+from adabatch.skipped import Skipped, limits
 from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
@@ -58,6 +58,7 @@ class Progress:
     final, best: metrics of the last evaluation and the best ones, by split.
     reached: where the target was reached, once it was.
     skipped_records: trained on with weight 0, because they could not be read.
+    skipped_evaluation_records: left out of the last evaluation.
     distances: of the replicas at the last sync, by name.
   """
 
@@ -70,6 +71,7 @@ class Progress:
   best: dict = dataclasses.field(default_factory=dict)
   reached: dict | None = None
   skipped_records: int = 0
+  skipped_evaluation_records: int = 0
   distances: dict = dataclasses.field(default_factory=dict)
 
 
@@ -144,9 +146,7 @@ class Run:
       self.most_in_flight = min(self.most_in_flight, 2)
     self.num_examples = inputs.train.num_examples
     self.fingerprint = inputs.train.fingerprint
-    self.skipped = Skipped(
-      self.console, config.data.max_skipped, self.num_examples
-    )
+    self.skipped = Skipped(self.console, limits(config))
     self.updates = make_updates(config, experiment, self.skipped.in_split)
     self.agreement: Agreement = make_agreement(config, experiment)
     # Where replicas lie with several processes, their reports travel only when
@@ -232,7 +232,10 @@ class Run:
       )
     self.progress.skipped_records += missing
     self.skipped.check(
-      self.progress.skipped_records, self.config.data.train_split, done.examples
+      self.progress.skipped_records,
+      self.config.data.train_split,
+      self.num_examples,
+      done.examples,
     )
 
   def log(self, done: Update) -> None:
@@ -266,7 +269,9 @@ class Run:
     if not math.isfinite(metrics['loss']):
       raise Diverged(progress.update, f'{split} loss')
     if not self.experiment.inputs.tokens_per_example:
-      self.skipped.check(self.evaluator.skipped, split, 1)
+      skipped = self.evaluator.skipped
+      self.skipped.check(skipped, split, self.evaluator.examples)
+      progress.skipped_evaluation_records = skipped
     progress.evaluated = progress.update
     span = self.config.eval.every_epochs * self.num_examples
     progress.next_evaluation = next_evaluation(
@@ -549,7 +554,8 @@ class Run:
     self.logged = (self.progress.examples, self.progress.seconds)
     self.in_flight = self.new_queue()
     self.updates.feed.start(self.progress.examples)
-    for document in self.experiment.inputs.skipped_documents:
+    inputs = self.experiment.inputs
+    for document in (*inputs.skipped_train, *inputs.skipped_evaluation):
       self.console.say(f'skipped document {document}')
     for line in remarks(self.config, self.experiment):
       self.console.say(line)
@@ -589,6 +595,7 @@ class Run:
 
   def summary(self, status: str) -> dict[str, Any]:
     progress, cache = self.progress, self.updates.cache
+    inputs = self.experiment.inputs
     target = self.config.target
     reached = progress.reached or dict.fromkeys(
       ('updates', 'examples', 'seconds')
@@ -611,8 +618,9 @@ class Run:
       'sync_bytes': self.agreement.counts.sync_bytes,
       'loss_evaluation_examples': self.decisions.evaluated_examples,
       'losses_below_minimum': self.decisions.losses_below_minimum,
-      'skipped_records': progress.skipped_records
-      + len(self.experiment.inputs.skipped_documents),
+      'skipped_records': progress.skipped_records + len(inputs.skipped_train),
+      'skipped_evaluation_records': progress.skipped_evaluation_records
+      + len(inputs.skipped_evaluation),
       'final': progress.final,
       'best': progress.best,
       'target': {

@@ -77,6 +77,10 @@ def resized(image, size, interpolation=cv2.INTER_LINEAR):
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('kind', ENCODED)
 def test_a_crop_is_cut_from_the_whole_bit_for_bit(kind, channels):
+  if (kind, channels) == ('CMYK', 1):
+    with pytest.raises(CorruptRecord, match='CMYK does not become 1 channel'):
+      jpeg.decode(ENCODED[kind], channels)
+    return
   whole = jpeg.decode(ENCODED[kind], channels)
   assert whole.shape == (HEIGHT, WIDTH, channels)
   size = 80  # nothing is twice as large in both directions

@@ -1,12 +1,14 @@
 """Resident splits: embedded sets, TFDS sets on disk, a caller's arrays."""
 
 import hashlib
+import io
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adabatch.data import resident, tfds_records
 from adabatch.data.resident import (
@@ -152,18 +154,91 @@ def test_images_of_different_sizes(tmp_path):
 
 def test_unlabelled_examples(tmp_path):
   write_tfds(tmp_path, _pictures(2, 5, 4, 3), [-1, -1])
-  assert '[-1, -1]' in _message(lambda: load('tiny', 'train', tmp_path))
+  assert _message(lambda: load('tiny', 'train', tmp_path)).startswith(
+    "data set 'tiny', split 'train': record 0 has the label -1, but there are 3"
+  )
 
 
-@pytest.mark.parametrize('name', ['mnist', 'no_such_set', 'tiny:2.0.0'])
-def test_missing_set_names_place_and_command(tmp_path, name):
+def test_a_label_beyond_int32_is_no_other_one(tmp_path):
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 2**32 + 1])
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert 'record 1 has the label 4294967297' in message
+
+
+def test_an_image_of_another_kind_is_refused_by_name(tmp_path):
+  file = io.BytesIO()
+  Image.fromarray(np.zeros((5, 4), np.float32)).save(file, 'TIFF')
+  pictures = [_pictures(1, 5, 4, 3)[0], file.getvalue()]
+  write_tfds(tmp_path, pictures, [0, 1])
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert "split 'train': record 1: a TIFF image of mode F is not r" in message
+  assert 'damaged' not in message
+
+
+def test_grey_images_of_16_bits_keep_their_upper_8(tmp_path):
+  deep = _pictures(1, 5, 4)[0].astype(np.uint16) * 256 + 77
+  file = io.BytesIO()
+  Image.fromarray(deep).save(file, 'PNG')
+  write_tfds(tmp_path, [file.getvalue()], [0], (5, 4, 1))
+  found = load('tiny', 'train', tmp_path).arrays['image'][0, ..., 0]
+  np.testing.assert_array_equal(found, deep >> 8)
+
+
+def test_a_missing_set_of_tfds_names_place_and_command(tmp_path):
   write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   before = sorted(tmp_path.rglob('*'))
-  message = _message(lambda: load(name, 'train', tmp_path))
-  for part in (name, str(tmp_path), 'adabatch[prepare]', 'array_record'):
-    assert part in message
+  for root, place in (
+    (tmp_path, f'is not prepared in {tmp_path}; '),
+    (tmp_path / 'no', f'prepared: data_dir {tmp_path / "no"} does not exist; '),
+  ):
+    # Nor is a real name taken for a slip.
+    for name in ('mnist', 'cifar100', 'titanic:4.0.0'):
+      message = _message(lambda n=name, r=root: load(n, 'train', r))
+      for part in (name, place, "pip install 'adabatch[prepare]'"):
+        assert part in message
+      assert 'array_record' in message
+      assert 'did you mean' not in message
   # TFDS itself would have started a download into the directory.
   assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'near'),
+  [
+    ('tinny', 'tiny'),
+    ('configued', 'configured'),
+    ('digit', 'digits'),
+    ('fashionmnist', 'fashion_mnist'),
+    ('cifar-10', 'cifar10'),
+    ('no_such_set', None),
+    ('xyz', None),
+  ],
+)
+def test_a_name_that_nobody_knows(tmp_path, name, near):
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  write_tfds(tmp_path / 'configured', _pictures(2, 5, 4, 3), [0, 1], name='a')
+  (tmp_path / 'no_such_sets').mkdir()  # not one either
+  message = _message(lambda: load(name, 'train', tmp_path))
+  assert (f"(did you mean '{near}'?)" in message) == (near is not None)
+  assert ('did you mean' in message) == (near is not None)
+  # What it would advise cannot work.
+  assert 'adabatch[prepare]' not in message
+
+
+def test_another_version_of_a_set(tmp_path):
+  write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  message = _message(lambda: load('tiny:2.0.0', 'train', tmp_path))
+  assert (
+    f"'tiny:2.0.0' is not prepared in {tmp_path}, which has version 1.0.0"
+    in (message)
+  )
+
+
+def test_a_damaged_set_that_is_not_of_tfds_is_not_to_be_prepared(tmp_path):
+  write_tfds(tmp_path, [b'no image'] * 2, [0, 1])
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert f'remove it and write it to {tmp_path}/tiny/VERSION' in message
+  assert 'adabatch[prepare]' not in message
 
 
 @pytest.mark.parametrize(
@@ -194,6 +269,14 @@ def test_odd_names_and_damaged_sets(tmp_path):
   directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
   (directory / 'features.json').write_text('{')
   assert str(directory) in _message(lambda: load('tiny', 'train', tmp_path))
+
+
+def test_a_set_that_does_not_say_how_many_classes_it_has(tmp_path):
+  directory = write_tfds(tmp_path, _pictures(2, 5, 4, 3), [0, 1])
+  features = directory / 'features.json'
+  features.write_text(features.read_text().replace('"numClasses": "3"', ''))
+  message = _message(lambda: load('tiny', 'train', tmp_path))
+  assert "does not say how many classes its 'label' has" in message
 
 
 def test_a_missing_record_file(tmp_path):
@@ -277,8 +360,8 @@ def _digest(split):
     ({'image': np.zeros((4, 8, 8), np.uint8)}, '[4, 8, 8]'),
     ({'image': np.zeros((4, 8, 8, 1))}, 'float64'),
     ({'image': np.zeros((3, 8, 8, 1), np.uint8)}, 'leading axes'),
-    ({'label': np.array([0, 1, 2, 3])}, '[0, 3]'),
-    ({'label': np.array([0, 1, -1, 2])}, '[-1, 2]'),
+    ({'label': np.array([0, 1, 2, 3])}, 'record 3 has the label 3'),
+    ({'label': np.array([0, 1, -1, 2])}, 'record 2 has the label -1'),
     ({'label': np.zeros(4)}, 'float64'),
     ({'weight': np.zeros(5)}, 'leading axes'),
     ({'weight': np.float32(1)}, 'leading axes'),

@@ -17,7 +17,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adabatch.data import jpeg, order, streaming
+from adabatch.data import jpeg, labels, order, streaming
 from adabatch.data.resident import load
 from adabatch.data.streaming import Chunk, open_images, read_chunks
 from adabatch.data.tfds_records import DatasetError
@@ -151,10 +151,76 @@ def test_min_area(data_dir):
 
 
 def test_labels_that_are_none(tmp_path):
-  write_tfds(tmp_path, encode_jpegs(2), [-1, 2])
-  chunk = opened(tmp_path).read(np.arange(2), None)
-  assert chunk.arrays['weight'].tolist() == [0, 1]
-  assert chunk.skipped == ((0, 'label -1 is not in [0, 2]'),)
+  """They are no damage: nothing of the kind is skipped."""
+  write_tfds(tmp_path, encode_jpegs(3), [0, 3, -1])
+  source = opened(tmp_path)
+  for call in (source.check_labels, lambda: source.read(np.arange(3), None)):
+    with pytest.raises(DatasetError) as caught:
+      call()
+    assert str(caught.value).startswith(
+      "data set 'tiny', split 'train', record 1 has the label 3, but there are "
+      '3 classes, 0 to 2: correct it'
+    )
+  with pytest.raises(DatasetError, match=r'record 2 has the label -1'):
+    source.read(np.array([2]), np.array([5]))
+
+
+def test_labels_of_a_large_split_are_looked_at_from_all_over(
+  tmp_path, monkeypatch
+):
+  images = encode_jpegs(20)
+  write_tfds(tmp_path / 'good', images, labels_of(20))
+  write_tfds(tmp_path / 'late', images, [*labels_of(18), 3, 0])
+  write_tfds(tmp_path / 'damaged', [b'x'] * 20, labels_of(20))
+  (file,) = tmp_path.glob('late/**/*.array_record*')
+  monkeypatch.setattr(labels, '_RECORDS', 4)
+  for share, seen in ((1.0, 20), (0.5, 10), (0.0, 1)):
+    monkeypatch.setattr(
+      labels, 'READ_BYTES', share * file.stat().st_size + share
+    )
+    asked = []
+    source = opened(tmp_path / 'good')
+
+    class Counted:
+      def __getitems__(self, numbers, records=source._records, asked=asked):
+        asked += numbers
+        return records.__getitems__(numbers)
+
+    labels.check_records(source._split, Counted())
+    assert asked == list(range(0, 20, 20 // seen))
+    opened(tmp_path / 'damaged').check_labels()
+    if seen > 1:
+      with pytest.raises(DatasetError, match='record 18 has the label 3'):
+        opened(tmp_path / 'late').check_labels()
+
+
+class Labelled(Numbers):
+  """Labels 0 to 9 and tokens alike; picklable."""
+
+  def __init__(self, key, num_classes, weight=1.0):
+    self.key, self.num_classes, self.weight = key, num_classes, weight
+
+  def read(self, indices, positions):
+    values = indices if self.key == 'label' else np.stack([indices] * 3, -1)
+    weight = np.full(len(indices), self.weight, np.float32)
+    return Chunk({self.key: values, 'weight': weight}, ())
+
+
+@pytest.mark.parametrize(
+  ('key', 'message'),
+  [
+    ('label', 'record 7 has the label 7, but there are 7 classes'),
+    ('tokens', 'record 7 has the token 7, but .*: tokenise again'),
+  ],
+)
+def test_classes_of_any_source_are_checked(key, message):
+  with read_chunks(Labelled(key, 7), None, 0, chunk=4) as chunks:
+    next(chunks)
+    with pytest.raises(DatasetError, match=message):
+      next(chunks)
+  # Nor of what does not count.
+  with read_chunks(Labelled(key, 7, 0.0), None, 0, chunk=4) as chunks:
+    assert len(list(chunks)) == 3
 
 
 def test_records_that_cannot_be_used(tmp_path):
@@ -261,8 +327,12 @@ def test_what_cannot_be_opened(data_dir, options, part):
 
 
 def test_missing_sets_and_files(data_dir):
-  with pytest.raises(DatasetError, match=r'adabatch\[prepare\]'):
-    open_images('other', 'train', data_dir)
+  for name, advice in (
+    ('mnist', r'adabatch\[prepare\]'),
+    ('other', "write it to .*/other/VERSION .* has no 'other' to prepare"),
+  ):
+    with pytest.raises(DatasetError, match=advice):
+      open_images(name, 'train', data_dir)
   (records,) = data_dir.rglob('*.array_record*')
   records.unlink()
   with pytest.raises(DatasetError, match='damaged'):

@@ -144,13 +144,17 @@ def test_too_many_of_them_stop_the_run(splits, tmp_path):
     'controller.name': 'constant',
     'controller.initial_batch_size': 64,
   }
-  with pytest.raises(data.DatasetError, match='data.max_skipped=5 are allowed'):
+  with pytest.raises(
+    data.DatasetError, match='allow 5 of its 1438 in an epoch'
+  ):
     run(tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 5})
-  # A higher limit, and it goes on; nothing is counted twice. Each epoch has its
+  # Both limits hold: 14 are 1 % of the 1,438.
+  with pytest.raises(data.DatasetError, match='fraction=0.01 allow 14 of its'):
+    run(tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 29})
+  # Higher limits, and it goes on; nothing is counted twice. Each epoch has its
   # own allowance: the second meets the same records again.
-  summary = run(
-    tmp_path, (damaged, evaluation), **overrides | {'data.max_skipped': 29}
-  )
+  overrides |= {'data.max_skipped': 29, 'data.max_skipped_fraction': 0.03}
+  summary = run(tmp_path, (damaged, evaluation), **overrides)
   assert summary['status'] == 'completed'
   assert summary['skipped_records'] == 2 * 29
 
@@ -161,7 +165,10 @@ def test_evaluation_skips_them_too(splits, tmp_path):
   good = np.setdiff1d(np.arange(evaluation.num_examples), bad)
   without = data.Split({k: v[good] for k, v in evaluation.arrays.items()}, 10)
   overrides = {'max_updates': 5, 'eval.max_per_device': 50}
-  run(tmp_path / 'bad', (whole, Damaged(evaluation, bad)), 3, **overrides)
+  splits = whole, Damaged(evaluation, bad)
+  summary = run(tmp_path / 'bad', splits, 3, **overrides)
+  assert summary['skipped_evaluation_records'] == 3
+  assert summary['skipped_records'] == 0
   run(tmp_path / 'without', (whole, without), 3, **overrides)
   a, b = (records(tmp_path / name, 'eval')[-1] for name in ('bad', 'without'))
   assert a['loss'] == pytest.approx(b['loss'], rel=1e-5)
@@ -185,9 +192,37 @@ def test_an_evaluation_of_nothing_is_refused(splits, tmp_path):
 
 def test_too_many_in_an_evaluation_stop_the_run(splits, tmp_path):
   whole, evaluation = splits
-  damaged = Damaged(evaluation, range(6))
-  with pytest.raises(data.DatasetError, match='6 records of validation'):
-    run(tmp_path, (whole, damaged), max_updates=1, **{'data.max_skipped': 5})
+  damaged = Damaged(evaluation, range(4))
+  for limit, allowed in ((2, 2), (100, 3)):  # 3 are just under 1 % of the 359
+    message = f'4 records of validation .* allow {allowed} of its 359'
+    with pytest.raises(data.DatasetError, match=message):
+      run(
+        tmp_path,
+        (whole, damaged),
+        max_updates=1,
+        **{'data.max_skipped': limit},
+      )
+
+
+class Mislabelled(Damaged):
+  """The digits, with another label for some."""
+
+  def read(self, indices, positions=None):
+    chunk = self._split.read(indices, positions)
+    chunk.arrays['label'][np.isin(indices, list(self.bad))] = 10
+    return chunk
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_a_label_that_is_no_class_ends_the_run(splits, tmp_path, which):
+  """It is no damage, however many of those are allowed."""
+  bad = [int(epoch(splits[which])[5])]
+  given = list(splits)
+  given[which] = Mislabelled(splits[which], bad)
+  with pytest.raises(
+    data.DatasetError, match=f'record {bad[0]} has the label 10, but there are'
+  ):
+    run(tmp_path, given, max_updates=1)
 
 
 def test_a_stream_is_read_update_by_update(splits, tmp_path):

@@ -258,14 +258,23 @@ def test_a_text_run_from_memory_and_from_disk_is_the_same(tmp_path):
 def test_documents_that_cannot_be_read_are_reported(tmp_path, capfd):
   write_set(tmp_path, [*SENTENCES, None, None])
   config = digits(**TEXT, **{'data.data_dir': str(tmp_path)})
+  config.data.max_skipped_fraction = 1.0
   summary = train(config, tmp_path / 'run')
   # In each of the two splits, which are the same here.
-  assert summary['skipped_records'] == 4
+  assert summary['skipped_records'] == 2
+  assert summary['skipped_evaluation_records'] == 2
   told = capfd.readouterr().err
   assert told.count(f'skipped document {len(SENTENCES)} of train') == 2
-  config.data.max_skipped = 3
-  with pytest.raises(data.DatasetError, match='4 documents could not be read'):
-    train(config, tmp_path / 'strict')
+  documents = len(SENTENCES) + 2
+  for key, value, allowed in (('', 1, 1), ('_fraction', 1.5 / documents, 1)):
+    strict = config.copy_and_resolve_references()
+    strict.data[f'max_skipped{key}'] = value
+    message = (
+      f'2 documents of train could not be read, .* allow {allowed} of its '
+      f'{documents} in an epoch'
+    )
+    with pytest.raises(data.DatasetError, match=message):
+      train(strict, tmp_path / 'strict')
 
 
 def test_a_repaired_text_is_read_again(tmp_path):
@@ -276,6 +285,11 @@ def test_a_repaired_text_is_read_again(tmp_path):
     train(config, tmp_path / 'run')
   write_set(tmp_path, [*SENTENCES, b'repaired'])
   assert train(config, tmp_path / 'run')['skipped_records'] == 0
+
+
+def test_a_slip_in_the_name_is_seen(tmp_path):
+  with pytest.raises(data.NotPrepared, match=r"\(did you mean 'digits'\?\)"):
+    open_set(tmp_path, **{'data.name': 'digit'})
 
 
 def test_rows_longer_than_the_text_are_refused(tmp_path):
@@ -336,6 +350,50 @@ def test_a_text_that_is_not_there_leaves_nothing_behind(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+# Labels and tokens that are no classes.
+
+
+@pytest.mark.parametrize('key', ['data.train_split', 'data.eval_split'])
+@pytest.mark.parametrize('placement', ['resident', 'streaming'])
+def test_wrong_labels_are_refused_before_anything_is_trained(
+  tmp_path, placement, key
+):
+  images = np.zeros((COUNT, 10, 8, 3), np.uint8)
+  labels = np.arange(COUNT) % 3
+  labels[-1] = 3
+  write_tfds(tmp_path, images, labels, shape=(10, 8, 3))
+  good = {'data.train_split': 'train[:6]', 'data.eval_split': 'train[6:11]'}
+  open_set(tmp_path, **good, **{'data.placement': placement})
+  with pytest.raises(
+    data.DatasetError, match="split 'train'.* record 11 has the label 3, but"
+  ):
+    open_set(tmp_path, **good | {key: 'train', 'data.placement': placement})
+
+
+def test_arrays_of_ones_own_are_checked():
+  split = data.load('digits', 'train')
+  wrong = split._replace(num_classes=9)
+  with pytest.raises(
+    data.DatasetError, match="split 'train', record .* label 9"
+  ):
+    inputs.open_inputs(digits(), (wrong, wrong))
+  tokens = np.array([[0, 1, 2], [3, 4, 5]], np.uint16)
+  rows = data.Split({'tokens': tokens, 'weight': np.ones(2, np.float32)}, 5)
+  with pytest.raises(data.DatasetError, match='record 1 has the token 5'):
+    inputs.open_inputs(digits(**TEXT), (rows, rows))
+  rows = rows._replace(num_classes=6)
+  with pytest.raises(ConfigError, match='training has 6 tokens, evaluation 7'):
+    inputs.open_inputs(digits(**TEXT), (rows, rows._replace(num_classes=7)))
+
+
+def test_a_set_of_which_nothing_can_be_read_says_why(tmp_path):
+  write_tfds(tmp_path, [b'no image'] * 3, [0, 1, 2])
+  with pytest.raises(
+    data.DatasetError, match=r'none of 3 records can be read \(record 0: no im'
+  ):
+    open_set(tmp_path, **{'data.eval_split': 'train'})
+
+
 # What the network is told of its inputs.
 
 
@@ -380,6 +438,7 @@ def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
 
   summary = run()
   assert run(**{'data.workers': 1, 'data.max_skipped': 7}) == summary
+  assert run(**{'data.max_skipped_fraction': 0.5}) == summary
   with pytest.raises(ConfigError, match='data.placement'):
     run(**{'data.placement': 'resident'})
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())

@@ -6,6 +6,7 @@ from adabatch.data.augment import (
   random_crop_flip,
   to_float,
 )
+from adabatch.data.labels import check as check_classes
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.resident import (
   EMBEDDED,
@@ -40,6 +41,7 @@ __all__ = [
   'Split',
   'TokenRows',
   'channel_statistics',
+  'check_classes',
   'find_images',
   'find_split',
   'from_arrays',

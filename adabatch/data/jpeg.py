@@ -14,18 +14,18 @@ order.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 
-# The modes of Pillow and simplejpeg's colour spaces, by number of channels.
-_PIL_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+from adabatch.data import formats
+from adabatch.data.formats import CorruptRecord
+
+# simplejpeg's colour spaces, by number of channels.
 _COLORSPACES = {1: 'GRAY', 3: 'RGB'}
 
 # How far the chroma of a row reaches into the rows below it, rounded up.
@@ -56,10 +56,6 @@ _TRIES = 10
 _WORDS = 2 + 4 * _TRIES
 
 
-class CorruptRecord(ValueError):
-  """A record that holds no usable image; the message is one line."""
-
-
 class Box(NamedTuple):
   """A rectangle of pixels: rows [top, top + height), columns alike."""
 
@@ -83,7 +79,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
   """Height and width of an encoded image, from its header.
 
   Args:
-    encoded: JPEG, PNG or whatever else Pillow reads.
+    encoded: JPEG, PNG or whatever else `formats.decode` reads.
 
   Returns:
     (height, width) in pixels.
@@ -97,7 +93,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
   frame = _frame(encoded)
   if frame:
     return frame.height, frame.width
-  with _opened(encoded) as opened:
+  with formats.opened(encoded) as opened:
     return opened.height, opened.width  # Pillow refuses empty ones
 
 
@@ -105,7 +101,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   """A whole image.
 
   Args:
-    encoded: JPEG, PNG or whatever else Pillow reads.
+    encoded: JPEG, PNG or whatever else `formats.decode` reads.
     channels: 1 (grey), 3 (RGB) or 4 (RGBA).
 
   Returns:
@@ -120,11 +116,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   frame = _frame(encoded)
   if frame and frame.components in (1, 3) and channels in _COLORSPACES:
     return _decode_jpeg(encoded, channels, frame.height, frame.width, 1)
-  with _opened(encoded) as opened, _pillow_errors():
-    # A set of colour images may hold a few that are stored as grey or CMYK.
-    mode = _PIL_MODES[channels]
-    pixels = np.asarray(opened if opened.mode == mode else opened.convert(mode))
-  return pixels.reshape(*pixels.shape[:2], channels)
+  return formats.decode(encoded, channels)
 
 
 def decode_crop(
@@ -147,7 +139,7 @@ def decode_crop(
   Damage below the rectangle may go unseen.
 
   Args:
-    encoded: JPEG, PNG or whatever else Pillow reads.
+    encoded: JPEG, PNG or whatever else `formats.decode` reads.
     box: the rectangle (top, left, height, width) in pixels of the image.
     size: height and width of the result.
     channels: 1 (grey), 3 (RGB) or 4 (RGBA).
@@ -391,27 +383,6 @@ def _decode_jpeg(
     if not _LEFT_OVER.match(str(error)):
       raise CorruptRecord(f'damaged JPEG: {_line(error)}') from None
   return pixels
-
-
-def _opened(encoded: bytes) -> Any:
-  """The image, opened with Pillow but not decoded."""
-  from PIL import Image  # seldom needed
-
-  with _pillow_errors():
-    return Image.open(io.BytesIO(encoded))
-
-
-@contextlib.contextmanager
-def _pillow_errors() -> Iterator[None]:
-  """Whatever damaged bytes make Pillow's many decoders raise."""
-  from PIL import UnidentifiedImageError
-
-  try:
-    yield
-  except UnidentifiedImageError:  # its message has the address of the stream
-    raise CorruptRecord('no image') from None
-  except Exception as error:  # noqa: BLE001
-    raise CorruptRecord(f'damaged image: {_line(error)}') from None
 
 
 def _line(error: Exception) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data import jpeg, order, tfds_records
-from adabatch.data.jpeg import CorruptRecord
+from adabatch.data import jpeg, labels, order, tfds_records
+from adabatch.data.formats import CorruptRecord, UnsupportedImage
 from adabatch.data.streaming import Chunk
 from adabatch.data.tfds_records import DatasetError
 
@@ -150,12 +150,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
     raise DatasetError(f'leading axes differ: {lengths}')
   if len(label) == 0:
     raise DatasetError('arrays hold no examples: give at least one')
-  low, high = int(label.min()), int(label.max())
-  if low < 0 or high >= num_classes:
-    raise DatasetError(
-      f'labels are in [{low}, {high}]: with num_classes={num_classes} they '
-      f'must be in [0, {num_classes - 1}] (an unlabelled split has -1)'
-    )
+  labels.check(given, num_classes, 'record {}'.format)
   given['label'] = label.astype(np.int32)
   return Split(
     {k: np.ascontiguousarray(v) for k, v in given.items()}, num_classes
@@ -280,8 +275,8 @@ def _load_tfds(
   from google.protobuf import message
 
   try:
-    images, labels = _decode(found)
-    return from_arrays({'image': images, 'label': labels}, found.num_classes)
+    images, classes = _decode(found)
+    return from_arrays({'image': images, 'label': classes}, found.num_classes)
   except DatasetError as error:
     raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
   except (
@@ -303,12 +298,16 @@ def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
   source = tfds_records.open_records(split)
   channels = split.image_shape[-1]
   images = np.empty((0, 0, 0, channels), np.uint8)
-  labels = np.empty(len(source), np.int32)
+  # As they are stored: none becomes another one before it is checked.
+  classes = np.empty(len(source), np.int64)
   for start in range(0, len(source), _RECORDS):
     rows = range(start, min(start + _RECORDS, len(source)))
     for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-      encoded, labels[row] = tfds_records.parse(record, split)
-      pixels = jpeg.decode(encoded, channels)
+      encoded, classes[row] = tfds_records.parse(record, split)
+      try:
+        pixels = jpeg.decode(encoded, channels)
+      except UnsupportedImage as error:
+        raise DatasetError(f'record {row}: {error}') from None
       if row == 0:
         images = np.empty((len(source), *pixels.shape), np.uint8)
       elif pixels.shape != images.shape[1:]:
@@ -320,4 +319,4 @@ def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
           'resident sets need one image size; stream this set instead'
         )
       images[row] = pixels
-  return images, labels
+  return images, classes

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from adabatch.data import jpeg, order, tfds_records
-from adabatch.data.jpeg import CorruptRecord
+from adabatch.data import jpeg, labels, order, tfds_records
+from adabatch.data.formats import CorruptRecord, UnsupportedImage
 from adabatch.data.order import process_positions
 from adabatch.data.tfds_records import DatasetError
 
@@ -72,7 +72,10 @@ class Shape(NamedTuple):
 
 
 class Source(Protocol):
-  """What `read_chunks` reads from; picklable, for other processes."""
+  """What `read_chunks` reads from; picklable, for other processes.
+
+  Where it has `num_classes`, its labels or tokens are in [0, num_classes).
+  """
 
   @property
   def num_examples(self) -> int:
@@ -145,18 +148,21 @@ class ImageRecords:
 
     Returns:
       'image', uint8 [n, S, S, C]; 'label', int32 [n]; 'weight', float32 [n].
+
+    Raises:
+      DatasetError: for a label that is no class.
     """
     from google.protobuf import message
 
     n = len(indices)
     images = np.empty((n, *self.shapes['image'].shape), np.uint8)
-    labels = np.zeros(n, np.int32)
+    classes = np.zeros(n, np.int32)
     weights = np.ones(n, np.float32)
     skipped = []
     for row, index in enumerate(indices.tolist()):
       position = None if positions is None else int(positions[row])
       try:
-        labels[row] = self._example(index, position, images[row])
+        classes[row] = self._example(index, position, images[row])
       # array_record raises RuntimeError for a damaged file, `parse` the others
       # for a damaged record.
       except (
@@ -165,10 +171,18 @@ class ImageRecords:
         IndexError,
         message.DecodeError,
       ) as error:
-        images[row], labels[row], weights[row] = 0, 0, 0
+        images[row], classes[row], weights[row] = 0, 0, 0
         skipped.append((index, tfds_records.line(error)))
-    arrays = {'image': images, 'label': labels, 'weight': weights}
+    arrays = {'image': images, 'label': classes, 'weight': weights}
     return Chunk(arrays, tuple(skipped))
+
+  def check_labels(self) -> None:
+    """Refuses labels that are no classes, as far as that is cheap.
+
+    Raises:
+      DatasetError: for the first one.
+    """
+    labels.check_records(self._split, self._records)
 
   @functools.cached_property
   def _records(self) -> Any:
@@ -182,10 +196,7 @@ class ImageRecords:
     # One record at a time: a damaged one does not spoil its neighbours, and
     # array_record starts a thread for each file when asked for several.
     encoded, label = tfds_records.parse(self._records[index], self._split)
-    if not 0 <= label < self.num_classes:
-      raise CorruptRecord(
-        f'label {label} is not in [0, {self.num_classes - 1}]'
-      )
+    labels.check_one(label, self._split, index)
     size, _, channels = out.shape
     if not self.cropped:
       pixels = jpeg.decode(encoded, channels)
@@ -286,10 +297,15 @@ def _stored_shape(
 
   records = tfds_records.open_records(split)
   ends = []
+  index = 0
   try:
     for index in (0, len(records) - 1):
       encoded, _ = tfds_records.parse(records[index], split)
       ends.append((*jpeg.image_size(encoded), channels))
+  except UnsupportedImage as error:
+    raise DatasetError(
+      f"data set '{split.name}', split '{split.split}', record {index}: {error}"
+    ) from None
   except (
     CorruptRecord,
     RuntimeError,
@@ -346,6 +362,7 @@ def read_chunks(
 
   Raises:
     ValueError: if a number is out of range.
+    DatasetError: while iterating, for a label or a token that is no class.
 
   >>> class Squares:
   ...   num_examples = 5
@@ -482,10 +499,14 @@ class _Blocks:
     mine = self._positions[index * self.size : (index + 1) * self.size]
     positions = np.arange(mine.start, mine.stop, mine.step, dtype=np.int64)
     if self._order is None:
-      chunk = self._source.read(positions, None)
+      indices = positions
+      chunk = self._source.read(indices, None)
     else:
       indices = order.indices(self._order, positions)
       chunk = self._source.read(indices, positions)
+    classes = getattr(self._source, 'num_classes', None)
+    if classes is not None:
+      labels.check(chunk.arrays, classes, lambda row: f'record {indices[row]}')
     if multiprocessing.parent_process():
       _check_shared_memory(chunk)
     return chunk

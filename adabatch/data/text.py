@@ -59,6 +59,7 @@ class TokenRows:
     num_classes: tokens are in [0, num_classes).
     end_of_document: E.
     fingerprint: another string for other rows.
+    documents: in the file of tokens.
     skipped: records that could not be read: (place in the split, reason).
   """
 
@@ -69,6 +70,7 @@ class TokenRows:
   num_classes: int
   end_of_document: int
   fingerprint: str
+  documents: int = 0
   skipped: tuple[tuple[int, str], ...] = ()
 
   @property
@@ -211,6 +213,7 @@ def _rows(
       f'{coder.vocab_size} classes, rows of {sequence_length} from '
       f'{record["tokens"]} tokens {coder.dtype.name} {record["checksum"]}'
     ),
+    documents=record['documents'],
     skipped=tuple((index, reason) for index, reason in record['skipped']),
   )
 

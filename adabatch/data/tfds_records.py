@@ -5,6 +5,8 @@ A set is prepared as `array_record` beforehand; reading it needs no TensorFlow.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import os
 import pathlib
 import re
@@ -17,6 +19,11 @@ _NAME = re.compile(
   r'(?P<set>[a-z_]\w*)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?',
   re.IGNORECASE,
 )
+
+
+# How much of a name must be right to be taken for a slip: 'cifar' is near
+# 'cifar10', 'mnist' not near 'fashion_mnist'.
+_NEAR = 0.75
 
 
 class DatasetError(ValueError):
@@ -159,6 +166,11 @@ def find_images(
   found = find_split(name, split, data_dir, built_in)
   image_key, label_key = _feature_keys(found)
   features = found.features
+  if not features[label_key].num_classes:
+    raise DatasetError(
+      f"data set '{name}' in {found.directory} does not say how many classes "
+      f"its '{label_key}' has: write numClasses into its features.json"
+    )
   return ImageSplit(
     name=name,
     version=str(found.info.version),
@@ -245,13 +257,14 @@ def find(
     DatasetError: if there is none, or none that is meant for sure.
   """
   known = ', '.join(built_in)
+  root = _data_dir(data_dir)
   match = _NAME.fullmatch(name)
   if not match:
     raise DatasetError(
       f"data set '{name}' is no name: give NAME[/CONFIG][:VERSION]"
       + (f' or one of {known}' if known else '')
+      + _nearest(name, root, built_in)
     )
-  root = _data_dir(data_dir)
   base = root / match['set']
   if match['config']:
     base = base / match['config']
@@ -271,22 +284,72 @@ def find(
         f"data set '{name}' in {root} has several configs: name one of "
         f'{", ".join(match["set"] + "/" + config for config in configs)}'
       )
+  there = [path.name for path in _versions(base, None)]
   raise NotPrepared(
-    f"data set '{name}' is not prepared in {root}: "
-    f'{how_to_prepare(name, data_dir)}'
+    f"data set '{name}' is not prepared"
+    + (f' in {root}' if root.is_dir() else f': data_dir {root} does not exist')
+    + (f', which has version {", ".join(there)}' if there else '')
+    + ('' if in_tfds(name) else _nearest(name, root, built_in))
+    + f'; {how_to_prepare(name, data_dir)}'
     + (f'; built in, without a download: {known}' if known else '')
   )
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-  """The command that puts a set there."""
-  # Not `tfds build`: its command line also imports apache_beam.
+  """The command that puts a set there, if there is one."""
   directory = str(_data_dir(data_dir))
+  if not in_tfds(name):
+    base = re.split('[/:]', name)[0]
+    return (
+      f'write it to {directory}/{base}/VERSION as array_record (TensorFlow '
+      f"Datasets has no '{base}' to prepare)"
+    )
+  # Not `tfds build`: its command line also imports apache_beam.
   return (
     "prepare it with: pip install 'adabatch[prepare]' && python -c "
     f'"import tensorflow_datasets as tfds; tfds.builder({name!r}, '
     f"data_dir={directory!r}, file_format='array_record')"
     '.download_and_prepare()"'
+  )
+
+
+def in_tfds(name: str) -> bool:
+  """Whether TFDS itself has such a set; needs no TensorFlow.
+
+  >>> in_tfds('mnist:3.0.1'), in_tfds('my_own')
+  (True, False)
+  """
+  return re.split('[/:]', name)[0] in _tfds_names()
+
+
+@functools.cache
+def _tfds_names() -> frozenset[str]:
+  import tensorflow_datasets as tfds
+
+  # A tenth of a second, and only for a message.
+  return frozenset(tfds.list_builders(with_community_datasets=False))
+
+
+def _nearest(name: str, root: pathlib.Path, built_in: Iterable[str]) -> str:
+  """A hint for a name that is nearly right; nothing for others."""
+  base = re.split('[/:]', name)[0]
+  known = [*_present(root), *built_in, *sorted(_tfds_names())]
+  near = difflib.get_close_matches(base, known, n=1, cutoff=_NEAR)
+  return f" (did you mean '{near[0]}'?)" if near else ''
+
+
+def _present(root: pathlib.Path) -> list[str]:
+  """Names of the sets that are prepared there."""
+  if not root.is_dir():
+    return []
+  return sorted(
+    child.name
+    for child in root.iterdir()
+    if child.is_dir()
+    and (
+      _versions(child, None)
+      or any(_versions(config, None) for config in child.iterdir())
+    )
   )
 
 
