@@ -376,13 +376,13 @@ def test_of_two_that_take_a_point_one_gets_it(storage, tmp_path):
     Ledger(storage(), 'a', space, Worker(tmp_path / f'{i}', 60.0))
     for i in range(4)
   ]
-  values = points(space, 'halton', 0, 40)
+  values = points(space, 'halton', 0, 20)
   got = collections.defaultdict(list)
   barrier = threading.Barrier(4)
 
   def work(i):
     barrier.wait()
-    for point in range(40):
+    for point in range(20):
       if ledgers[i].take(point, values[point]) is not None:
         got[point].append(i)
 
@@ -391,7 +391,7 @@ def test_of_two_that_take_a_point_one_gets_it(storage, tmp_path):
     thread.start()
   for thread in threads:
     thread.join()
-  assert sorted(got) == list(range(40))
+  assert sorted(got) == list(range(20))
   assert all(len(winners) == 1 for winners in got.values())
   entries = ledgers[0].entries()
   assert [e.parameters for e in entries.values()] == values
