@@ -3,10 +3,7 @@
 import collections
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -34,10 +31,10 @@ from adabatch.study import summarize
 from adabatch.study.job import study
 from adabatch.train import train
 from configs import transformer_shakespeare
+from tests import commands
 from tests.experiments import digits, records
 from tests.tfds_sets import PREPARED, needs
 
-ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
@@ -416,13 +413,13 @@ def test_of_two_that_take_a_point_one_gets_it(storage, tmp_path):
     Ledger(storage(), 'a', space, Worker(tmp_path / f'{i}', 60.0))
     for i in range(4)
   ]
-  values = points(space, 'halton', 0, 40)
+  values = points(space, 'halton', 0, 20)
   got = collections.defaultdict(list)
   barrier = threading.Barrier(4)
 
   def work(i):
     barrier.wait()
-    for point in range(40):
+    for point in range(20):
       if ledgers[i].take(point, values[point]) is not None:
         got[point].append(i)
 
@@ -431,7 +428,7 @@ def test_of_two_that_take_a_point_one_gets_it(storage, tmp_path):
     thread.start()
   for thread in threads:
     thread.join()
-  assert sorted(got) == list(range(40))
+  assert sorted(got) == list(range(20))
   assert all(len(winners) == 1 for winners in got.values())
   entries = ledgers[0].entries()
   assert [e.parameters for e in entries.values()] == values
@@ -486,14 +483,13 @@ study(c, sys.argv[1])
 """
 
 
-def start(workdir, *more):
-  return subprocess.Popen(
-    [sys.executable, '-c', SCRIPT, str(workdir), *more],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """Starts a worker in that directory."""
+  script = tmp_path_factory.mktemp('script') / 'script.py'
+  script.write_text(SCRIPT)
+  environment = os.environ | {'XLA_FLAGS': ''}
+  return lambda *arguments: commands.Process([script, *arguments], environment)
 
 
 def finish(worker):
@@ -502,14 +498,14 @@ def finish(worker):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
+def undisturbed(start, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('undisturbed') / 'w'
   finish(start(workdir))
   return table(workdir)
 
 
 @pytest.mark.parametrize('kind', ['sqlite', 'journal'])
-def test_two_workers_split_the_trials(undisturbed, tmp_path, kind):
+def test_two_workers_split_the_trials(start, undisturbed, tmp_path, kind):
   """Each in a directory of its own, as on two machines."""
   url = (
     f'sqlite:///{tmp_path}/all.db'
@@ -518,9 +514,8 @@ def test_two_workers_split_the_trials(undisturbed, tmp_path, kind):
   )
   (barrier := tmp_path / 'barrier').mkdir()
   more = url, str(barrier)
-  with start(tmp_path / 'a', *more) as a, start(tmp_path / 'b', *more) as b:
-    finish(a)
-    finish(b)
+  for worker in [start(tmp_path / name, *more) for name in ('a', 'b')]:
+    finish(worker)
   same(table(tmp_path / 'a'), undisturbed)
   same(table(tmp_path / 'b'), undisturbed)
   storage = open_storage(url, tmp_path)
@@ -537,7 +532,9 @@ def test_two_workers_split_the_trials(undisturbed, tmp_path, kind):
   assert min(owners.values()) >= 2
 
 
-def test_killed_and_started_again_gives_the_same_table(undisturbed, tmp_path):
+def test_killed_and_started_again_gives_the_same_table(
+  start, undisturbed, tmp_path
+):
   """kill -9, twice, then to the end."""
   for wait in (2, 5):
     worker = start(tmp_path)
@@ -557,7 +554,7 @@ def safe_trials(workdir):
   return optuna_trials(workdir) if (workdir / 'trials.db').exists() else []
 
 
-def test_asked_to_stop_it_gives_its_trials_back(undisturbed, tmp_path):
+def test_asked_to_stop_it_gives_its_trials_back(start, undisturbed, tmp_path):
   worker = start(tmp_path)
   deadline = time.monotonic() + 120
   while time.monotonic() < deadline and len(safe_trials(tmp_path)) < 3:
@@ -685,14 +682,7 @@ def test_a_range_is_not_widened_beyond_what_the_key_may_be():
 
 
 def launch(*arguments):
-  return subprocess.run(
-    [sys.executable, str(ROOT / 'launch.py'), *arguments],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  return commands.run(['launch.py', *arguments], os.environ | {'XLA_FLAGS': ''})
 
 
 def test_the_command_leaves_its_files(tmp_path):

@@ -638,12 +638,8 @@ def test_a_run_stopped_within_a_period_goes_on(whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('name', 'replicas', 'devices'),
   # What one device has to compile for many replicas takes the longest.
-  [('sma', 8, 1), ('sma', 8, 2), ('sma', 8, 4), ('sma', 4, 6)]
-  + [
-    (name, *shape)
-    for name in ('local_sgd', 'sma')
-    for shape in ((8, 8), (4, 8), (2, 8), (1, 8))
-  ],
+  [('sma', *shape) for shape in ((8, 1), (8, 2), (8, 4), (4, 6), (2, 8))]
+  + [('local_sgd', *shape) for shape in ((8, 8), (4, 8), (2, 8), (1, 8))],
 )
 def test_replicas_and_devices(name, replicas, devices, tmp_path):
   """However many devices a replica has, or replicas a device."""
