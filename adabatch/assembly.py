@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -88,7 +89,11 @@ def make_agreement(config: Config, e: Experiment) -> Agreement:
 
 
 def make_evaluators(
-  config: Config, e: Experiment, train_arrays: Any, skipped: Skipped
+  config: Config,
+  e: Experiment,
+  train_arrays: Any,
+  skipped: Skipped,
+  compiling: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[Evaluator, Measurements]:
   """What is measured of the evaluation split, and to choose batch sizes.
 
@@ -97,6 +102,7 @@ def make_evaluators(
     e: its parts.
     train_arrays: the training split on the devices; None if it is a stream.
     skipped: is told of records that cannot be read.
+    compiling: makes what is entered while a program is compiled.
   """
   inputs, most = e.inputs, config.eval.max_per_device
 
@@ -109,6 +115,7 @@ def make_evaluators(
       mesh=e.mesh,
       backend=config.parallel.backend,
       options=e.compiler_options,
+      compiling=compiling,
     )
 
   def resident(arrays: steps.Data, examples: int) -> Pieces:

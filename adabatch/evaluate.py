@@ -1,6 +1,7 @@
 """Exact means over a whole split: metrics, and the gradient's norm."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -122,8 +123,11 @@ class Evaluator:
     mesh: Mesh,
     backend: str,
     options: dict[str, Any] | None = None,
+    compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
   ):
-    """`load` makes a batch from data on the device."""
+    """`load` makes a batch from data on the device; programs are compiled
+    within what `compiling` makes, once they are first used."""
+    self._compiling = compiling
     self._pieces, self._mesh, self._task = pieces, mesh, task
     self.examples, self.skipped = pieces.examples, 0
     body = model, task, load, pieces.slots, pieces.limit
@@ -138,17 +142,30 @@ class Evaluator:
         options=options,
       )
 
-    self._metrics = program(steps.evaluation_step(*body))
-    self._gradient = program(steps.gradient_step(*body))
+    self._sources = {
+      'metrics': program(steps.evaluation_step(*body)),
+      'gradient': program(steps.gradient_step(*body)),
+      'norm': jax.jit(gradient_noise.squared_norm),
+    }
+    self._programs: dict[str, Any] = {}
 
-  def _sum(self, program: Callable[..., Any], state: State, zeros: Any):
+  def _run(self, name: str, *args: Any) -> Any:
+    """Calls a program, which has the same shapes each time."""
+    if name not in self._programs:
+      with self._compiling():
+        self._programs[name] = self._sources[name].lower(*args).compile()
+    return self._programs[name](*args)
+
+  def _sum(self, name: str, state: State, zeros: Any) -> Any:
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
     for arrays, first in self._pieces.open():
       if self._pieces.sharded:
         # Pieces of a large split must not pile up in the devices' memory: one
         # is at work, and the next was read and sent meanwhile.
         jax.block_until_ready(sums)
-      sums = program(state.params, state.model_state, arrays, sums, first)
+      sums = self._run(
+        name, state.params, state.model_state, arrays, sums, first
+      )
     return sums
 
   def _count(self, weight: Any) -> None:
@@ -161,7 +178,7 @@ class Evaluator:
   def metrics(self, state: State) -> dict[str, float]:
     """What the task reports of the split."""
     zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
-    sums, weight = jax.device_get(self._sum(self._metrics, state, zeros))
+    sums, weight = jax.device_get(self._sum('metrics', state, zeros))
     self._count(weight)
     # Device results come back sorted by name.
     names = self._task.metric_names
@@ -171,8 +188,8 @@ class Evaluator:
   def gradient_norm_squared(self, state: State) -> float:
     """|mean gradient|^2 of the evaluation-mode loss."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.params)
-    total, weight = self._sum(self._gradient, state, zeros)
-    norm, weight = jax.device_get((gradient_noise.squared_norm(total), weight))
+    total, weight = self._sum('gradient', state, zeros)
+    norm, weight = jax.device_get((self._run('norm', total), weight))
     self._count(weight)
     return float(norm) / float(weight) ** 2
 

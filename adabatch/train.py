@@ -133,7 +133,10 @@ class Run:
       # Each of them holds a batch in the devices' memory.
       self.most_in_flight = min(self.most_in_flight, 2)
     self.num_examples = inputs.train.num_examples
-    self.fingerprint = inputs.train.fingerprint
+    self.fingerprints = {
+      'training': inputs.train.fingerprint,
+      'evaluation': inputs.evaluation.fingerprint,
+    }
     self.skipped = Skipped(
       self.console, config.data.max_skipped, self.num_examples
     )
@@ -144,7 +147,11 @@ class Run:
     self.apart = experiment.replicas > 1 and jax.process_count() > 1
     self.in_flight = self.new_queue()
     self.evaluator, measurements = make_evaluators(
-      config, experiment, self.updates.feed.data, self.skipped.in_split
+      config,
+      experiment,
+      self.updates.feed.data,
+      self.skipped.in_split,
+      compiling=lambda: self.clock.paused(),  # which `start` replaces
     )
     self.decisions = Decisions(
       experiment.controller,
@@ -276,7 +283,7 @@ class Run:
       'decisions': self.decisions.to_json(),
       'agreement': self.agreement.to_json(),
       'configured_replicas': self.experiment.replicas,
-      'data': self.fingerprint,
+      'data': self.fingerprints,
     }
     assert self.checkpoints is not None, 'start() opens them'
     self.checkpoints.save(self.progress.update, self.updates.to_save(), host)
@@ -526,12 +533,12 @@ class Run:
     return Checkpoints(path, self.config.checkpoint.keep)
 
   def resume(self, record: Record) -> None:
-    if record.host['data'] != self.fingerprint:
-      raise ConfigError(
-        f'{self.workdir.path} belongs to a run on other training data '
-        f'({record.host["data"]} there, {self.fingerprint} here); choose '
-        'another workdir'
-      )
+    for which, here in self.fingerprints.items():
+      if (there := record.host['data'][which]) != here:
+        raise ConfigError(
+          f'{self.workdir.path} belongs to a run on other {which} data '
+          f'({there} there, {here} here); choose another workdir'
+        )
     self.progress = Progress(**record.host['progress'])
     self.decisions.restore(record.host['decisions'])
     self.agreement.restore(record.host['agreement'])
