@@ -86,7 +86,7 @@ def parse(argv: list[str]) -> list[str]:
     flags.FLAGS.config.keys()  # a file that is not there is reported here
   except flags.Error as error:
     fail(_of_flags(str(error), argv), USAGE)
-  except KeyError:
+  except (KeyError, AttributeError):  # of a table, of a key in it
     if not others:
       raise
     hints = (f'{key!r}{config.nearest(key)}' for key in others)

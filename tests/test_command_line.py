@@ -85,6 +85,22 @@ def test_a_missing_module_of_its_own_is_no_missing_package():
     import adabatch.no_such_module  # noqa: F401 # pyright: ignore
 
 
+@pytest.mark.parametrize('error', [KeyError('mine'), AttributeError('wdth')])
+def test_a_key_that_the_config_file_does_not_have(error, monkeypatch, capsys):
+  """Of a network that is not of this package, so that only the file knows."""
+
+  def flags(argv):
+    raise error
+
+  monkeypatch.setattr(command_line.flags, 'FLAGS', flags)
+  with pytest.raises(SystemExit) as ended:
+    command_line.parse(['launch.py', '--config.model.mine.wdth=3'])
+  assert ended.value.code == 2
+  assert "no 'model.mine.wdth'" in capsys.readouterr().err
+  with pytest.raises(type(error)):  # a fault of the config's own code
+    command_line.parse(['launch.py', '--config=mine.py'])
+
+
 def test_it_says_whom_it_waits_for(monkeypatch, capsys):
   """Before it waits, which may be for ever."""
   said = []
