@@ -137,6 +137,11 @@ def trial_seed(config: Config, number: int) -> int:
   """Trial n (from 1) has the seed `seed + n`, so that no two share theirs.
 
   After the largest seed comes 0.
+
+  >>> config = config_lib.default()
+  >>> config.seed = 2**32 - 1
+  >>> trial_seed(config, 1)
+  0
   """
   return (config.seed + number) % 2**32
 
