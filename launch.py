@@ -3,20 +3,24 @@
 Any key of the config can be overridden (--config.optimizer.name=adam);
 --config.smoke=True is a short try. Started again in its own workdir it goes on
 where it was; a search or a study started twice has two workers.
+
+Exit status: 0 done, 1 what was asked for cannot be done, 2 wrong flags, 3
+diverged, 143 or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
 """
 
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from adabatch import extras
 
-from adabatch import command_line, parallel, report
-from adabatch.checkpoint import CheckpointError
-from adabatch.config import ConfigError
-from adabatch.data import DatasetError
-from adabatch.search.job import search
-from adabatch.study.job import study
-from adabatch.train import train
+with extras.needed('train'):
+  from absl import app, flags, logging
+  from ml_collections import config_flags
+
+  from adabatch import command_line, parallel, report
+  from adabatch.search.job import search
+  from adabatch.stop import Stop
+  from adabatch.study.job import study
+  from adabatch.train import train
 
 JOBS = {'train': train, 'search': search, 'study': study}
 
@@ -34,25 +38,20 @@ PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 
 def main(argv: list[str]) -> None:
+  del argv  # `parse` refuses what is no flag
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # libraries report every step
-  if len(argv) > 1:
-    sys.exit(f'error: unexpected argument {argv[1]!r}: flags start with --')
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = WORKDIR.value or f'runs/{command_line.run_name(file)}'
   others = COORDINATOR.value, PROCESSES.value, PROCESS.value
-  try:
-    parallel.initialize(DISTRIBUTED.value, *others)
-  except ValueError as error:
-    sys.exit(f'error: cannot join the other processes: {error}')
-  try:
-    summary = JOBS[JOB.value](CONFIG.value, workdir)
-  except (ConfigError, DatasetError, CheckpointError) as error:
-    sys.exit(f'error: {error}')
+  stop = Stop()
+  with command_line.refusing():
+    command_line.join(DISTRIBUTED.value, *others)
+    summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
   if parallel.is_first_process():
     print(command_line.describe(summary))
     print(f'report: {report.write_report(workdir)}')
-  sys.exit(command_line.EXIT_CODES[summary['status']])
+  sys.exit(command_line.exit_code(summary['status'], stop.signal))
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from adabatch.agreement import Agreement
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.evaluate import (
   Calibration,
+  Compiling,
   Evaluator,
   Measurements,
   Pieces,
@@ -96,6 +98,7 @@ def make_evaluators(
   skipped: Skipped,
   *,
   has_statistics: bool,
+  compiling: Compiling = nullcontext,
 ) -> tuple[Evaluator, Measurements]:
   """What is measured of the evaluation split, and to choose batch sizes.
 
@@ -105,6 +108,7 @@ def make_evaluators(
     train_arrays: the training split on the devices; None if it is a stream.
     skipped: is told of records that cannot be read.
     has_statistics: whether the model has any, such as BatchNorm's.
+    compiling: makes what is entered while a program is compiled.
   """
   inputs, most = e.inputs, config.eval.max_per_device
 
@@ -117,6 +121,7 @@ def make_evaluators(
       mesh=e.mesh,
       backend=config.parallel.backend,
       options=e.compiler_options,
+      compiling=compiling,
     )
 
   def resident(arrays: steps.Data, examples: int, multiple: int = 1) -> Pieces:
@@ -167,6 +172,7 @@ def make_evaluators(
       backend=config.parallel.backend,
       seed=config.seed,
       options=e.compiler_options,
+      compiling=compiling,
     )
 
   def evaluation() -> Pieces:

@@ -29,6 +29,10 @@ class Clock:
     running = 0.0 if self._since is None else self._now() - self._since
     return self._before + running
 
+  @property
+  def running(self) -> bool:
+    return self._since is not None
+
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Stops the clock; a pause inside a pause changes nothing."""

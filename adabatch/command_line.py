@@ -1,21 +1,66 @@
 """What the command needs beside its flags: clear errors, a short summary."""
 
+import contextlib
 import pathlib
 import re
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from absl import flags
 
-from adabatch import config
+from adabatch import config, parallel
+from adabatch.checkpoint import CheckpointError
+from adabatch.config import ConfigError
+from adabatch.data import DatasetError
 
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
-EXIT_CODES = {
-  'completed': 0,
-  'target_reached': 0,
-  'diverged': 1,
-  'preempted': 130,
-}
+# Exit statuses, which the help of launch.py and the README list.
+ERROR, USAGE = 1, 2
+EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 3}
+
+
+def exit_code(status: str, number: int | None = None) -> int:
+  """The exit status that a summary's status stands for.
+
+  Args:
+    status: of a run, a search or a study.
+    number: the signal that this process was stopped by; None: it was another
+      process of the run that was asked to stop, so this one ends as if by
+      SIGTERM.
+
+  >>> exit_code('diverged'), exit_code('preempted', signal.SIGINT)
+  (3, 130)
+  """
+  if status == 'preempted':
+    return 128 + (number or signal.SIGTERM)
+  return EXIT_CODES[status]
+
+
+def fail(message: str, status: int = ERROR) -> NoReturn:
+  """Ends the program with one line."""
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(status)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  """Ends the program in one line where what was asked for cannot be done."""
+  try:
+    yield
+  except (ConfigError, DatasetError, CheckpointError) as error:
+    fail(str(error))
+  except KeyboardInterrupt:  # before training began, or for the second time
+    fail('interrupted before a checkpoint was written', 128 + signal.SIGINT)
+
+
+def join(distributed: bool, *others: Any) -> None:
+  """Joins the other processes, as the flags say; see `parallel.initialize`."""
+  try:
+    parallel.initialize(distributed, *others)
+  except ValueError as error:
+    fail(f'cannot join the other processes: {error}', USAGE)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -28,23 +73,48 @@ def parse(argv: list[str]) -> list[str]:
   if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
     argv.insert(1, f'--config={DEFAULT_CONFIG}')
   # ml_collections raises a bare KeyError for these, with half of a hint.
-  known = config.flatten(config.default())
-  for argument in argv[1:]:
-    name = argument.lstrip('-').partition('=')[0]
-    key = name.removeprefix('config.')
-    if argument.startswith('--config.') and key not in known:
-      sys.exit(f'error: unknown config key {key!r}{config.nearest(key)}')
+  names = [argument.lstrip('-').partition('=')[0] for argument in argv[1:]]
+  keys = [n.removeprefix('config.') for n in names if n.startswith('config.')]
+  known, others = config.flatten(config.default()), []
+  for key in keys:
+    if config.is_of_another_model(key):
+      others.append(key)  # which only the config file may know
+    elif key not in known:
+      fail(f'unknown config key {key!r}{config.nearest(key)}', USAGE)
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config.keys()  # a file that is not there is reported here
   except flags.Error as error:
-    # Of an error in a config's own code, what it says and not where it was.
-    message = ' '.join(str(error).split()).rpartition('Error: ')[2]
-    sys.exit(f'error: {message}')
+    fail(_of_flags(str(error), argv), USAGE)
+  except (KeyError, AttributeError):  # of a table, of a key in it
+    if not others:
+      raise
+    hints = (f'{key!r}{config.nearest(key)}' for key in others)
+    fail(f'the config file has no {" or no ".join(hints)}', USAGE)
   except OSError as error:
     reason = str(error).splitlines()[-1].strip()
-    sys.exit(f'error: cannot load the config file: {reason}')
+    fail(f'cannot load the config file: {reason}', USAGE)
+  if len(rest) > 1:
+    fail(f'unexpected argument {rest[1]!r}: flags start with --', USAGE)
   return rest
+
+
+def _of_flags(text: str, argv: list[str]) -> str:
+  """What an error of the flags says, in one line.
+
+  >>> text = 'get_config() takes 0 positional arguments but 1 was given'
+  >>> _of_flags(text, ['launch.py', '--config=mine.py:x'])
+  "mine.py has no variants, got ':x': leave that out"
+  """
+  # Of an error in a config's own code, what it says and not where it was.
+  message = ' '.join(text.split()).rpartition('Error: ')[2]
+  given = re.findall(r'--?config[= ](\S+)', ' '.join(argv))
+  file, colon, variant = given[-1].partition(':') if given else ('', '', '')
+  if re.match('get_config.. takes 0 positional arguments', message) and colon:
+    return f'{file} has no variants, got {colon + variant!r}: leave that out'
+  if re.match('get_config.. missing 1 required positional', message):
+    return f'{file} has only variants: name one, as in {file}:NAME'
+  return message
 
 
 def run_name(config_file: str) -> str:

@@ -9,7 +9,7 @@ None means: not set.
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,7 +51,7 @@ def default() -> Config:
   'adadamp'
   """
   c = ConfigDict()
-  c.seed = 0  # of the initialisation, the data order and the augmentation
+  c.seed = 0  # below 2^32; of initialisation, data order and augmentation
   # Stop once this many epochs' examples were trained on; the last batch is cut
   # there ...
   c.epochs = 10.0
@@ -67,7 +67,8 @@ def default() -> Config:
 
   c.data = ConfigDict()
   c.data.name = 'digits'  # 'digits', or any TFDS image or text set
-  c.data.data_dir = placeholder(str)  # where TFDS sets lie; None: TFDS's own
+  # Where TFDS sets lie; None: TFDS's own. May be another when a run is resumed.
+  c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on
   c.data.eval_split = 'validation'  # never trained on
   # 'resident' (on every device), 'streaming' (read while training), 'auto':
@@ -253,7 +254,8 @@ def default() -> Config:
   c.controller.cabs.decay = 0.95  # of both moving averages
 
   c.buckets = ConfigDict()
-  c.buckets.max_per_device = 4096  # examples a device processes at once
+  # Examples a device processes at once; may be others when a run is resumed.
+  c.buckets.max_per_device = 4096
   c.buckets.rounding = 'up'  # 'up', 'exact', 'nearest'
   c.buckets.growth = 2.0  # ratio of neighbouring buckets
 
@@ -333,7 +335,7 @@ def default() -> Config:
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
-  c.checkpoint.keep = 3  # the newest that are kept
+  c.checkpoint.keep = 3  # the newest that are kept; may change at a resume
 
   c.log = ConfigDict()
   c.log.every_updates = 50  # and at every decision
@@ -362,15 +364,21 @@ def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
   return flat
 
 
-def check_keys(config: Config) -> None:
+def check_keys(config: Config, models: Collection[str] = ()) -> None:
   """Refuses a config with keys that mean nothing, or without some that do.
+
+  Args:
+    config: the whole config.
+    models: names of networks. What stands in the table of one that is not of
+      this package is its own business.
 
   Raises:
     ConfigError: naming the keys, with the nearest that exists.
   """
   known, given = flatten(default()), flatten(config)
-  for key in given.keys() - known.keys():
-    raise ConfigError(f'unknown config key {key!r}{nearest(key)}')
+  for key in sorted(given.keys() - known.keys()):
+    if not (is_of_another_model(key) and key.split('.')[1] in models):
+      raise ConfigError(f'unknown config key {key!r}{nearest(key)}')
   missing = sorted(known.keys() - given.keys())
   if missing:
     raise ConfigError(
@@ -380,10 +388,16 @@ def check_keys(config: Config) -> None:
 
 
 # What a run may go on with: what changes nothing that is computed, and the
-# number of replicas.
+# number of replicas. That data elsewhere are the same, their fingerprint tells.
+# How many examples a device takes at once changes the order of sums, and with a
+# rule that reads the gradient noise what it is estimated from, as another
+# number of devices does: the estimates stay within their spread.
 FREE = frozenset(
   [
+    'buckets.max_per_device',
+    'checkpoint.keep',
     'compilation_cache',
+    'data.data_dir',
     'data.max_skipped',
     'data.max_skipped_fraction',
     'data.workers',
@@ -412,12 +426,42 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   )
 
 
-def nearest(key: str, config: Config | None = None) -> str:
-  """A hint for a key that does not exist.
+def is_of_another_model(key: str) -> bool:
+  """Whether a key would be in the table of a network of somebody else.
 
-  >>> nearest('learning_rate.bse')
-  " (did you mean 'learning_rate.base'?)"
+  >>> is_of_another_model('model.mine.width'), is_of_another_model('model.nme')
+  (True, False)
   """
-  known = flatten(config or default())
-  close = difflib.get_close_matches(key, known, n=1)
-  return f' (did you mean {close[0]!r}?)' if close else ''
+  table, _, rest = key.partition('.')
+  name, _, parameter = rest.partition('.')
+  return table == 'model' and bool(parameter) and name not in default().model
+
+
+def nearest(key: str) -> str:
+  """A hint for a key that does not exist, if one that does is near.
+
+  Near is a slip in each part of a key, or in its end where its beginning is
+  left out.
+
+  >>> nearest('learning_rate.bse'), nearest('learning_rate.foo')
+  (" (did you mean 'learning_rate.base'?)", '')
+  >>> nearest('max_batchsize')
+  " (did you mean 'controller.max_batch_size'?)"
+  >>> nearest('learning_rate')
+  ' (a table, with learning_rate.base and others)'
+  """
+  known, given = list(flatten(default())), key.split('.')
+  for name in known:
+    if name.startswith(f'{key}.'):
+      return f' (a table, with {name} and others)'
+
+  def likeness(parts: list[str]) -> float:
+    """Of the part that is least alike; whole keys come before ends of keys."""
+    pairs = zip(given, parts[-len(given) :], strict=True)
+    least = min(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+    return 0.0 if least < 0.7 else least + (len(parts) == len(given))
+
+  close = [n for n in known if len(n.split('.')) >= len(given)]
+  best = max(close, key=lambda n: likeness(n.split('.')), default='')
+  found = best and likeness(best.split('.'))
+  return f' (did you mean {best!r}?)' if found else ''

@@ -1,6 +1,7 @@
 """Exact means over a whole split: metrics, and the gradient's norm."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +119,24 @@ def streamed_pieces(
   return Pieces(pieces, True, slots, slots, split.num_examples)
 
 
+# Makes what is entered while a program is compiled.
+Compiling = Callable[[], AbstractContextManager[Any]]
+
+
+class _Program:
+  """A jitted function of the same shapes each time, compiled at the first."""
+
+  def __init__(self, function: Any, compiling: Compiling):
+    self._function, self._compiling = function, compiling
+    self._compiled: Any = None
+
+  def __call__(self, *args: Any) -> Any:
+    if self._compiled is None:
+      with self._compiling():
+        self._compiled = self._function.lower(*args).compile()
+    return self._compiled(*args)
+
+
 class Evaluator:
   """Means in evaluation mode over a split, each example counted once.
 
@@ -136,14 +155,16 @@ class Evaluator:
     mesh: Mesh,
     backend: str,
     options: dict[str, Any] | None = None,
+    compiling: Compiling = nullcontext,
   ):
-    """`load` makes a batch from data on the device."""
+    """`load` makes a batch from data on the device; programs are compiled
+    within what `compiling` makes, once they are first used."""
     self._pieces, self._mesh, self._task = pieces, mesh, task
     self.examples, self.skipped = pieces.examples, 0
     body = model, task, load, pieces.slots, pieces.limit
 
     def program(body):
-      return parallel.spmd(
+      function = parallel.spmd(
         body,
         mesh,
         layout=(False, False, pieces.sharded, False, True),
@@ -151,11 +172,13 @@ class Evaluator:
         donate=(3,),
         options=options,
       )
+      return _Program(function, compiling)
 
     self._metrics = program(evaluation_steps.evaluation_step(*body))
     self._gradient = program(evaluation_steps.gradient_step(*body))
+    self._norm = _Program(jax.jit(gradient_noise.squared_norm), compiling)
 
-  def _sum(self, program: Callable[..., Any], state: State, zeros: Any):
+  def _sum(self, program: Callable[..., Any], state: State, zeros: Any) -> Any:
     sums = parallel.replicate((zeros, np.float32(0)), self._mesh)
     for arrays, first in self._pieces.open():
       if self._pieces.sharded:
@@ -186,7 +209,7 @@ class Evaluator:
     """|mean gradient|^2 of the evaluation-mode loss."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.params)
     total, weight = self._sum(self._gradient, state, zeros)
-    norm, weight = jax.device_get((gradient_noise.squared_norm(total), weight))
+    norm, weight = jax.device_get((self._norm(total), weight))
     self._count(weight)
     return float(norm) / float(weight) ** 2
 
@@ -213,11 +236,12 @@ class Calibration:
     backend: str,
     seed: int,
     options: dict[str, Any] | None = None,
+    compiling: Compiling = nullcontext,
   ):
     """`pieces` hold whole BatchNorm groups of examples in random order."""
     self._pieces, self._mesh = pieces, mesh
     self.examples = pieces.examples
-    self._program = parallel.spmd(
+    function = parallel.spmd(
       evaluation_steps.calibration_step(
         model,
         task,
@@ -233,9 +257,9 @@ class Calibration:
       donate=(3,),
       options=options,
     )
-    self._finish = jax.jit(
-      evaluation_steps.calibrated, compiler_options=options
-    )
+    self._program = _Program(function, compiling)
+    finish = jax.jit(evaluation_steps.calibrated, compiler_options=options)
+    self._finish = _Program(finish, compiling)
 
   def __call__(self, state: State) -> State:
     """The same state with calibrated statistics; the given one stays."""

@@ -283,17 +283,34 @@ def _group_size(config: Config) -> int | None:
 def make_model(
   config: Config, num_classes: int, end_of_document: int | None = None
 ) -> nn.Module:
-  """The network with its own table of parameters."""
+  """The network with its own table of parameters.
+
+  Raises:
+    ConfigError: if it lacks what every network has; see `adabatch.models`.
+  """
   name, dtype = config.model.name, config.model.dtype
   make = choose(MODELS, name, 'model.name')
-  parameters = dict(config.model[name])
+  if name not in config.model:
+    raise ConfigError(
+      f'model.name={name!r} has no table of parameters in this config: give it '
+      f'one, c.model.{name} = ConfigDict()'
+    )
+  parameters = {
+    'num_classes': num_classes,
+    'dtype': choose(DTYPES, dtype, 'model.dtype'),
+    **config.model[name],
+  }
   if name in LANGUAGE_MODELS:
     parameters['end_of_document'] = end_of_document
-  return make(
-    num_classes=num_classes,
-    dtype=choose(DTYPES, dtype, 'model.dtype'),
-    **parameters,
-  )
+  with refusing(
+    f'model.{name} ({make.__name__}) takes {", ".join(parameters)}'
+  ):
+    inspect.signature(make).bind(**parameters)
+  model = make(**parameters)
+  call = inspect.signature(model.__call__)
+  with refusing(f'model.{name} is called as model(x, train=..., rows=...)'):
+    call.bind('x', train=False, rows=None)
+  return model
 
 
 def check_model(
@@ -352,15 +369,14 @@ def check(config: Config, devices: int) -> None:
   Raises:
     ConfigError: in one line.
   """
-  config_lib.check_keys(config)
+  config_lib.check_keys(config, models=MODELS)
   check_numbers(config)
   choose(
     dict.fromkeys(parallel.BACKENDS),
     config.parallel.backend,
     'parallel.backend',
   )
-  choose(MODELS, config.model.name, 'model.name')
-  choose(DTYPES, config.model.dtype, 'model.dtype')
+  make_model(config, 1)
   name, task_name = config.model.name, config.task.name
   task = make_task(config)
   if (name in LANGUAGE_MODELS) != (task_name == 'language_modelling'):

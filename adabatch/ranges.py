@@ -16,8 +16,10 @@ SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
 EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
 UNIT = 'in [0, 1]', lambda x: 0 <= x <= 1
 FINITE = 'finite', math.isfinite
+# JAX makes a key of the lower 32 bits alone, so that others would repeat them.
+SEED = 'in [0, 2^32)', lambda x: 0 <= x < 2**32
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-  'seed': NATURAL,
+  'seed': SEED,
   'epochs': POSITIVE,
   'max_updates': COUNT,
   'updates_per_call': COUNT,

@@ -6,6 +6,12 @@ import threading
 from collections.abc import Iterator
 
 
+class Stop(threading.Event):
+  """A flag that also tells which signal set it; None if it was none."""
+
+  signal: int | None = None
+
+
 @contextlib.contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
   """SIGTERM and Ctrl-C ask for a clean stop; a second one is not caught."""
@@ -16,6 +22,8 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
   def ask(number, frame):
     del frame
+    if isinstance(stop, Stop):
+      stop.signal = number
     stop.set()
     signal.signal(number, old[number])
 

@@ -145,7 +145,10 @@ class Run:
       # Each of them holds a batch in the devices' memory.
       self.most_in_flight = min(self.most_in_flight, 2)
     self.num_examples = inputs.train.num_examples
-    self.fingerprint = inputs.train.fingerprint
+    self.fingerprints = {
+      'training': inputs.train.fingerprint,
+      'evaluation': inputs.evaluation.fingerprint,
+    }
     self.skipped = Skipped(self.console, limits(config))
     self.updates = make_updates(config, experiment, self.skipped.in_split)
     self.agreement: Agreement = make_agreement(config, experiment)
@@ -159,6 +162,7 @@ class Run:
       self.updates.feed.data,
       self.skipped.in_split,
       has_statistics=bool(jax.tree.leaves(self.updates.state.model_state)),
+      compiling=lambda: self.clock.paused(),  # which `start` replaces
     )
     self.decisions = Decisions(
       experiment.controller,
@@ -318,7 +322,7 @@ class Run:
       'decisions': self.decisions.to_json(),
       'agreement': self.agreement.to_json(),
       'configured_replicas': self.experiment.replicas,
-      'data': self.fingerprint,
+      'data': self.fingerprints,
     }
     assert self.checkpoints is not None, 'start() opens them'
     self.checkpoints.save(self.progress.update, self.updates.to_save(), host)
@@ -566,12 +570,12 @@ class Run:
     return Checkpoints(path, self.config.checkpoint.keep)
 
   def resume(self, record: Record) -> None:
-    if record.host['data'] != self.fingerprint:
-      raise ConfigError(
-        f'{self.workdir.path} belongs to a run on other training data '
-        f'({record.host["data"]} there, {self.fingerprint} here); choose '
-        'another workdir'
-      )
+    for which, here in self.fingerprints.items():
+      if (there := record.host['data'][which]) != here:
+        raise ConfigError(
+          f'{self.workdir.path} belongs to a run on other {which} data '
+          f'({there} there, {here} here); choose another workdir'
+        )
     self.progress = Progress(**record.host['progress'])
     self.decisions.restore(record.host['decisions'])
     self.agreement.restore(record.host['agreement'])

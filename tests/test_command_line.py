@@ -1,6 +1,17 @@
-"""What the command prints at the end."""
+"""What the command says: flags, exit statuses, the summary at the end."""
 
+import runpy
+import signal
+import sys
+
+import jax
+import pytest
+
+from adabatch import command_line, extras, parallel
+from adabatch.checkpoint import CheckpointError
 from adabatch.command_line import describe
+from adabatch.config import ConfigError
+from adabatch.data import DatasetError
 
 SUMMARY = {
   'status': 'diverged',
@@ -35,3 +46,108 @@ def test_a_search_says_of_what_its_best_value_is():
     'diverged, 3 s',
     'best: trial 4, val/classification_error 0.0529, goal after 9',
   ]
+
+
+@pytest.mark.parametrize(
+  ('status', 'number', 'code'),
+  [
+    ('completed', None, 0),
+    ('target_reached', None, 0),
+    ('diverged', None, 3),
+    ('preempted', signal.SIGTERM, 143),
+    ('preempted', signal.SIGINT, 130),
+    ('preempted', None, 143),  # another process was asked
+    ('completed', signal.SIGINT, 0),  # it came too late
+  ],
+)
+def test_exit_status(status, number, code):
+  assert command_line.exit_code(status, number) == code
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'line'),
+  [
+    (ConfigError('no such rule'), 1, 'error: no such rule\n'),
+    (DatasetError('no such set'), 1, 'error: no such set\n'),
+    (CheckpointError('all broken'), 1, 'error: all broken\n'),
+    (KeyboardInterrupt(), 130, 'error: interrupted before a checkpoint'),
+  ],
+)
+def test_what_cannot_be_done_ends_in_one_line(error, code, line, capsys):
+  with pytest.raises(SystemExit) as ended, command_line.refusing():
+    raise error
+  assert ended.value.code == code
+  assert capsys.readouterr().err.startswith(line)
+
+
+def test_other_errors_are_seen_in_full():
+  with pytest.raises(ZeroDivisionError), command_line.refusing():
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize('package', ['absl', 'ml_collections'])
+def test_a_missing_package_is_one_line(package, monkeypatch):
+  """As after an installation of what floor 0 needs alone."""
+  monkeypatch.setitem(sys.modules, package, None)  # cannot be imported
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_path('launch.py', run_name='launch')
+  assert str(ended.value).startswith(f'error: {package} is not installed')
+  assert 'adabatch[train]' in str(ended.value)
+  assert '\n' not in str(ended.value)
+
+
+def test_a_missing_module_of_its_own_is_no_missing_package():
+  with pytest.raises(ModuleNotFoundError), extras.needed('train'):
+    import adabatch.no_such_module  # noqa: F401 # pyright: ignore
+
+
+@pytest.mark.parametrize('error', [KeyError('mine'), AttributeError('wdth')])
+def test_a_key_that_the_config_file_does_not_have(error, monkeypatch, capsys):
+  """Of a network that is not of this package, so that only the file knows."""
+
+  def flags(argv):
+    raise error
+
+  monkeypatch.setattr(command_line.flags, 'FLAGS', flags)
+  with pytest.raises(SystemExit) as ended:
+    command_line.parse(['launch.py', '--config.model.mine.wdth=3'])
+  assert ended.value.code == 2
+  assert "no 'model.mine.wdth'" in capsys.readouterr().err
+  with pytest.raises(type(error)):  # a fault of the config's own code
+    command_line.parse(['launch.py', '--config=mine.py'])
+
+
+def test_it_says_whom_it_waits_for(monkeypatch, capsys):
+  """Before it waits, which may be for ever."""
+  said = []
+
+  def wait(*arguments):
+    said.append((arguments, capsys.readouterr().err))
+
+  monkeypatch.setattr(jax.distributed, 'initialize', wait)
+  parallel.initialize(True, 'host:1234', 3, 1)
+  arguments, line = said.pop()
+  assert arguments == ('host:1234', 3, 1)
+  assert line == 'process 1, from 0, of 3 waits for the others at host:1234\n'
+  parallel.initialize(True)
+  assert said.pop()[1].count('\n') == 1
+  parallel.initialize(False)
+  assert said == []
+
+
+@pytest.mark.parametrize('process', [-1, 3])
+def test_a_process_beyond_the_last_is_refused(process, monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', pytest.fail)
+  with pytest.raises(ValueError, match=f'process_id={process}.*give 0 to 2'):
+    parallel.initialize(True, 'host:1234', 3, process)
+
+
+def test_no_cluster_is_a_wrong_flag(monkeypatch, capsys):
+  def fail():
+    raise ValueError('coordinator_address should be defined.')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', fail)
+  with pytest.raises(SystemExit) as ended:
+    command_line.join(True, None, None, None)
+  assert ended.value.code == 2
+  assert '--num_processes' in capsys.readouterr().err

@@ -214,20 +214,21 @@ def test_splits_that_differ_are_refused(tmp_path):
 
 
 def test_resume_on_other_data_is_refused(tmp_path):
-  def splits(seed):
+  def split(seed):
     rng = np.random.default_rng(seed)
     arrays = {
       'image': rng.normal(size=(100, 2, 2, 1)).astype(np.float32),
       'label': rng.integers(0, 2, 100).astype(np.int32),
     }
-    split = data.from_arrays(arrays, num_classes=2)
-    return split, split
+    return data.from_arrays(arrays, num_classes=2)
 
   devices = jax.devices()[:1]
   config = digits(max_updates=2)
-  train(config, tmp_path, splits=splits(0), devices=devices)
+  train(config, tmp_path, splits=(split(0), split(0)), devices=devices)
   with pytest.raises(ConfigError, match='other training data'):
-    train(config, tmp_path, splits=splits(1), devices=devices)
+    train(config, tmp_path, splits=(split(1), split(0)), devices=devices)
+  with pytest.raises(ConfigError, match='other evaluation data'):
+    train(config, tmp_path, splits=(split(0), split(1)), devices=devices)
 
 
 def test_the_last_update_is_logged(tmp_path):

@@ -146,7 +146,7 @@ def test_one_process_is_told_to_stop_and_all_do(tmp_path):
     assert all(p.poll() is None for p in processes)
     time.sleep(0.01)
   processes[1].send_signal(signal.SIGTERM)
-  (out, _), _ = finish(processes, status=130)
+  (out, _), _ = finish(processes, status=143)
   assert 'preempted' in out
   updates = json.loads((stopped / 'summary.json').read_text())['updates']
   assert updates < 200

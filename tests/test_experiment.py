@@ -2,11 +2,14 @@
 
 import inspect
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from adabatch import (
   buckets,
@@ -14,6 +17,7 @@ from adabatch import (
   data,
   experiment,
   inputs,
+  models,
   optim,
   optimization,
   tasks,
@@ -389,6 +393,8 @@ REFUSED = {
   ),
   'controller': ({'controller.name': 'x'}, 'controller.name'),
   'model': ({'model.name': 'x'}, 'model.name'),
+  # JAX would take it for the seed 1.
+  'seed': ({'seed': 2**32 + 1}, r'seed must be in \[0, 2\^32\)'),
   'optimizer': ({'optimizer.name': 'x'}, 'optimizer'),
   'backend': ({'parallel.backend': 'x'}, 'parallel.backend'),
   'target': ({'target.metric': 'x', 'target.value': 0.5}, 'target.metric'),
@@ -437,6 +443,52 @@ def test_refused_before_the_data_are_read(case, monkeypatch):
   with pytest.raises(ConfigError, match=word) as error:
     experiment.build(digits(**overrides))
   assert '\n' not in str(error.value)
+
+
+def network(*, has='num_classes dtype', takes='train rows'):
+  """A class of a network, as somebody else may write it."""
+  fields = dict.fromkeys(has.split())
+  annotations = dict.fromkeys([*fields, 'width'], Any)
+  call = eval(f'lambda self, x, {", ".join(takes.split())}: x')
+  body = {'width': 8, '__annotations__': annotations, '__call__': call}
+  return type('Net', (nn.Module,), fields | body)
+
+
+def with_network(net, table, monkeypatch):
+  """A config of that network."""
+  monkeypatch.setitem(models.MODELS, 'mine', net)
+  config = digits()
+  config.model.name = 'mine'
+  if table is not None:
+    config.model.mine = ConfigDict(table)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('net', 'table', 'words'),
+  [
+    (network(), None, "model.name='mine'.*no table.*c.model.mine = ConfigDict"),
+    (network(has='num_classes'), {}, 'model.mine.*takes.*dtype'),
+    (network(has='dtype'), {}, 'model.mine.*takes.*num_classes'),
+    (network(takes='train'), {}, r'model\(x, train=..., rows=...\).*rows'),
+    (network(takes='rows'), {}, r'model\(x, train=..., rows=...\).*train'),
+    (network(), {'wdth': 3}, 'model.mine.*wdth'),
+  ],
+)
+def test_a_network_of_somebody_else_is_refused(net, table, words, monkeypatch):
+  config = with_network(net, table, monkeypatch)
+  with pytest.raises(ConfigError, match=words) as error:
+    experiment.check(config, 1)
+  assert '\n' not in str(error.value)
+
+
+def test_a_network_of_somebody_else_has_keys_of_its_own(monkeypatch):
+  config = with_network(network(), {'width': 3}, monkeypatch)
+  experiment.check(config, 1)
+  assert experiment.make_model(config, 10).width == 3
+  config.model.theirs = ConfigDict({'width': 3})
+  with pytest.raises(ConfigError, match="unknown config key 'model.theirs"):
+    experiment.check(config, 1)
 
 
 def test_load_augments_by_seed_and_position_and_only_in_training():

@@ -23,6 +23,7 @@ FLOORS = {
   'optim': 0,  # what that does to the learning rate
   'gradient_noise': 0,  # how noisy a gradient is
   'buckets': 0,  # how the hardware runs that many examples
+  'extras': 0,  # what to say where a package is missing
   # What is trained on what.
   'models': 1,
   'tasks': 1,
@@ -96,6 +97,7 @@ PACKAGES = {
 
 # Floor 0 promises less than its floor allows.
 ONLY = {
+  'extras': set(),
   'controllers': {'numpy'},
   'buckets': {'numpy'},
   'gradient_noise': {'numpy', 'jax', 'optax'},

@@ -13,6 +13,7 @@ import pytest
 
 from adabatch.report import lines, read_metrics, scales, write_report
 from adabatch.report.__main__ import main
+from adabatch.report.panels import train_panels
 from adabatch.report.pictures import CSS_COLORS
 from adabatch.report.records import AXES
 
@@ -176,6 +177,17 @@ def test_every_picture_for_every_axis(tmp_path):
     'controller.max_batch_size',
   ):
     assert expected in words
+
+
+def test_what_is_set_for_an_update_is_drawn_in_steps():
+  """A line from one value to the next would show rates that never were."""
+  panels = train_panels(growing_run(5), 512.0)
+  stepped = {panel.title: all(x.steps for x in panel.lines) for panel in panels}
+  assert stepped == {
+    'Batch size': True,
+    'Effective learning rate': True,
+    'Training loss': False,
+  }
 
 
 def test_no_target_is_not_a_missed_one(tmp_path):
@@ -507,7 +519,7 @@ def test_command_line(tmp_path, capsys):
   run = write_run(tmp_path / 'r', growing_run(5))
   assert main([str(run)]) == 0
   assert capsys.readouterr().out.strip() == str(run / 'report.html')
-  assert main([str(tmp_path)]) == 2
+  assert main([str(tmp_path)]) == 1
   captured = capsys.readouterr()
   assert captured.out == ''
   assert captured.err.count('\n') == 1

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from adabatch.clock import Clock
 from adabatch.train import train
 from tests import commands
 from tests.experiments import digits, records
@@ -157,6 +158,76 @@ def test_resumed_on_other_devices(tmp_path, rule):
   np.testing.assert_allclose(
     [x['loss'] for x in a], [x['loss'] for x in b], rtol=1e-3
   )
+
+
+def test_resumed_with_less_room_on_the_device(tmp_path):
+  """Accumulation, and a place for the data that is not looked at: no result
+  changes, with BatchNorm's groups of examples neither."""
+  overrides = {
+    'max_updates': 12,
+    'controller.every': 2,
+    'controller.max_batch_size': 16,
+    'controller.adadamp.loss_source': 'ema',
+    'controller.adadamp.decay': 0.5,
+    'learning_rate.base': 0.1,
+    'model.name': 'strided_cnn',
+    'model.strided_cnn.channels': (4, 4),
+    'model.strided_cnn.hidden_size': 8,
+    'model.strided_cnn.batch_norm_group': 8,
+  }
+  elsewhere = {
+    'buckets.max_per_device': 8,
+    'checkpoint.keep': 1,
+    'data.data_dir': str(tmp_path),
+  }
+  whole, moved = tmp_path / 'whole', tmp_path / 'moved'
+  device = jax.devices()[:1]
+  train(digits(**overrides), whole, devices=device)
+  train(digits(**overrides), moved, devices=device, last_update=2)
+  train(digits(**overrides, **elsewhere), moved, devices=device)
+  a, b = records(whole), records(moved)
+  sizes = [x['nominal_batch_size'] for x in a]
+  assert sizes == [x['nominal_batch_size'] for x in b]
+  assert len(set(sizes)) > 2
+  np.testing.assert_allclose(
+    [x['loss'] for x in a], [x['loss'] for x in b], rtol=1e-5
+  )
+
+
+def test_the_clock_stands_still_while_anything_compiles(tmp_path, monkeypatch):
+  """Also while a resumed run compiles its first measurement."""
+  config = digits(
+    max_updates=5,
+    **{
+      'controller.name': 'adadamp_grad',
+      'controller.adadamp_grad.gradient_source': 'subset',
+      'controller.every': 4,
+      'controller.max_batch_size': 16,
+    },
+  )
+  train(config, tmp_path, devices=jax.devices()[:1], last_update=2)
+  clocks, compiled = [], []
+  create = Clock.__init__
+
+  def created(self, *args, **kwargs):
+    create(self, *args, **kwargs)
+    clocks.append(self)
+
+  def compiles(event, seconds, **kwargs):
+    # Programs that come next compile in threads while the run goes on.
+    here = threading.current_thread() is threading.main_thread()
+    if here and 'backend_compile' in event and clocks:
+      compiled.append((clocks[-1], clocks[-1].running))
+
+  monkeypatch.setattr(Clock, '__init__', created)
+  jax.monitoring.register_event_duration_secs_listener(compiles)
+  try:
+    train(config, tmp_path, devices=jax.devices()[:1])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(compiles)
+  running = [running for clock, running in compiled if clock is clocks[-1]]
+  assert running
+  assert not any(running)
 
 
 def test_a_complete_run_is_left_alone(tmp_path):

@@ -361,7 +361,7 @@ def test_many_differences_are_counted(workdir):
     'epochs',
     'max_updates',
     'log.every_updates',
-    'checkpoint.keep',
+    'checkpoint.every_updates',
     'eval.every_epochs',
     'data.crop_padding',
   )
@@ -377,6 +377,20 @@ def test_a_key_that_only_one_config_has_is_a_difference(workdir):
   results(workdir)
   with pytest.raises(ConfigError, match='extra'):
     workdir.check(config())
+
+
+def test_some_keys_may_change(workdir):
+  """Where the data lie, and what a device and the disk can hold."""
+  workdir.open(config())
+  results(workdir)
+  elsewhere = {
+    'data.data_dir': '/mnt/sets',
+    'buckets.max_per_device': 8,
+    'checkpoint.keep': 1,
+  }
+  workdir.check(config(**elsewhere))
+  with pytest.raises(ConfigError, match='another config: seed'):
+    workdir.check(config(seed=1, **elsewhere))
 
 
 def test_checkpoints_alone_are_results(workdir):
@@ -482,9 +496,22 @@ def test_differences():
   assert config_lib.differences(a, dict(a)) == []
 
 
-def test_a_hint_only_where_something_is_close():
-  assert config_lib.nearest('zzzz') == ''
-  assert "'controller.max_batch_size'" in config_lib.nearest('max_batch_size')
+@pytest.mark.parametrize(
+  ('key', 'hint'),
+  [
+    ('zzzz', None),
+    ('learning_rate.foo', None),  # the table alone is no likeness
+    ('model.mine.width', None),
+    ('optimizer.lr', None),
+    ('max_batch_size', 'controller.max_batch_size'),
+    ('lerning_rate.bsae', 'learning_rate.base'),
+    ('model.mlpp.hidden_sizes', 'model.mlp.hidden_sizes'),
+    ('epoch', 'epochs'),  # and not the end of a longer key
+  ],
+)
+def test_a_hint_only_where_something_is_close(key, hint):
+  expected = f' (did you mean {hint!r}?)' if hint else ''
+  assert config_lib.nearest(key) == expected
 
 
 def test_every_key_says_what_it_means():

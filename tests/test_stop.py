@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from adabatch.stop import stop_on_signals
+from adabatch.stop import Stop, stop_on_signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,6 +33,17 @@ def test_the_first_asks_and_the_second_gets_through(received, number):
     assert received == []
     signal.raise_signal(number)
     assert received == [number]
+
+
+@pytest.mark.usefixtures('received')
+@pytest.mark.parametrize('number', SIGNALS)
+def test_the_signal_is_noted(number):
+  stop = Stop()
+  assert stop.signal is None
+  with stop_on_signals(stop):
+    signal.raise_signal(number)
+  assert stop.is_set()
+  assert stop.signal == number
 
 
 @pytest.mark.parametrize('fails', [False, True])

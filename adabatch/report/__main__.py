@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(write_study_report(**arguments))
   except (OSError, ValueError) as error:
     print(f'adabatch.report: {error}', file=sys.stderr)
-    return 2
+    return 1
   return 0
 
 

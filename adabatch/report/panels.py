@@ -62,7 +62,7 @@ def train_panels(
     Line('true', 's1', x, batch_size, steps=True),
   )
 
-  rate = (Line('', 's1', x, column(records, 'learning_rate')),)
+  rate = (Line('', 's1', x, column(records, 'learning_rate'), steps=True),)
   rate_rule = scales.ScaleRule(span=20, quantile=0.25, from_zero=True)
 
   window = len(records) / 50

@@ -44,6 +44,7 @@ from adabatch.search.workload import (
   make_goal,
   refuse_another,
   trial_config,
+  trial_seed,
 )
 from adabatch.train import train
 
@@ -281,9 +282,11 @@ class Bench:
     self, task: Task, claims: list[Claim], programs: Population, mode: Mode
   ) -> Iterator[tuple[Claim, dict[str, Any]]]:
     goal = make_goal(task.config)
-    seed = task.config.seed + task.first + 1
     members = [
-      Member(seed + c.point, tuple(c.parameters[key] for key in task.space))
+      Member(
+        trial_seed(task.config, task.first + c.point + 1),
+        tuple(c.parameters[key] for key in task.space),
+      )
       for c in claims
     ]
     before = self._limits(task, [claim.point for claim in claims])

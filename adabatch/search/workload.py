@@ -102,7 +102,8 @@ def search_space(config: Config) -> dict[str, Parameter]:
 
 
 def _check_key(config: Config, key: str, parameter: Parameter) -> None:
-  default = config_lib.flatten(config_lib.default())[key]
+  # None of a key in the table of a network of somebody else.
+  default = config_lib.flatten(config_lib.default()).get(key)
   optional = key == 'learning_rate.decay.length'  # None: the whole run
   number = isinstance(default, int | float) and not isinstance(default, bool)
   if not key.startswith(SEARCHED) or not (number or optional):
@@ -136,16 +137,26 @@ def check_search(config: Config) -> None:
     raise ConfigError('search.space is empty: give it a row')
 
 
+def trial_seed(config: Config, number: int) -> int:
+  """Trial n (from 1) has the seed `seed + n`, so that no two share theirs.
+
+  After the largest seed comes 0.
+
+  >>> config = config_lib.default()
+  >>> config.seed = 2**32 - 1
+  >>> trial_seed(config, 1)
+  0
+  """
+  return (config.seed + number) % 2**32
+
+
 def trial_config(
   config: Config, number: int, parameters: dict[str, float]
 ) -> Config:
-  """The config that a trial trains with.
-
-  Trial n (from 1) has the seed `seed + n`, so that no two share theirs.
-  """
+  """The config that a trial trains with."""
   trial = config.copy_and_resolve_references()
   flat = config_lib.flatten(config)
-  values: dict[str, Any] = {'seed': config.seed + number}
+  values: dict[str, Any] = {'seed': trial_seed(config, number)}
   for key, value in parameters.items():
     values[key] = int(value) if isinstance(flat[key], int) else value
   if not config.search.early_stopping:
@@ -199,13 +210,9 @@ def at_batch_size(config: Config, optimizer: str, batch_size: int) -> Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """What may not change while a search goes on, as JSON would have it.
-
-  Workers on other machines may have their data elsewhere.
-  """
+  """What may not change while a search goes on, as JSON would have it."""
   flat = json.loads(json.dumps(config_lib.flatten(config.to_dict())))
-  free = config_lib.FREE | {'data.data_dir'}
-  return {k: v for k, v in flat.items() if k not in free}
+  return {k: v for k, v in flat.items() if k not in config_lib.FREE}
 
 
 def refuse_another(
