@@ -18,7 +18,7 @@ Reference: McCandlish et al., An Empirical Model of Large-Batch Training, 2018
 (arXiv:1812.06162), appendix A.1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +104,9 @@ def from_microbatches(
   (4.0, 1.0)
   """
   gap = jnp.where(norms.count > 1, norms.count - 1, jnp.nan)
-  trace = (norms.squared_norm - batch_size * mean_squared_norm) / gap
-  return GradientNoise(trace, mean_squared_norm - trace / batch_size)
+  trace: Any = (norms.squared_norm - batch_size * mean_squared_norm) / gap
+  squared: Any = mean_squared_norm - trace / batch_size
+  return GradientNoise(trace, squared)
 
 
 def from_difference(
@@ -128,11 +129,12 @@ def from_difference(
   known = (examples > 0) & (before > 0)
   total = jnp.where(known, examples + before, jnp.nan)
   distance = squared_norm(jax.tree.map(jnp.subtract, gradient, old))
-  trace = distance * examples * before / total
+  trace: Any = distance * examples * before / total
   pooled = jax.tree.map(
     lambda g, p: (examples * g + before * p) / total, gradient, old
   )
-  return GradientNoise(trace, squared_norm(pooled) - trace / total)
+  squared: Any = squared_norm(pooled) - trace / total
+  return GradientNoise(trace, squared)
 
 
 def unknown() -> GradientNoise:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from adabatch import (
   buckets,
@@ -19,6 +20,7 @@ from adabatch import (
 )
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
+from adabatch.models import MODELS
 from tests.experiments import digits
 
 EXAMPLES = 1000  # in an epoch
@@ -357,6 +359,22 @@ def test_refused_before_the_data_are_read(case, monkeypatch):
   with pytest.raises(ConfigError, match=word) as error:
     experiment.build(digits(**overrides))
   assert '\n' not in str(error.value)
+
+
+def test_a_network_with_plain_batch_norm_is_refused(monkeypatch):
+  class Plain(nn.Module):
+    num_classes: int
+    dtype: type
+    hidden_sizes: tuple
+
+    @nn.compact
+    def __call__(self, x, *, train, rows=None):
+      x = nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+      return nn.BatchNorm(use_running_average=not train)(x)
+
+  monkeypatch.setitem(MODELS, 'mlp', Plain)
+  with pytest.raises(ConfigError, match=r'model\.mlp: .*GhostBatchNorm'):
+    build()
 
 
 def test_load_augments_by_seed_and_position_and_only_in_training():
