@@ -8,7 +8,10 @@ an example. What breaks this is refused here in one line.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+
+from adabatch.models import ROWS_STREAM, Rows
 
 
 def check_model(model: Any) -> None:
@@ -35,6 +38,21 @@ def apply_in_training(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
   """
   with nn.intercept_methods(_refuse_batch_norm):
     return model.apply(*args, **kwargs)
+
+
+def init_in_training(model: nn.Module, inputs: jax.Array) -> Any:
+  """Variables, made as an update would call the network; for `eval_shape`.
+
+  Raises:
+    TypeError: as `check_model` and `apply_in_training`.
+  """
+  check_model(model)
+  batch = inputs.shape[0]
+  rows = Rows(jnp.ones(batch), jnp.arange(batch, dtype=jnp.int32))
+  streams = ('params', 'dropout', ROWS_STREAM)
+  rngs = {name: jax.random.key(0) for name in streams}
+  with nn.intercept_methods(_refuse_batch_norm):
+    return model.init(rngs, inputs, train=True, rows=rows)
 
 
 def _refuse_batch_norm(call, args, kwargs, context):
@@ -84,9 +102,9 @@ def per_example(values: Any, weights: jax.Array, what: str) -> jax.Array:
   Raises:
     ValueError: if their shape is not that of the weights.
   """
-  if jax.numpy.shape(values) != weights.shape:
+  if jnp.shape(values) != weights.shape:
     raise ValueError(
-      f'{what} has the shape {jax.numpy.shape(values)}, not {weights.shape}: '
+      f'{what} has the shape {jnp.shape(values)}, not {weights.shape}: '
       'return one value for each example, and leave the mean to the caller'
     )
   return values

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import buckets, controllers, data, parallel, sync
+from adabatch import buckets, contract, controllers, data, parallel, sync
 from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError, choose, refusing
@@ -316,11 +316,9 @@ def make_model(
 def check_model(
   config: Config, model: nn.Module, example: jax.ShapeDtypeStruct
 ) -> None:
-  """Refuses a network that cannot be made, or not for such inputs."""
+  """Refuses a network that cannot be made or trained, or not on such inputs."""
   with refusing(f'model.{config.model.name}'):
-    jax.eval_shape(
-      lambda x: model.init(jax.random.key(0), x, train=False), example
-    )
+    jax.eval_shape(lambda x: contract.init_in_training(model, x), example)
 
 
 def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:

@@ -477,7 +477,8 @@ def _update(
     def mean(total):
       return total / weight
 
-    gradient = jax.tree.map(mean, sums.gradient)
+    # Of a complex parameter JAX gives the conjugate of the way uphill.
+    gradient = jax.tree.map(lambda g: mean(jnp.conj(g)), sums.gradient)
     norm_squared = gradient_noise.squared_norm(gradient)
     estimate = noise(sums, gradient, norm_squared, state)
     updates, opt_state = tx.update(

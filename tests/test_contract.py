@@ -72,6 +72,20 @@ def test_plain_dropout_draws_anew_in_each_microbatch(devices, room):
   assert ((kept > 0.5) & (kept < 7.5)).any()
 
 
+def test_complex_parameters_go_downhill():
+  class Complex(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train, rows=None):
+      w = self.param('w', lambda key: jnp.zeros((), jnp.complex64))
+      return jnp.broadcast_to(w, len(x))
+
+  def loss(outputs, batch):
+    return 0.5 * jnp.abs(outputs - (1 + 2j)) ** 2
+
+  w = updated(Complex(), TASK._replace(loss=loss))['w']
+  assert w == pytest.approx(1 + 2j, rel=1e-5)
+
+
 class Normalised(nn.Module):
   """A network with a BatchNorm."""
 

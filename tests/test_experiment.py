@@ -491,6 +491,22 @@ def test_a_network_of_somebody_else_has_keys_of_its_own(monkeypatch):
     experiment.check(config, 1)
 
 
+def test_a_network_with_plain_batch_norm_is_refused(monkeypatch):
+  class Plain(nn.Module):
+    num_classes: int
+    dtype: type
+    hidden_sizes: tuple
+
+    @nn.compact
+    def __call__(self, x, *, train, rows=None):
+      x = nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+      return nn.BatchNorm(use_running_average=not train)(x)
+
+  monkeypatch.setitem(models.MODELS, 'mlp', Plain)
+  with pytest.raises(ConfigError, match=r'model\.mlp: .*GhostBatchNorm'):
+    build()
+
+
 def test_load_augments_by_seed_and_position_and_only_in_training():
   rng = np.random.default_rng(0)
   arrays = {
