@@ -21,7 +21,6 @@ def command(workdir, *flags):
     'launch.py',
     '--config=configs/digits_mlp.py',
     '--config.max_updates=60',
-    '--config.controller.max_batch_size=64',
     '--config.log.every_updates=1',
     '--config.checkpoint.every_updates=40',
     f'--workdir={workdir}',
