@@ -399,8 +399,8 @@ def test_a_set_of_which_nothing_can_be_read_says_why(tmp_path):
 
 def test_the_network_gets_what_the_config_says(tmp_path):
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
-  split = data.from_arrays({'image': images, 'label': np.arange(8) % 3}, 3)
+  images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+  split = data.from_arrays({'image': images, 'label': np.arange(16) % 3}, 3)
 
   def model(**overrides):
     settings = digits(**overrides, **{'buckets.max_per_device': 64})

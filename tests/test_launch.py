@@ -69,7 +69,7 @@ def test_main_job_reaches_its_figures(digits):
   assert result['status'] == 'completed'
   assert result['final']['validation']['accuracy'] >= 0.95
   sizes = [record['batch_size'] for record in records(workdir)]
-  assert sizes[-1] >= 8 * sizes[0]
+  assert sizes[-2] >= 8 * sizes[0]  # the end of the run cuts the last
   assert result['compilations'] <= result['buckets_visited'] + 1
 
 

@@ -32,11 +32,12 @@ def run(snippet):
 def test_the_snippets_run(capsys):
   study, loop = blocks('python')
   run(study)
-  steps, size, low, high = map(
-    float, re.findall(r'[\d.]+', capsys.readouterr().out)
-  )
+  fit, overhead, misses = capsys.readouterr().out.splitlines()
+  steps, size, low, high = map(float, re.findall(r'[\d.]+', fit))
   assert 50 < steps < 130
   assert low < size < high
+  assert float(overhead) < size
+  assert 'no point' in misses
   names = run(loop)
   sizes = names['batch_sizes']
   assert sizes[-1] > 4 * sizes[0]

@@ -663,7 +663,7 @@ def test_command_of_a_directory(tmp_path, capsys):
 
 @pytest.mark.parametrize('flags', [[], [f'--metric={ERROR}']])
 def test_command_without_trials(tmp_path, capsys, flags):
-  assert main([str(tmp_path), *flags]) == 2
+  assert main([str(tmp_path), *flags]) == 1
   captured = capsys.readouterr()
   assert captured.out == ''
   assert captured.err.count('\n') == 1
