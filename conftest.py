@@ -1,5 +1,6 @@
 """Settings that must be made before JAX starts."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -40,6 +41,17 @@ def pytest_configure(config):
     # On some processors XLA wrongly doubts each program that it reads back.
     'TF_CPP_MIN_LOG_LEVEL': '3',
   }
+
+
+def pytest_collection_finish(session):
+  """What was imported stays: the garbage collector need not look at it.
+
+  And seldom at the rest, most of which is what JAX remembers of its traces.
+  """
+  del session
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 25, 25)
 
 
 @pytest.fixture(scope='module')

@@ -4,8 +4,9 @@ The loop, the decay of the learning rate, rules that spread over a run,
 searches and populations all ask here.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adabatch import buckets
@@ -117,24 +118,35 @@ def simulate(
   ladder: Ladder,
   end: RunEnd,
   num_examples: int,
+  due: Sequence[int],
 ) -> tuple[int, int]:
   """Updates and examples of a run whose rule reads nothing but its progress.
+
+  Args:
+    controller: the rule.
+    ladder: the sizes that are run.
+    end: what ends the run.
+    num_examples: of the training split.
+    due: after how many updates the size may change, from 0.
 
   >>> from adabatch.controllers import step_table
   >>> sizes = buckets.ladder(16, 64, devices=1)
   >>> rule = step_table(table='0:16 32:64')
-  >>> simulate(rule, sizes, RunEnd(1000, 4), 100)  # 16, 16, 64, 64
+  >>> simulate(rule, sizes, RunEnd(1000, 4), 100, due=range(4))  # 16 16 64 64
   (4, 160)
   """
-  state, size = controller.init(), 0
+  state = controller.init()
   update = examples = 0
-  while not end.over(update, examples):
-    if controller.due(update):
-      signals = Signals(update, examples, examples / num_examples)
-      nominal, state = controller.update(state, signals)
-      size = buckets.plan(nominal, ladder).batch_size
-    examples += end.cut(examples, size)
-    update += 1
+  for now, later in itertools.pairwise([*due, math.inf]):
+    update = int(now)
+    if end.over(update, examples):
+      break
+    signals = Signals(update, examples, examples / num_examples)
+    nominal, state = controller.update(state, signals)
+    size = buckets.plan(nominal, ladder).batch_size
+    count = int(min(later - update, end.left(update, examples, size)))
+    update += count
+    examples = min(examples + count * size, end.examples)
   return update, examples
 
 
@@ -159,13 +171,16 @@ def run_length(
   longest = end.left(0, 0, ladder.batch_sizes[0])
   if math.isinf(end.updates):
     return RunLength(longest, end.examples)
-  if controller(end.examples).needs - PROGRESS:
+  rule = controller(end.examples)
+  if rule.needs - PROGRESS:
     most = min(end.examples, end.updates * ladder.batch_sizes[-1])
     known = end.updates * ladder.batch_sizes[0] >= end.examples
     return RunLength(longest, int(most), known)
 
+  due = list(filter(rule.due, range(longest)))
+
   def lasts(length: int) -> tuple[int, int]:
-    return simulate(controller(length), ladder, end, num_examples)
+    return simulate(controller(length), ladder, end, num_examples, due)
 
   updates, examples = lasts(end.examples)
   if examples >= end.examples or lasts(examples)[1] == examples:
