@@ -7,9 +7,12 @@ import tempfile
 
 import pytest
 
-# Eight virtual devices, so that every test can choose how many it uses.
+# Eight virtual devices, so that every test can choose how many it uses; and
+# programs that are compiled quickly, for that is where the time goes.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  + ' --xla_backend_optimization_level=0'
 )
 # JAX sizes its thread pool by the cores; with fewer threads than devices, a
 # collective could wait for a participant that never gets a thread.

@@ -104,7 +104,6 @@ def one_process(tmp_path_factory):
   [
     pytest.param('streaming', (), marks=pytest.mark.quick),
     pytest.param('resident', (PMAP,), marks=pytest.mark.quick),
-    ('resident', replicas('local_sgd', 4, 7)),
     ('streaming', replicas('sma', 2, 2)),
     ('streaming', replicas('local_sgd', 8, 3)),
   ],

@@ -135,7 +135,6 @@ def test_a_noise_rule_begins_with_a_single_example(tmp_path):
 @pytest.mark.parametrize(
   ('devices', 'overrides'),
   [
-    (1, {}),
     (3, {'parallel.backend': 'pmap'}),
     (4, {'buckets.max_per_device': 3, 'buckets.rounding': 'exact'}),
   ],

@@ -172,7 +172,7 @@ CUT = {
 
 # Seen after the update and before it; with restarts; of a period that grows.
 # The schedule of the others is that of the first.
-@pytest.mark.parametrize('name', ['local_sgd', 'easgd', 'sma', 'qsr'])
+@pytest.mark.parametrize('name', ['local_sgd', 'sma', 'qsr'])
 def test_a_cut_changes_nothing(tmp_path, name):
   """Wherever it is: no sync that there would not have been."""
   overrides = {**CUT, 'sync.name': name}

@@ -31,6 +31,7 @@ STUDIES = [name for name in CONFIGS if name.startswith('study_')]
 RUNS = [name for name in CONFIGS if name not in STUDIES]
 # Another config trains such a network; tests/test_networks.py knows the rest.
 SAME_NETWORK = (
+  'resnet20_cifar10',
   'resnet20_cifar10_post_local',
   'resnet32_cifar10_sma',
   'resnet34_cifar10',
