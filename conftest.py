@@ -59,10 +59,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope='module')
 def compile_quickly():
-  """For small runs, whose time goes into compiling: the results are the same.
-
-  Not for all: some programs take minutes to compile this way.
-  """
+  """For small runs: the same as the flag above, whatever a config asks for."""
   from adabatch import experiment
 
   options = {'xla_backend_optimization_level': 0}
