@@ -38,7 +38,7 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
     mesh = parallel.replica_mesh(mesh, e.replicas)
   if inputs.streaming:
     processes = jax.process_count()
-    if config.sync.tune.enabled and e.sync and e.replicas < processes:
+    if config.sync.tune.enabled and e.replicas < processes:
       raise ConfigError(
         f'sync.tune.enabled with a streamed set needs a replica for each '
         f'process, got sync.replicas={e.replicas} and {processes} processes'
@@ -79,13 +79,14 @@ def make_updates(config: Config, e: Experiment, skipped: Skipped) -> Updates:
 def make_agreement(config: Config, e: Experiment) -> Agreement:
   """When replicas agree, and how their number changes."""
   tune = config.sync.tune
-  tuned = e.sync is not None and tune.enabled
   return Agreement(
     None if e.sync is None else e.sync.rule(e.replicas),
     replicas=e.replicas,
     drops=e.learning_rate_drops,
     tuning=(
-      TuningRule(tune.most, tune.threshold, tune.windows) if tuned else None
+      TuningRule(tune.most, tune.threshold, tune.windows)
+      if tune.enabled
+      else None
     ),
     rows=math.gcd(e.replicas, e.mesh.size),
   )

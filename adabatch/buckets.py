@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     batch_size: real examples; the remaining slots carry weight 0.
     damping: min(1, B_max / nominal batch size)^exponent, the factor on the
       learning rate that stands in for the batch that cannot be had; the
-      exponent is the ladder's.
+      exponent is the ladder's. See also `cut`.
   """
 
   bucket: Bucket
@@ -288,6 +288,29 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
   batch_size = _whole(wanted, ladder.replicas) if exact else rung
   damping = min(1.0, largest / nominal_batch_size) ** ladder.damping_exponent
   return Plan(bucket_for(rung, ladder), batch_size, damping)
+
+
+def cut(plan: Plan, batch_size: int, ladder: Ladder) -> Plan:
+  """What to run where fewer examples are left than a plan has.
+
+  The update stands for a whole one, as that of B_max does for one beyond it:
+  the learning rate is damped by (batch size / planned size)^exponent, and is
+  no larger than so few examples allow.
+
+  Args:
+    plan: of the whole batch.
+    batch_size: examples that are left, or more.
+    ladder: whose exponent counts.
+
+  >>> rungs = ladder(32, 256, devices=1)
+  >>> cut(plan(256, rungs), 64, rungs)  # doctest: +NORMALIZE_WHITESPACE
+  Plan(bucket=Bucket(microbatch_size=256, accumulation_steps=1, devices=1),
+       batch_size=64, damping=0.25)
+  """
+  if batch_size >= plan.batch_size:
+    return plan
+  damping = (batch_size / plan.batch_size) ** ladder.damping_exponent
+  return plan._replace(batch_size=batch_size, damping=plan.damping * damping)
 
 
 def next_rung(batch_size: int, ladder: Ladder) -> int | None:

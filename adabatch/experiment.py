@@ -264,11 +264,13 @@ def remarks(config: Config, e: Experiment) -> Iterator[str]:
   if (line := beta2_at_its_floor(config, top)) is not None:
     yield line
   if not e.length.exact and lasts_as_the_run(config):
+    tuned = config.sync.tune.enabled
+    name = f'controller.name={config.controller.name!r}'
+    decides = 'sync.tune' if tuned else name
     yield (
       f'max_updates={config.max_updates} may end the run before the '
       f'{e.length.examples} examples over which learning_rate.decay is laid '
-      f'out: nobody knows before what controller.name='
-      f'{config.controller.name!r} will decide; to be sure set '
+      f'out: nobody knows before what {decides} will decide; to be sure set '
       'learning_rate.decay.length'
     )
 
@@ -386,7 +388,13 @@ def check(config: Config, devices: int) -> None:
   choose(task.higher_is_better, config.target.metric, 'target.metric')
   extent = Extent(1, 1, config.controller.max_batch_size)
   rules = make_sync(config, extent)
-  if rules is not None and config.sync.tune.enabled:
+  if config.sync.tune.enabled:
+    if rules is None:
+      raise ConfigError(
+        'sync.tune.enabled tunes a number of replicas, and there are none '
+        f'with sync.name={config.sync.name!r}: choose another sync.name, or '
+        'leave it out'
+      )
     with refusing('sync.tune: a device may come to train one replica, where'):
       rules.rule(math.gcd(config.sync.replicas, devices))
   if config.sync.name != 'synchronous' and config.parallel.backend == 'pmap':
@@ -439,6 +447,7 @@ def build(
     num_examples,
     ladder,
     lambda run: make_controller(config, extent._replace(run=run)),
+    tuned=config.sync.tune.enabled,
   )
   extent = extent._replace(run=length.examples)
   controller = make_controller(config, extent)

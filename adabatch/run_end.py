@@ -155,6 +155,8 @@ def run_length(
   num_examples: int,
   ladder: Ladder,
   controller: Callable[[float], BatchSizeController],
+  *,
+  tuned: bool = False,
 ) -> RunLength:
   """How long a run becomes; exact if its rule reads nothing but its progress.
 
@@ -167,7 +169,12 @@ def run_length(
     num_examples: of the training split.
     ladder: the sizes that are run; on which devices does not matter.
     controller: length of the run in examples -> its rule.
+    tuned: whether the number of replicas, and the batch with it, changes as
+      throughput tells.
   """
+  if tuned:
+    longest = end.left(0, 0, ladder.batch_sizes[0] // ladder.replicas)
+    return RunLength(longest, end.examples, math.isinf(end.updates))
   longest = end.left(0, 0, ladder.batch_sizes[0])
   if math.isinf(end.updates):
     return RunLength(longest, end.examples)

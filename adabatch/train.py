@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from adabatch import data, parallel
+from adabatch import buckets, data, parallel
 from adabatch.agreement import Agreement
 from adabatch.assembly import make_agreement, make_evaluators, make_updates
 from adabatch.buckets import Plan
@@ -353,7 +353,7 @@ class Run:
 
     Each replica takes the share that it has by the config, so with more of them
     than configured the batch is larger. Where the run's examples end it is cut,
-    and the slots beyond are empty.
+    the slots beyond are empty and the learning rate is damped.
     """
     nominal, plan = self.decisions.nominal, self.decisions.plan()
     planned, now = self.experiment.replicas, self.updates.replicas
@@ -362,7 +362,7 @@ class Run:
       batch_size = plan.batch_size // planned * now
       plan = plan._replace(batch_size=batch_size)
     size = self.experiment.end.cut(self.progress.examples, plan.batch_size)
-    return nominal, plan._replace(batch_size=size)
+    return nominal, buckets.cut(plan, size, self.experiment.ladder)
 
   def step(self) -> None:
     """Dispatches the next updates; decides at once if that needs no report."""

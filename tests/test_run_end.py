@@ -153,6 +153,48 @@ def test_a_rule_that_measures_is_given_the_most_there_can_be():
   assert parts.length[1:] == (300, True)  # 25 updates are enough for these
 
 
+def test_a_tuned_number_of_replicas_is_not_known_before(capsys):
+  replicas = {'sync.name': 'local_sgd', 'sync.tune.enabled': True}
+  c, parts = build(
+    max_updates=25, **replicas, **{'learning_rate.decay.name': 'cosine'}
+  )
+  assert parts.length.examples == 100 * EXAMPLES
+  assert not parts.length.exact
+  (line,) = experiment.remarks(c, parts)
+  assert 'before what sync.tune will decide' in line
+  _, parts = build(**replicas)
+  assert parts.length.exact
+  with pytest.raises(ConfigError, match=r'sync\.tune\.enabled tunes'):
+    build(**{'sync.tune.enabled': True})
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'scaling', 'damping'),
+  [('sgd', 'none', 0.25), ('sgd', 'sqrt', 0.5), ('adam', 'none', 0.5)],
+)
+def test_a_cut_batch_is_damped(tmp_path, optimizer, scaling, damping):
+  """Like one beyond B_max: its rate stands for a whole one's."""
+  train(
+    config(
+      epochs=264 / EXAMPLES,  # 64 of 64, four times, and 8 of 32
+      **{
+        'controller.name': 'step_table',
+        'controller.step_table.table': '0:64 256:32',
+        'controller.initial_batch_size': 32,
+        'controller.every': 1,
+        'optimizer.name': optimizer,
+        'learning_rate.scaling': scaling,
+        'learning_rate.reference_batch_size': 64,
+      },
+    ),
+    tmp_path,
+    devices=jax.devices()[:1],
+    splits=SPLITS,
+  )
+  assert column(tmp_path, 'batch_size') == [64] * 4 + [8]
+  assert column(tmp_path, 'damping') == [1.0] * 4 + [damping]
+
+
 def test_the_rate_of_a_real_run(tmp_path):
   train(
     config(

@@ -186,15 +186,16 @@ class Population:
     self.arrays = arrays
     size = config.controller.initial_batch_size
     # One device runs the whole batch of its members.
-    ladder = buckets.ladder(
+    self._ladder = buckets.ladder(
       size,
       size,
       devices=1,
       max_per_device=config.buckets.max_per_device,
       rounding='exact',
       group_size=experiment.ladder.group_size,
+      damping_exponent=experiment.ladder.damping_exponent,
     )
-    self.plan = buckets.plan(size, ladder)
+    self.plan = buckets.plan(size, self._ladder)
     self.num_examples = inputs.train.num_examples
     self._end = experiment.end
     self.total_updates = self._end.left(0, 0, size)
@@ -312,6 +313,7 @@ class Population:
       rows [places, 1, most, 2 + slots] and header [most, 6].
     """
     size = self._end.cut(position, self.plan.batch_size)
+    plan = buckets.cut(self.plan, size, self._ladder)
     slots = self.plan.bucket.slots_per_device
     room = len(group.orders)
     indices = np.zeros((room, 1, most, slots), np.int32)
@@ -325,7 +327,7 @@ class Population:
       count=count,
       position=position,
       batch_size=size,
-      damping=1.0,
+      damping=plan.damping,
       stop=False,
     )
     return steps.StepBatch(
