@@ -10,17 +10,27 @@ diverged, 143 or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
 
 import sys
 
-from adabatch import extras
-
-with extras.needed('train'):
+try:
   from absl import app, flags, logging
   from ml_collections import config_flags
 
-  from adabatch import command_line, parallel, report
+  from adabatch import parallel, report
+  from adabatch.checkpoint import CheckpointError
+  from adabatch.config import ConfigError, command_line
+  from adabatch.data import DatasetError
+  from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.stop import Stop
   from adabatch.study.job import study
   from adabatch.train import train
+except ModuleNotFoundError as error:
+  package = (error.name or '').partition('.')[0]
+  if package in ('', 'adabatch'):
+    raise  # a fault of another kind
+  sys.exit(
+    f'error: {package} is not installed, which comes with adabatch[train]: '
+    "pip install '.[train]'"
+  )
 
 JOBS = {'train': train, 'search': search, 'study': study}
 
@@ -45,11 +55,16 @@ def main(argv: list[str]) -> None:
   workdir = WORKDIR.value or f'runs/{command_line.run_name(file)}'
   others = COORDINATOR.value, PROCESSES.value, PROCESS.value
   stop = Stop()
-  with command_line.refusing():
-    command_line.join(DISTRIBUTED.value, *others)
+  with command_line.refusing(
+    ValueError,
+    status=command_line.USAGE,
+    prefix='cannot join the other processes: ',
+  ):
+    parallel.initialize(DISTRIBUTED.value, *others)
+  with command_line.refusing(ConfigError, DatasetError, CheckpointError):
     summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
   if parallel.is_first_process():
-    print(command_line.describe(summary))
+    print(describe(summary))
     print(f'report: {report.write_report(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))
 

@@ -14,6 +14,7 @@ from adabatch import buckets, contract, controllers, data, parallel, sync
 from adabatch import config as config_lib
 from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError, choose, refusing
+from adabatch.config.ranges import check_numbers
 from adabatch.controllers import BatchSizeController
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
@@ -26,7 +27,6 @@ from adabatch.optimization import (
   make_optimizer,
   unwarmed_rate,
 )
-from adabatch.ranges import check_numbers
 from adabatch.run_end import Extent, RunEnd, RunLength, make_end, run_length
 from adabatch.tasks import Task, classification, language_modelling
 from adabatch.updates import Sync

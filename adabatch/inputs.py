@@ -1,16 +1,20 @@
 """The data of a run: which splits, where they lie, how a batch is made."""
 
+import copy
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from adabatch import data, smoke, steps
+from adabatch import data, steps
 from adabatch.config import Config, ConfigError
+from adabatch.config.smoke import EXAMPLES, shorten
+from adabatch.data.made_up import made_up_images, made_up_text
 from adabatch.skipped import limits
 
 PLACEMENTS = ('auto', 'resident', 'streaming')
@@ -85,7 +89,7 @@ def open_inputs(
     )
   text = config.task.name == 'language_modelling'
   if config.smoke and splits is None:
-    config, splits = smoke.open_splits(config)
+    config, splits = _open_small(config)
     d = config.data
   if splits is None:
     splits = _open_text(config, cache) if text else _open_images(config)
@@ -144,6 +148,45 @@ def open_inputs(
     ),
     load=make_load(statistics),
   )
+
+
+def _open_small(
+  config: Config,
+) -> tuple[Config, tuple[data.Split, data.Split] | None]:
+  """Of a smoke run: the config with shorter splits, or made-up splits.
+
+  Made up is what the set is not there for.
+
+  Raises:
+    data.DatasetError: if the set is there and no good.
+  """
+  d = config.data
+  if d.name in data.EMBEDDED:
+    return config, None
+  try:
+    counts = [
+      data.find_split(d.name, split, d.data_dir).num_examples
+      for split in (d.train_split, d.eval_split)
+    ]
+  except data.NotPrepared:
+    if jax.process_index() == 0:
+      print(
+        f'smoke: {d.name} is not prepared, so data of its shape is made up',
+        file=sys.stderr,
+      )
+
+    def make(seed: int) -> data.Split:
+      if config.task.name == 'language_modelling':
+        length = d.sequence_length
+        return made_up_text(EXAMPLES, sequence_length=length, seed=seed)
+      size = d.image_size
+      return made_up_images(d.name, EXAMPLES, image_size=size, seed=seed)
+
+    return config, (make(0), make(1))
+  short = copy.deepcopy(config)
+  short.data.train_split = shorten(d.train_split, counts[0])
+  short.data.eval_split = shorten(d.eval_split, counts[1])
+  return short, None
 
 
 def _open_images(config: Config) -> tuple[Any, Any]:

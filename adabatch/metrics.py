@@ -6,25 +6,14 @@ updates after it are removed before they are written again.
 """
 
 import json
-import math
 import os
 import pathlib
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from adabatch.config.files import finite
 from adabatch.in_flight import Update
-
-
-def finite(value: Any) -> Any:
-  """NaN and infinities as null: JSON has no word for them."""
-  if isinstance(value, dict):
-    return {key: finite(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite(item) for item in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def train_record(

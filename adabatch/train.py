@@ -24,6 +24,7 @@ from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
+from adabatch.config.smoke import shrink
 from adabatch.console import Console
 from adabatch.decisions import Decisions
 from adabatch.experiment import Experiment, build, check, remarks
@@ -32,7 +33,6 @@ from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
 from adabatch.programs import Programs
 from adabatch.skipped import Skipped, limits
-from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
 from adabatch.workdir import Workdir

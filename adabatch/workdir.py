@@ -10,7 +10,7 @@ from typing import Any
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError
-from adabatch.metrics import finite
+from adabatch.config.files import read_json, write_json
 
 
 class Workdir:
@@ -139,20 +139,5 @@ class Workdir:
     return read_json(self.path / 'summary.json')
 
   def write_summary(self, summary: dict[str, Any]) -> None:
-    """Writes `summary.json`; numbers that are not finite become null."""
-    write_json(self.path / 'summary.json', finite(summary))
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """What is in a JSON file; None if there is none, or not a whole one."""
-  try:
-    return json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):  # a killed run, or a full disk
-    return None
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file whole or not at all."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(temporary, path)
+    """Writes `summary.json`."""
+    write_json(self.path / 'summary.json', summary)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from adabatch import config as config_lib
-from adabatch import data, experiment, optimization, report, smoke
-from adabatch.config import ConfigError
+from adabatch import data, experiment, optimization, report
+from adabatch.config import ConfigError, smoke
 from adabatch.run_end import Extent
 from adabatch.search.archive import read_tree
 from adabatch.search.trials import INFEASIBLE

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from adabatch.config import files
+
 Record = dict[str, Any]
 
 # The x axes of the page and the key of each in a record. With a moving batch
@@ -55,10 +57,7 @@ def read_metrics(
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file; {} if there is none, or not a whole one."""
-  try:
-    value = json.loads(path.read_text(encoding='utf-8', errors='replace'))
-  except (OSError, ValueError):
-    return {}
+  value = files.read_json(path)
   return value if isinstance(value, dict) else {}
 
 

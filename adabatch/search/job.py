@@ -23,10 +23,12 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
-from adabatch import data, metrics
+from adabatch import data
 from adabatch.config import Config, ConfigError, refusing
+from adabatch.config.files import read_json, write_json
+from adabatch.config.ranges import check_numbers
+from adabatch.config.smoke import shrink
 from adabatch.experiment import check, make_ladder
-from adabatch.ranges import check_numbers
 from adabatch.search import archive
 from adabatch.search.bench import Bench, Stopped, Task, say
 from adabatch.search.space import Parameter, near_edges
@@ -48,10 +50,8 @@ from adabatch.search.workload import (
   search_space,
   trial_config,
 )
-from adabatch.smoke import shrink
 from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
-from adabatch.workdir import read_json, write_json
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
 ARCHIVE_SECONDS = 30.0  # between two times that the trials are written
@@ -251,7 +251,7 @@ def run_job(
     **conclude(goal, searches),
   }
   with failing(path), locked(path / 'workers' / 'files.lock'):
-    write_json(path / 'summary.json', metrics.finite(summary))
+    write_json(path / 'summary.json', summary)
   return summary
 
 

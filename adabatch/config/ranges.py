@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from adabatch import config as config_lib
-from adabatch.config import Config, ConfigError
+from adabatch.config.errors import Config, ConfigError
+from adabatch.config.keys import flatten
 
 # Rules that check their own arguments, such as the controllers, are left to do
 # so.
@@ -100,7 +100,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def check_numbers(config: Config) -> None:
   """Refuses numbers that mean nothing, before anything is read or compiled."""
-  flat = config_lib.flatten(config)
+  flat = flatten(config)
   for key, (allowed, accepts) in RANGES.items():
     if flat[key] is not None and not accepts(flat[key]):
       raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')

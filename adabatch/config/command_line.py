@@ -1,4 +1,4 @@
-"""What the command needs beside its flags: clear errors, a short summary."""
+"""The command line: flags, clear errors, exit statuses."""
 
 import contextlib
 import pathlib
@@ -6,14 +6,11 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags
 
-from adabatch import config, parallel
-from adabatch.checkpoint import CheckpointError
-from adabatch.config import ConfigError
-from adabatch.data import DatasetError
+from adabatch import config
 
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
 # Exit statuses, which the help of launch.py and the README list.
@@ -45,22 +42,22 @@ def fail(message: str, status: int = ERROR) -> NoReturn:
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-  """Ends the program in one line where what was asked for cannot be done."""
+def refusing(
+  *errors: type[Exception], status: int = ERROR, prefix: str = ''
+) -> Iterator[None]:
+  """Ends the program in one line where what was asked for cannot be done.
+
+  Args:
+    errors: that say so.
+    status: to end with.
+    prefix: of the line.
+  """
   try:
     yield
-  except (ConfigError, DatasetError, CheckpointError) as error:
-    fail(str(error))
+  except errors as error:
+    fail(f'{prefix}{error}', status)
   except KeyboardInterrupt:  # before training began, or for the second time
     fail('interrupted before a checkpoint was written', 128 + signal.SIGINT)
-
-
-def join(distributed: bool, *others: Any) -> None:
-  """Joins the other processes, as the flags say; see `parallel.initialize`."""
-  try:
-    parallel.initialize(distributed, *others)
-  except ValueError as error:
-    fail(f'cannot join the other processes: {error}', USAGE)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -125,65 +122,3 @@ def run_name(config_file: str) -> str:
   """
   path, _, variant = config_file.partition(':')
   return '_'.join(filter(None, [pathlib.Path(path).stem, variant]))
-
-
-def describe(summary: dict[str, Any]) -> str:
-  """A run in two or three lines; a search or a study in a line for each size.
-
-  >>> print(describe({'status': 'completed', 'updates': 9, 'examples': 1000,
-  ...                 'epochs': 2.5, 'seconds': 1.25, 'final': {}}))
-  completed: 9 updates, 1,000 examples, 2.5 epochs, 1.2 s of training
-  """
-  if 'job' in summary:
-    return _describe_search(summary)
-  lines = [
-    f'{summary["status"]}: {summary["updates"]:,} updates, '
-    f'{summary["examples"]:,} examples, {summary["epochs"]:.1f} epochs, '
-    f'{summary["seconds"]:.1f} s of training'
-  ]
-  if 'message' in summary:
-    lines.append(summary['message'])
-  for split, metrics in summary['final'].items():
-    values = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
-    lines.append(f'{split}: {values}')
-  return '\n'.join(lines)
-
-
-def _describe_search(summary: dict[str, Any]) -> str:
-  trials = summary['trials']
-  blind = ''
-  if trials['unmeasured']:
-    blind = f' ({trials["unmeasured"]:,} ended before their first evaluation)'
-  lines = [
-    f'{summary["status"]}: {trials["complete"]:,} trials{blind} and '
-    f'{trials["infeasible"]:,} that diverged, {summary["seconds"]:.0f} s'
-  ]
-  best = summary.get('best')
-  if best:
-    steps = '' if best['steps'] is None else f', goal after {best["steps"]:,}'
-    value = f'{summary["metric"]} {best["value"]:.4f}'
-    lines.append(f'best: trial {best["trial"]}, {value}{steps}')
-    lines += [f'  {key} {v:.4g}' for key, v in best['parameters'].items()]
-  for workload in summary.get('workloads', []):
-    lines += [_describe_row(workload['optimizer'], r) for r in workload['rows']]
-    fit = workload['fit']
-    if fit is not None:
-      lines.append(
-        f'{workload["optimizer"]}: least updates {fit["min_steps"]:,.0f}, '
-        f'critical batch size {fit["critical_batch_size"]:,.0f}'
-      )
-    if workload['lack_of_fit'] is not None:
-      lines.append(f'lack of fit: {workload["lack_of_fit"]}')
-  return '\n'.join(lines)
-
-
-def _describe_row(optimizer: str, row: dict[str, Any]) -> str:
-  values = ', '.join(f'{k} {v:.4g}' for k, v in row['parameters'].items())
-  steps = row['steps']
-  result = f'more than {row["longest"]:,}' if steps is None else f'{steps:,}'
-  edges = ''.join(
-    f'; near the {side} end of {key}' for key, side in row['edges']
-  )
-  return (
-    f'{optimizer} {row["batch_size"]:>6}: {result} updates  {values}{edges}'
-  )

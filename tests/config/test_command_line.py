@@ -1,5 +1,6 @@
 """What the command says: flags, exit statuses, the summary at the end."""
 
+import os
 import runpy
 import signal
 import sys
@@ -7,12 +8,14 @@ import sys
 import jax
 import pytest
 
-from adabatch import command_line, extras, parallel
+from adabatch import parallel
 from adabatch.checkpoint import CheckpointError
-from adabatch.command_line import describe
-from adabatch.config import ConfigError
+from adabatch.config import ConfigError, command_line
 from adabatch.data import DatasetError
+from adabatch.report.summary import describe
+from tests import commands
 
+REFUSED = ConfigError, DatasetError, CheckpointError
 SUMMARY = {
   'status': 'diverged',
   'updates': 1234,
@@ -74,14 +77,14 @@ def test_exit_status(status, number, code):
   ],
 )
 def test_what_cannot_be_done_ends_in_one_line(error, code, line, capsys):
-  with pytest.raises(SystemExit) as ended, command_line.refusing():
+  with pytest.raises(SystemExit) as ended, command_line.refusing(*REFUSED):
     raise error
   assert ended.value.code == code
   assert capsys.readouterr().err.startswith(line)
 
 
 def test_other_errors_are_seen_in_full():
-  with pytest.raises(ZeroDivisionError), command_line.refusing():
+  with pytest.raises(ZeroDivisionError), command_line.refusing(*REFUSED):
     raise ZeroDivisionError
 
 
@@ -96,9 +99,10 @@ def test_a_missing_package_is_one_line(package, monkeypatch):
   assert '\n' not in str(ended.value)
 
 
-def test_a_missing_module_of_its_own_is_no_missing_package():
-  with pytest.raises(ModuleNotFoundError), extras.needed('train'):
-    import adabatch.no_such_module  # noqa: F401 # pyright: ignore
+def test_a_missing_module_of_its_own_is_no_missing_package(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'adabatch.search.job', None)
+  with pytest.raises(ModuleNotFoundError):
+    runpy.run_path('launch.py', run_name='launch')
 
 
 @pytest.mark.parametrize('error', [KeyError('mine'), AttributeError('wdth')])
@@ -142,12 +146,16 @@ def test_a_process_beyond_the_last_is_refused(process, monkeypatch):
     parallel.initialize(True, 'host:1234', 3, process)
 
 
-def test_no_cluster_is_a_wrong_flag(monkeypatch, capsys):
+def test_no_cluster_is_said_with_the_flags_that_help(monkeypatch):
   def fail():
     raise ValueError('coordinator_address should be defined.')
 
   monkeypatch.setattr(jax.distributed, 'initialize', fail)
-  with pytest.raises(SystemExit) as ended:
-    command_line.join(True, None, None, None)
-  assert ended.value.code == 2
-  assert '--num_processes' in capsys.readouterr().err
+  with pytest.raises(ValueError, match='no cluster.*--num_processes'):
+    parallel.initialize(True, None, None, None)
+
+
+def test_wrong_flags_of_processes_are_wrong_flags():
+  result = commands.run(['launch.py', '--num_processes=2'], os.environ)
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: cannot join the other processes: ')

@@ -7,41 +7,14 @@ own parameters stand in the sub-table of that name; the others are ignored.
 None means: not set.
 """
 
-import contextlib
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# A ConfigDict; its attributes have no static types.
-Config = Any
-
-
-class ConfigError(ValueError):
-  """A config that cannot be run, in one line that says what to do."""
-
-
-def choose(table: dict[str, Any], name: str, key: str) -> Any:
-  """The entry of a table, or a line that lists what there is."""
-  if name not in table:
-    raise ConfigError(
-      f'unknown {key} {name!r}: choose one of {", ".join(sorted(table))}'
-    )
-  return table[name]
-
-
-@contextlib.contextmanager
-def refusing(key: str) -> Iterator[None]:
-  """Names the key whose value some part could not work with."""
-  try:
-    yield
-  except ConfigError:
-    raise
-  except (ValueError, TypeError, ArithmeticError) as error:
-    reason = ' '.join(str(error).split())
-    raise ConfigError(f'{key}: {reason}') from error
+from adabatch.config.errors import Config, ConfigError
 
 
 def default() -> Config:

@@ -2,14 +2,10 @@
 
 import copy
 import re
-import sys
 from typing import Any
 
-import numpy as np
-
-from adabatch import config as config_lib
-from adabatch import data, parallel
-from adabatch.config import Config
+from adabatch.config.errors import Config
+from adabatch.config.keys import flatten
 
 # Largest values; of a tuple, of each entry. Smaller ones stay.
 MOST = {
@@ -67,27 +63,18 @@ SET = {
 # Examples of each split.
 EXAMPLES = 64
 
-# Height, width, channels and classes of well-known sets, where they are made
-# up; None: `data.image_size`.
-IMAGES = {
-  'mnist': (28, 28, 1, 10),
-  'fashion_mnist': (28, 28, 1, 10),
-  'cifar10': (32, 32, 3, 10),
-  'cifar100': (32, 32, 3, 100),
-  'imagenet2012': (None, None, 3, 1000),
-}
-
 
 def shrink(config: Config) -> Config:
   """A copy with few updates of a narrow network in two batch sizes.
 
+  >>> from adabatch import config as config_lib
   >>> config = config_lib.default()
   >>> config.model.mlp.hidden_sizes = (500, 8)
   >>> shrink(config).model.mlp.hidden_sizes
   (16, 8)
   """
   small = copy.deepcopy(config)
-  flat = config_lib.flatten(config)
+  flat = flatten(config)
 
   def least(value: Any, most: int) -> Any:
     if isinstance(value, tuple | list):
@@ -121,60 +108,3 @@ def shorten(split: str, examples: int) -> str:
     return split
   start = int(match[2] or 0)
   return f'{match[1]}[{start}:{start + EXAMPLES}]'
-
-
-def open_splits(
-  config: Config,
-) -> tuple[Config, tuple[data.Split, data.Split] | None]:
-  """The shortened splits of a set, or made-up ones.
-
-  Args:
-    config: the shrunk config.
-
-  Returns:
-    The config with shorter splits, and None; or made-up training and evaluation
-    splits, if the set is not there.
-
-  Raises:
-    data.DatasetError: if the set is there and no good.
-  """
-  d = config.data
-  if d.name in data.EMBEDDED:
-    return config, None
-  try:
-    counts = [
-      data.find_split(d.name, split, d.data_dir).num_examples
-      for split in (d.train_split, d.eval_split)
-    ]
-  except data.NotPrepared:
-    if parallel.is_first_process():
-      print(
-        f'smoke: {d.name} is not prepared, so data of its shape is made up',
-        file=sys.stderr,
-      )
-    text = config.task.name == 'language_modelling'
-    make = _made_up_text if text else _made_up_images
-    return config, (make(config, 0), make(config, 1))
-  short = copy.deepcopy(config)
-  short.data.train_split = shorten(d.train_split, counts[0])
-  short.data.eval_split = shorten(d.eval_split, counts[1])
-  return short, None
-
-
-def _made_up_images(config: Config, seed: int) -> data.Split:
-  *sides, classes = IMAGES.get(config.data.name, (32, 32, 3, 10))
-  height, width, channels = (side or config.data.image_size for side in sides)
-  rng = np.random.Generator(np.random.Philox(seed))
-  shape = (EXAMPLES, height, width, channels)
-  images = rng.integers(0, 256, shape, np.uint8)
-  labels = rng.integers(0, classes, EXAMPLES)
-  return data.from_arrays({'image': images, 'label': labels}, classes)
-
-
-def _made_up_text(config: Config, seed: int) -> data.Split:
-  end = data.ByteTokenizer.end_of_document
-  rng = np.random.Generator(np.random.Philox(seed))
-  shape = (EXAMPLES, config.data.sequence_length + 1)
-  tokens = rng.integers(0, end + 1, shape, np.uint16)
-  weight = np.ones(EXAMPLES, np.float32)
-  return data.Split({'tokens': tokens, 'weight': weight}, end + 1)

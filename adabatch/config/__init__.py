@@ -1,0 +1,24 @@
+"""Every key of a config: default, range, smoke value, flag."""
+
+from adabatch.config.errors import Config, ConfigError, choose, refusing
+from adabatch.config.keys import (
+  check_keys,
+  default,
+  differences,
+  flatten,
+  is_of_another_model,
+  nearest,
+)
+
+__all__ = [
+  'Config',
+  'ConfigError',
+  'check_keys',
+  'choose',
+  'default',
+  'differences',
+  'flatten',
+  'is_of_another_model',
+  'nearest',
+  'refusing',
+]

@@ -1,0 +1,37 @@
+"""JSON files: written whole or not at all; what is not finite is null."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+
+def finite(value: Any) -> Any:
+  """NaN and infinities as None: JSON has no word for them.
+
+  >>> finite({'loss': float('nan'), 'sizes': (1, 2.5)})
+  {'loss': None, 'sizes': [1, 2.5]}
+  """
+  if isinstance(value, dict):
+    return {key: finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What is in a JSON file; None if there is none, or not a whole one."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8', errors='replace'))
+  except (FileNotFoundError, ValueError):  # a killed run, or a full disk
+    return None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(finite(value), indent=2) + '\n')
+  os.replace(temporary, path)
