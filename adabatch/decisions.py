@@ -3,10 +3,15 @@
 import math
 from typing import Any
 
-from adabatch import buckets, controllers
-from adabatch.buckets import Bucket, Ladder, Plan
+from adabatch import controllers
 from adabatch.config import ConfigError
-from adabatch.controllers import BatchSizeController, GradientNoise, Signals
+from adabatch.controllers import (
+  BatchSizeController,
+  GradientNoise,
+  Signals,
+  buckets,
+)
+from adabatch.controllers.buckets import Bucket, Ladder, Plan
 from adabatch.evaluate import Measurements
 from adabatch.in_flight import Update
 from adabatch.run_end import PROGRESS

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import buckets, contract, controllers, data, parallel, sync
 from adabatch import config as config_lib
-from adabatch.buckets import Ladder
+from adabatch import contract, controllers, data, parallel, sync
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
-from adabatch.controllers import BatchSizeController
+from adabatch.controllers import BatchSizeController, buckets
+from adabatch.controllers.buckets import Ladder
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS
 from adabatch.optimization import (

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adabatch import data, parallel, steps
-from adabatch.buckets import Bucket, Plan
+from adabatch.controllers.buckets import Bucket, Plan
 
 
 class Shares(NamedTuple):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 
-from adabatch.buckets import Plan
 from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
+from adabatch.controllers.buckets import Plan
 from adabatch.steps import StepSignals, combine
 
 

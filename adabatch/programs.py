@@ -3,7 +3,7 @@
 from typing import Any
 
 from adabatch.agreement import Agreement
-from adabatch.buckets import Plan
+from adabatch.controllers.buckets import Plan
 from adabatch.decisions import Decisions
 from adabatch.updates import Updates, Variant
 

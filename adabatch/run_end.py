@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from adabatch import buckets
-from adabatch.buckets import Ladder
 from adabatch.config import Config, ConfigError
-from adabatch.controllers import BatchSizeController, Signals
+from adabatch.controllers import BatchSizeController, Signals, buckets
+from adabatch.controllers.buckets import Ladder
 
 # What a rule may read and still be simulated without training.
 PROGRESS = frozenset({'update', 'examples', 'epoch'})

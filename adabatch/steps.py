@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 
 from adabatch import contract, gradient_noise, sync
-from adabatch.buckets import Bucket
+from adabatch.controllers.buckets import Bucket
 from adabatch.data import position_halves
 from adabatch.models import ROWS_STREAM, Rows
 from adabatch.tasks import Batch, Task

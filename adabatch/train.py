@@ -17,15 +17,16 @@ from typing import Any
 
 import jax
 
-from adabatch import buckets, data, parallel
+from adabatch import data, parallel
 from adabatch.agreement import Agreement
 from adabatch.assembly import make_agreement, make_evaluators, make_updates
-from adabatch.buckets import Plan
 from adabatch.checkpoint import Checkpoints, Record
 from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
 from adabatch.config.smoke import shrink
 from adabatch.console import Console
+from adabatch.controllers import buckets
+from adabatch.controllers.buckets import Plan
 from adabatch.decisions import Decisions
 from adabatch.experiment import Experiment, build, check, remarks
 from adabatch.in_flight import Dispatched, InFlight, Update

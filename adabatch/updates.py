@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from adabatch import parallel, steps, train_state
 from adabatch import sync as sync_lib
-from adabatch.buckets import Bucket, Plan
+from adabatch.controllers.buckets import Bucket, Plan
 from adabatch.feeds import ResidentFeed, StreamingFeed, place
 from adabatch.step_cache import StepCache
 from adabatch.sync import State, SyncRule, SyncState

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from adabatch import buckets, sync
+from adabatch import sync
 from adabatch.agreement import Agreement
+from adabatch.controllers import buckets
 from adabatch.learner_tuning import Tuning, TuningRule, again, observe
 
 BATCH = 8

@@ -8,7 +8,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from adabatch import buckets, data, optim, parallel, tasks, train_state
+from adabatch import data, optim, parallel, tasks, train_state
+from adabatch.controllers import buckets
 from adabatch.data import Split
 from adabatch.evaluate import Evaluator, resident_pieces
 from adabatch.feeds import ResidentFeed

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch import buckets, controllers, optim, optimization
+from adabatch import controllers, optim, optimization
 from adabatch.config import ConfigError
+from adabatch.controllers import buckets
 from adabatch.train import train
 from tests.experiments import digits, records
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from adabatch import buckets, controllers
+from adabatch import controllers
 from adabatch.config import ConfigError
-from adabatch.controllers import GradientNoise, Signals
+from adabatch.controllers import GradientNoise, Signals, buckets
 from adabatch.decisions import Decisions
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.steps import StepSignals

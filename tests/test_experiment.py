@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from adabatch import config as config_lib
 from adabatch import (
-  buckets,
   controllers,
   data,
   experiment,
@@ -22,9 +22,8 @@ from adabatch import (
   optimization,
   tasks,
 )
-from adabatch import config as config_lib
 from adabatch.config import ConfigError
-from adabatch.controllers import Signals
+from adabatch.controllers import Signals, buckets
 from adabatch.run_end import Extent, RunEnd
 from tests.experiments import digits
 

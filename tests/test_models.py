@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import buckets, data, optim, parallel, tasks
+from adabatch import data, optim, parallel, tasks
+from adabatch.controllers import buckets
 from adabatch.feeds import ResidentFeed
 from adabatch.models import MODELS, GhostBatchNorm, Rows
 from adabatch.steps import DATA_AXIS

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import (
-  buckets,
-  controllers,
-  data,
-  optim,
-  parallel,
-  steps,
-  tasks,
-)
+from adabatch import controllers, data, optim, parallel, steps, tasks
+from adabatch.controllers import buckets
 from adabatch.feeds import ResidentFeed
 from adabatch.updates import Updates
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import buckets, data, experiment, optimization
+from adabatch import data, experiment, optimization
 from adabatch.config import ConfigError
-from adabatch.controllers import Signals
+from adabatch.controllers import Signals, buckets
 from adabatch.search.population import Population
 from adabatch.train import train
 from tests.experiments import column, digits

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import buckets, data, optim, parallel, tasks, train_state
+from adabatch import data, optim, parallel, tasks, train_state
+from adabatch.controllers import buckets
 from adabatch.evaluate import Evaluator, Measurements, resident_pieces
 from adabatch.feeds import ResidentFeed
 from adabatch.updates import Updates

@@ -21,15 +21,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from adabatch import (
-  buckets,
-  data,
-  evaluation_steps,
-  parallel,
-  steps,
-  train_state,
-)
+from adabatch import data, evaluation_steps, parallel, steps, train_state
 from adabatch.config import Config
+from adabatch.controllers import buckets
 from adabatch.experiment import Experiment
 from adabatch.optimization import make_optimizer
 from adabatch.parallel import REPLICAS

@@ -6,8 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from adabatch import buckets
-from adabatch.buckets import Bucket, Plan, bucket_for, ladder, next_rung, plan
+from adabatch.controllers import buckets
+from adabatch.controllers.buckets import (
+  Bucket,
+  Plan,
+  bucket_for,
+  ladder,
+  next_rung,
+  plan,
+)
 
 LADDERS = {
   'doubling': {'smallest': 32, 'largest': 1024},

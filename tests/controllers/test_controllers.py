@@ -384,7 +384,7 @@ def test_importing_controllers_does_not_import_jax():
   )
   out = subprocess.run(
     [sys.executable, '-c', code],
-    cwd=pathlib.Path(__file__).parents[1],
+    cwd=pathlib.Path(__file__).parents[2],
     capture_output=True,
     text=True,
     check=True,
