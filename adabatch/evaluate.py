@@ -9,14 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import (
-  data,
-  evaluation_steps,
-  feeds,
-  gradient_noise,
-  parallel,
-  steps,
-)
+from adabatch import data, evaluation_steps, feeds, parallel, steps
+from adabatch.optim import gradient_noise
 from adabatch.sync import State
 from adabatch.tasks import Task
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from adabatch import contract, gradient_noise
+from adabatch import contract
+from adabatch.optim import gradient_noise
 
 
 class TrainState(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch import gradient_noise as gn
+from adabatch.optim import gradient_noise as gn
 
 DIMENSIONS = 6
 SIGMA = 0.7  # standard deviation of the label noise
