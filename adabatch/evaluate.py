@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from adabatch import data, evaluation_steps, feeds, parallel, steps
+from adabatch.models.tasks import Task
 from adabatch.optim import gradient_noise
 from adabatch.sync import State
-from adabatch.tasks import Task
 
 
 class Pieces(NamedTuple):

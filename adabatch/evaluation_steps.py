@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adabatch import contract
-from adabatch.models import ROWS_STREAM, Rows
+from adabatch.models import ROWS_STREAM, Rows, contract
+from adabatch.models.tasks import Batch, Task
 from adabatch.steps import DATA_AXIS, Data, Load, varying, weighted_sum
-from adabatch.tasks import Batch, Task
 
 
 def _chunk(load: Load, data: Data, first, slots: int, limit: int):

@@ -16,12 +16,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from adabatch import contract, sync
+from adabatch import sync
 from adabatch.controllers.buckets import Bucket
 from adabatch.data import position_halves
-from adabatch.models import ROWS_STREAM, Rows
+from adabatch.models import ROWS_STREAM, Rows, contract
+from adabatch.models.tasks import Batch, Task
 from adabatch.optim import gradient_noise
-from adabatch.tasks import Batch, Task
 from adabatch.train_state import TrainState
 
 DATA_AXIS = 'data'

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from adabatch import contract
+from adabatch.models import contract
 from adabatch.optim import gradient_noise
 
 

@@ -12,9 +12,9 @@ from adabatch import parallel, steps, train_state
 from adabatch import sync as sync_lib
 from adabatch.controllers.buckets import Bucket, Plan
 from adabatch.feeds import ResidentFeed, StreamingFeed, place
+from adabatch.models.tasks import Task
 from adabatch.step_cache import StepCache
 from adabatch.sync import State, SyncRule, SyncState
-from adabatch.tasks import Task
 from adabatch.train_state import TrainState
 
 # XLA runs a convolution inside a loop on one CPU thread, far slower than

@@ -20,10 +20,10 @@ from adabatch import (
   models,
   optim,
   optimization,
-  tasks,
 )
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
+from adabatch.models import tasks
 from adabatch.run_end import Extent, RunEnd
 from tests.experiments import digits
 

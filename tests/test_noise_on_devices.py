@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import controllers, data, optim, parallel, steps, tasks
+from adabatch import controllers, data, optim, parallel, steps
 from adabatch.controllers import buckets
 from adabatch.feeds import ResidentFeed
+from adabatch.models import tasks
 from adabatch.updates import Updates
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import data, optim, parallel, tasks, train_state
+from adabatch import data, optim, parallel, train_state
 from adabatch.controllers import buckets
 from adabatch.evaluate import Evaluator, Measurements, resident_pieces
 from adabatch.feeds import ResidentFeed
+from adabatch.models import tasks
 from adabatch.updates import Updates
 
 CLASSES, EXAMPLES, SMOOTHING = 3, 40, 0.2

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import data, optim, parallel, tasks
+from adabatch import data, optim, parallel
 from adabatch.controllers import buckets
 from adabatch.feeds import ResidentFeed
-from adabatch.models import MODELS, GhostBatchNorm, Rows
+from adabatch.models import MODELS, GhostBatchNorm, Rows, tasks
 from adabatch.steps import DATA_AXIS
 from adabatch.updates import Updates
 

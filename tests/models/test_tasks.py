@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch.tasks import classification, language_modelling
+from adabatch.models.tasks import classification, language_modelling
 
 CLASSES = 5
 

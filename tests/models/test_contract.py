@@ -8,12 +8,12 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from adabatch import data, optim, parallel, tasks, train_state
+from adabatch import data, optim, parallel, train_state
 from adabatch.controllers import buckets
 from adabatch.data import Split
 from adabatch.evaluate import Evaluator, resident_pieces
 from adabatch.feeds import ResidentFeed
-from adabatch.models import GhostBatchNorm
+from adabatch.models import GhostBatchNorm, tasks
 from adabatch.updates import Updates
 
 SPLIT = Split(
