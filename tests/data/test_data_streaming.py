@@ -23,7 +23,7 @@ from adabatch.data.streaming import Chunk, open_images, read_chunks
 from adabatch.data.tfds_records import DatasetError
 from tests.tfds_sets import PREPARED, encode_png, needs, write_tfds
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COUNT = 20
 SIZE = 16
 
