@@ -14,10 +14,11 @@ try:
   from absl import app, flags, logging
   from ml_collections import config_flags
 
-  from adabatch import parallel, report
+  from adabatch import report
   from adabatch.checkpoint import CheckpointError
   from adabatch.config import ConfigError, command_line
   from adabatch.data import DatasetError
+  from adabatch.devices import parallel
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.stop import Stop

@@ -6,7 +6,7 @@ from typing import Any
 
 from adabatch import learner_tuning
 from adabatch.learner_tuning import Tuning, TuningRule
-from adabatch.sync import SyncRule
+from adabatch.optim.sync import SyncRule
 
 
 @dataclasses.dataclass

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from adabatch import data, parallel, steps
+from adabatch import data
 from adabatch.agreement import Agreement
 from adabatch.config import Config, ConfigError, refusing
-from adabatch.evaluate import (
+from adabatch.devices import parallel, steps
+from adabatch.devices.evaluate import (
   Calibration,
   Compiling,
   Evaluator,
@@ -20,10 +21,10 @@ from adabatch.evaluate import (
   resident_pieces,
   streamed_pieces,
 )
+from adabatch.devices.feeds import ResidentFeed, StreamingFeed
+from adabatch.devices.updates import Updates
 from adabatch.experiment import Experiment
-from adabatch.feeds import ResidentFeed, StreamingFeed
 from adabatch.learner_tuning import TuningRule
-from adabatch.updates import Updates
 
 # Name of a split -> what is told of its unreadable records: (record, reason).
 Skipped = Callable[[str], Callable[[int, str], None]]

@@ -12,10 +12,10 @@ from adabatch.controllers import (
   buckets,
 )
 from adabatch.controllers.buckets import Bucket, Ladder, Plan
-from adabatch.evaluate import Measurements
+from adabatch.devices.evaluate import Measurements
+from adabatch.devices.replicas import State
 from adabatch.in_flight import Update
 from adabatch.run_end import PROGRESS
-from adabatch.sync import State
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000

@@ -11,14 +11,17 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from adabatch import config as config_lib
-from adabatch import controllers, data, parallel, sync
+from adabatch import controllers, data
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
+from adabatch.devices import parallel
+from adabatch.devices.updates import Sync
 from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS, contract
 from adabatch.models.tasks import Task, classification, language_modelling
+from adabatch.optim import sync
 from adabatch.optimization import (
   beta2_at_its_floor,
   damping_exponent,
@@ -29,7 +32,6 @@ from adabatch.optimization import (
   unwarmed_rate,
 )
 from adabatch.run_end import Extent, RunEnd, RunLength, make_end, run_length
-from adabatch.updates import Sync
 
 TASKS = {
   'classification': classification,

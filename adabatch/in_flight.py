@@ -10,7 +10,7 @@ import jax
 from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
 from adabatch.controllers.buckets import Plan
-from adabatch.steps import StepSignals, combine
+from adabatch.devices.steps import StepSignals, combine
 
 
 class Dispatched(NamedTuple):

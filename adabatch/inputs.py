@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adabatch import data, steps
+from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.config.smoke import EXAMPLES, shorten
 from adabatch.data.made_up import made_up_images, made_up_text
+from adabatch.devices import steps
 from adabatch.skipped import limits
 
 PLACEMENTS = ('auto', 'resident', 'streaming')

@@ -5,7 +5,7 @@ from typing import Any
 from adabatch.agreement import Agreement
 from adabatch.controllers.buckets import Plan
 from adabatch.decisions import Decisions
-from adabatch.updates import Updates, Variant
+from adabatch.devices.updates import Updates, Variant
 
 
 class Programs:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from adabatch import data, parallel
+from adabatch import data
 from adabatch.agreement import Agreement
 from adabatch.assembly import make_agreement, make_evaluators, make_updates
 from adabatch.checkpoint import Checkpoints, Record
@@ -28,13 +28,14 @@ from adabatch.console import Console
 from adabatch.controllers import buckets
 from adabatch.controllers.buckets import Plan
 from adabatch.decisions import Decisions
+from adabatch.devices import parallel
+from adabatch.devices.step_cache import use_persistent_cache
 from adabatch.experiment import Experiment, build, check, remarks
 from adabatch.in_flight import Dispatched, InFlight, Update
 from adabatch.inputs import TextCache
 from adabatch.metrics import MetricsWriter, train_record
 from adabatch.programs import Programs
 from adabatch.skipped import Skipped, limits
-from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
 from adabatch.workdir import Workdir
 

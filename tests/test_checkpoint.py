@@ -22,8 +22,8 @@ from jax.sharding import (
   SingleDeviceSharding,
 )
 
-from adabatch import train_state
 from adabatch.checkpoint import CheckpointError, Checkpoints
+from adabatch.devices import train_state
 
 
 class State(NamedTuple):

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import assembly, data, experiment, inputs, steps
+from adabatch import assembly, data, experiment, inputs
 from adabatch import train as train_lib
 from adabatch.clock import Clock
-from adabatch.evaluate import Evaluator
+from adabatch.devices import steps
+from adabatch.devices.evaluate import Evaluator
+from adabatch.devices.updates import Updates
 from adabatch.train import Run, train
-from adabatch.updates import Updates
 from adabatch.workdir import Workdir
 from tests.experiments import column, digits, records
 

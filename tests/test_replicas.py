@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import parallel
 from adabatch.assembly import make_updates
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
+from adabatch.devices import parallel
 from adabatch.experiment import build
 from adabatch.train import Run, train
 from tests.experiments import column, digits, records

@@ -28,6 +28,7 @@ from adabatch.config import Config, ConfigError, refusing
 from adabatch.config.files import read_json, write_json
 from adabatch.config.ranges import check_numbers
 from adabatch.config.smoke import shrink
+from adabatch.devices.step_cache import use_persistent_cache
 from adabatch.experiment import check, make_ladder
 from adabatch.search import archive
 from adabatch.search.bench import Bench, Stopped, Task, say
@@ -50,7 +51,6 @@ from adabatch.search.workload import (
   search_space,
   trial_config,
 )
-from adabatch.step_cache import use_persistent_cache
 from adabatch.stop import stop_on_signals
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on

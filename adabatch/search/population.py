@@ -21,14 +21,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from adabatch import data, evaluation_steps, parallel, steps, train_state
+from adabatch import data
 from adabatch.config import Config
 from adabatch.controllers import buckets
+from adabatch.devices import evaluation_steps, parallel, steps, train_state
+from adabatch.devices.parallel import REPLICAS
+from adabatch.devices.updates import CPU_UNROLL
 from adabatch.experiment import Experiment
 from adabatch.optimization import make_optimizer
-from adabatch.parallel import REPLICAS
 from adabatch.train import next_evaluation
-from adabatch.updates import CPU_UNROLL
 
 # What may differ between the members of a population.
 TRACED = frozenset(

@@ -8,10 +8,10 @@ import sys
 import jax
 import pytest
 
-from adabatch import parallel
 from adabatch.checkpoint import CheckpointError
 from adabatch.config import ConfigError, command_line
 from adabatch.data import DatasetError
+from adabatch.devices import parallel
 from adabatch.report.summary import describe
 from tests import commands
 

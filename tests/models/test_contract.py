@@ -8,13 +8,14 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from adabatch import data, optim, parallel, train_state
+from adabatch import data, optim
 from adabatch.controllers import buckets
 from adabatch.data import Split
-from adabatch.evaluate import Evaluator, resident_pieces
-from adabatch.feeds import ResidentFeed
+from adabatch.devices import parallel, train_state
+from adabatch.devices.evaluate import Evaluator, resident_pieces
+from adabatch.devices.feeds import ResidentFeed
+from adabatch.devices.updates import Updates
 from adabatch.models import GhostBatchNorm, tasks
-from adabatch.updates import Updates
 
 SPLIT = Split(
   {'x': np.ones((8, 4), np.float32), 'label': np.arange(8, dtype=np.int32)}, 8

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import data, optim, parallel
+from adabatch import data, optim
 from adabatch.controllers import buckets
-from adabatch.feeds import ResidentFeed
+from adabatch.devices import parallel
+from adabatch.devices.feeds import ResidentFeed
+from adabatch.devices.steps import DATA_AXIS
+from adabatch.devices.updates import Updates
 from adabatch.models import MODELS, GhostBatchNorm, Rows, tasks
-from adabatch.steps import DATA_AXIS
-from adabatch.updates import Updates
 
 
 def close(a, b, rel=1e-6):

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adabatch.devices.parallel import DATA_AXIS
+from adabatch.devices.steps import Data, Load, varying, weighted_sum
 from adabatch.models import ROWS_STREAM, Rows, contract
 from adabatch.models.tasks import Batch, Task
-from adabatch.steps import DATA_AXIS, Data, Load, varying, weighted_sum
 
 
 def _chunk(load: Load, data: Data, first, slots: int, limit: int):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adabatch import data
-from adabatch.feeds import Window
+from adabatch.devices.feeds import Window
 from adabatch.train import train
 from tests.experiments import column, digits, records
 

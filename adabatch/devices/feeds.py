@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adabatch import data, parallel, steps
+from adabatch import data
 from adabatch.controllers.buckets import Bucket, Plan
+from adabatch.devices import parallel, steps
 
 
 class Shares(NamedTuple):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adabatch import step_cache
-from adabatch.step_cache import StepCache
+from adabatch.devices import step_cache
+from adabatch.devices.step_cache import StepCache
 
 PATIENCE = 30  # seconds after which a test that would hang fails
 

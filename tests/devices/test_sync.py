@@ -13,10 +13,12 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from adabatch import data, sync
+from adabatch import data
 from adabatch import experiment as experiment_lib
 from adabatch import train as train_lib
-from adabatch.train_state import TrainState
+from adabatch.devices import replicas as replicas_lib
+from adabatch.devices.train_state import TrainState
+from adabatch.optim import sync
 from tests.experiments import column, digits
 from tests.test_resume import same_results
 
@@ -213,7 +215,7 @@ def by_rule(name, z, rows, average_momentum):
   @jax.jit
   def agree(state, before, rate):
     rates = jnp.full(4, rate, jnp.float32)
-    return sync.agree(
+    return replicas_lib.agree(
       rule,
       state,
       before,
@@ -222,14 +224,14 @@ def by_rule(name, z, rows, average_momentum):
     )[0]
 
   params = {'w': jnp.asarray(z, jnp.float32)}
-  state = sync.create(TrainState(params, {}, tx.init(params)), rule, 4)
+  state = replicas_lib.create(TrainState(params, {}, tx.init(params)), rule, 4)
   left, losses = 0, []
   for i in range(UPDATES):
     examples = i * BATCH_SIZE
     if not left:
       left = rule.period(examples, BATCH_SIZE, 1.0)
     if rule.restarts and examples - BATCH_SIZE < DROP <= examples:
-      state = sync.restart(rule, state)
+      state = replicas_lib.restart(rule, state)
     before = state.replicas.params
     batch = rows[examples : examples + BATCH_SIZE].reshape(-1, 4, rows.shape[1])
     state, value = update(state, jnp.asarray(batch.swapaxes(0, 1), jnp.float32))
@@ -281,7 +283,7 @@ def random_state(rule, replicas=4, seed=0):
   plain = TrainState(
     anchor, {'mean': draw(2)}, {'momentum': anchor, 'count': jnp.int32(7)}
   )
-  state = sync.create(plain, rule, replicas)
+  state = replicas_lib.create(plain, rule, replicas)
   moved, before = (
     jax.tree.map(
       lambda x: x + draw(*x.shape) if x.dtype == jnp.float32 else x,
@@ -295,7 +297,7 @@ def random_state(rule, replicas=4, seed=0):
 
 def agreed(rule, state, before, average_momentum=False):
   rates = jnp.full(jax.tree.leaves(before)[0].shape[0], 0.05)
-  return sync.agree(
+  return replicas_lib.agree(
     rule,
     state,
     before,
@@ -414,7 +416,7 @@ def test_the_bound_of_stability(name, replicas, momentum):
 
   rule = sync.SYNC_RULES[name](1, 0.999 * bound, **parameters)
   params = {'w': jnp.zeros(1)}
-  state = sync.create(TrainState(params, {}, ()), rule, replicas)
+  state = replicas_lib.create(TrainState(params, {}, ()), rule, replicas)
   x = jnp.asarray(start[:, None], jnp.float32)
   state = state._replace(replicas=TrainState({'w': x}, {}, ()))
 
@@ -431,11 +433,11 @@ def test_more_and_fewer_replicas():
   state, _ = random_state(rule)
   old = state.replicas
   averaged = mean(old._replace(opt_state=old.opt_state['momentum']))
-  assert sync.resize(state, 4) is state
+  assert replicas_lib.resize(state, 4) is state
 
-  more = sync.resize(state, 6)
+  more = replicas_lib.resize(state, 6)
   same(jax.tree.map(lambda x: x[:4], more.replicas), old)
-  fewer = sync.resize(state, 3)
+  fewer = replicas_lib.resize(state, 3)
   for resized, new, params, model_state in (
     (more, (4, 5), state.params, state.model_state),
     (fewer, (0, 1, 2), averaged.params, averaged.model_state),
@@ -457,7 +459,7 @@ def test_more_and_fewer_replicas():
 def test_restart(name):
   rule = make_rule(name)
   state, _ = random_state(rule)
-  fresh = sync.restart(rule, state)
+  fresh = replicas_lib.restart(rule, state)
   for k in range(4):
     one = jax.tree.map(lambda x, k=k: x[k], fresh.replicas)
     same((one.params, one.model_state), (state.params, state.model_state))

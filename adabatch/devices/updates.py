@@ -8,14 +8,15 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import parallel, steps, train_state
-from adabatch import sync as sync_lib
 from adabatch.controllers.buckets import Bucket, Plan
-from adabatch.feeds import ResidentFeed, StreamingFeed, place
+from adabatch.devices import parallel, steps, train_state
+from adabatch.devices import replicas as replicas_lib
+from adabatch.devices.feeds import ResidentFeed, StreamingFeed, place
+from adabatch.devices.replicas import State, SyncState
+from adabatch.devices.step_cache import StepCache
+from adabatch.devices.train_state import TrainState
 from adabatch.models.tasks import Task
-from adabatch.step_cache import StepCache
-from adabatch.sync import State, SyncRule, SyncState
-from adabatch.train_state import TrainState
+from adabatch.optim.sync import SyncRule
 
 # XLA runs a convolution inside a loop on one CPU thread, far slower than
 # outside; so on CPUs the accumulating loop is unrolled, as far as the compile
@@ -60,7 +61,7 @@ class Updates:
     cache: the compiled programs.
     updates_per_call: most updates that one call of a program does.
     mesh: the devices, with an axis of replicas for a SyncState.
-    sync_bytes: what a replica gives to an average; see `sync.agreed_bytes`.
+    sync_bytes: what a replica gives to an average; see `replicas.agreed_bytes`.
   """
 
   def __init__(
@@ -114,14 +115,14 @@ class Updates:
     self.state: State = jax.jit(
       create, out_shardings=self._shardings, compiler_options=options
     )(self._rng)
-    self.sync_bytes = sync_lib.agreed_bytes(
+    self.sync_bytes = replicas_lib.agreed_bytes(
       self.state, sync is not None and sync.average_momentum
     )
 
   def _replicated(self, state: TrainState, replicas: int):
     if self._sync is None:
       return state
-    return sync_lib.create(state, self._sync.rule(replicas), replicas)
+    return replicas_lib.create(state, self._sync.rule(replicas), replicas)
 
   @property
   def _layout(self) -> Any:
@@ -220,12 +221,14 @@ class Updates:
     assert self._sync is not None
     rule = self._sync.rule(self.replicas)
     self.state = self._change(
-      lambda state: sync_lib.restart(rule, state), donate=True
+      lambda state: replicas_lib.restart(rule, state), donate=True
     )
 
   def resize(self, replicas: int) -> None:
-    """Goes on with another number of replicas; see `sync.resize`."""
-    self.state = self._change(lambda state: sync_lib.resize(state, replicas))
+    """Goes on with another number of replicas; see `replicas.resize`."""
+    self.state = self._change(
+      lambda state: replicas_lib.resize(state, replicas)
+    )
     self.replicas = replicas
     self.feed.share(replicas)
     self.cache.drop_unused()

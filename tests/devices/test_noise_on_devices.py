@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import controllers, data, optim, parallel, steps
+from adabatch import controllers, data, optim
 from adabatch.controllers import buckets
-from adabatch.feeds import ResidentFeed
+from adabatch.devices import parallel, steps
+from adabatch.devices.feeds import ResidentFeed
+from adabatch.devices.updates import Updates
 from adabatch.models import tasks
-from adabatch.updates import Updates
 
 
 class Linear(nn.Module):

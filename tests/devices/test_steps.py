@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adabatch import data, optim, parallel, train_state
+from adabatch import data, optim
 from adabatch.controllers import buckets
-from adabatch.evaluate import Evaluator, Measurements, resident_pieces
-from adabatch.feeds import ResidentFeed
+from adabatch.devices import parallel, train_state
+from adabatch.devices.evaluate import Evaluator, Measurements, resident_pieces
+from adabatch.devices.feeds import ResidentFeed
+from adabatch.devices.updates import Updates
 from adabatch.models import tasks
-from adabatch.updates import Updates
 
 CLASSES, EXAMPLES, SMOOTHING = 3, 40, 0.2
 BASE, MOMENTUM = 0.02, 0.9

@@ -9,10 +9,11 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from adabatch import data, evaluation_steps, feeds, parallel, steps
+from adabatch import data
+from adabatch.devices import evaluation_steps, feeds, parallel, steps
+from adabatch.devices.replicas import State
 from adabatch.models.tasks import Task
 from adabatch.optim import gradient_noise
-from adabatch.sync import State
 
 
 class Pieces(NamedTuple):

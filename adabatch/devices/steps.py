@@ -16,15 +16,15 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from adabatch import sync
 from adabatch.controllers.buckets import Bucket
 from adabatch.data import position_halves
+from adabatch.devices.parallel import DATA_AXIS, REPLICA_AXIS
+from adabatch.devices.replicas import SyncState, agree
+from adabatch.devices.train_state import TrainState
 from adabatch.models import ROWS_STREAM, Rows, contract
 from adabatch.models.tasks import Batch, Task
 from adabatch.optim import gradient_noise
-from adabatch.train_state import TrainState
-
-DATA_AXIS = 'data'
+from adabatch.optim.sync import SyncRule
 
 Data = dict[str, jax.Array]
 # (data, indices [B], positions as two uint32 words [B] or None) -> batch.
@@ -131,8 +131,8 @@ class StepSignals(NamedTuple):
     stop: number of devices whose process was asked to stop.
     weight: sum of the examples' weights: the batch size, less what could not be
       read.
-    replica_squared_distance, mean_squared_distance: see `sync.Distances`; NaN
-      but at a sync.
+    replica_squared_distance, mean_squared_distance: see `replicas.Distances`;
+      NaN but at a sync.
   """
 
   loss: Any
@@ -219,7 +219,7 @@ class Replicas(NamedTuple):
 
   total: int
   here: int
-  rule: sync.SyncRule | None = None
+  rule: SyncRule | None = None
   average_momentum: bool = False
 
 
@@ -265,7 +265,7 @@ def train_step(
   """
   contract.check_model(model)
   many = one_of_many or replicas is not None
-  axes = (sync.REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
+  axes = (REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
   update = _update(
     tx,
     _accumulate(
@@ -284,7 +284,7 @@ def train_step(
     state, signals = update(state, data, _unpack(rows[0], header))
     return state, jnp.stack(signals)[None]
 
-  def several(state: sync.SyncState, data: Data, rows, header):
+  def several(state: SyncState, data: Data, rows, header):
     assert replicas is not None
     done = []
     # Unrolled: as a vmap the convolutions would be grouped ones, far slower.
@@ -295,17 +295,17 @@ def train_step(
     new, signals = jax.tree.map(lambda *x: jnp.stack(x), *done)
     # Some leaves, such as the learning rate, were computed from the batch
     # alone; a loop wants all of them to differ by replica, as before.
-    mark = varying(jnp.bool_(True), (sync.REPLICA_AXIS,))
+    mark = varying(jnp.bool_(True), (REPLICA_AXIS,))
     new = jax.tree.map(lambda x: jnp.where(mark, x, x), new)
     state = state._replace(replicas=new)
     if replicas.rule is not None:
-      state, distances = sync.agree(
+      state, distances = agree(
         replicas.rule,
         state,
         before,
         learning_rate=signals.learning_rate,
         average_momentum=replicas.average_momentum,
-        axis=sync.REPLICA_AXIS,
+        axis=REPLICA_AXIS,
       )
       signals = signals._replace(**distances._asdict())
     columns = [jnp.broadcast_to(x, replicas.here) for x in signals]

@@ -17,9 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from adabatch.steps import DATA_AXIS
-from adabatch.sync import REPLICA_AXIS
-
+DATA_AXIS, REPLICA_AXIS = 'data', 'replica'
 REPLICAS = 'replicas'
 BACKENDS = ('shard_map', 'pmap')
 
