@@ -21,8 +21,8 @@ try:
   from adabatch.devices import parallel
   from adabatch.report.summary import describe
   from adabatch.search.job import search
+  from adabatch.search.study_job import study
   from adabatch.stop import Stop
-  from adabatch.study.job import study
   from adabatch.train import train
 except ModuleNotFoundError as error:
   package = (error.name or '').partition('.')[0]

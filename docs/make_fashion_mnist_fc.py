@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from adabatch import study
 from adabatch.report import study_figures, style, write_study_report
 from adabatch.report.charts import SIZE, blank, log_axis, name_x, size_axis
-from adabatch.search import archive
-from adabatch.search.trials import ERROR, Search
+from adabatch.study import archive
 from adabatch.study.table import half_text
+from adabatch.study.trials import ERROR, Search
 
 DOCS = pathlib.Path(__file__).parent
 NAME = 'fashion_mnist_fc'

@@ -119,7 +119,7 @@ def _serve():
 
   import adabatch.report
   import adabatch.search.job
-  import adabatch.study.job
+  import adabatch.search.study_job
   import adabatch.train  # noqa: F401
 
   for line in sys.stdin:

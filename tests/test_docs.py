@@ -4,8 +4,8 @@ import importlib.util
 import pathlib
 
 from adabatch import study
-from adabatch.search import archive
-from adabatch.search.trials import COMPLETE, ERROR
+from adabatch.study import archive
+from adabatch.study.trials import COMPLETE, ERROR
 
 DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 

@@ -38,9 +38,9 @@ from adabatch.report.trial_figures import (
   slice_figure,
   strip_figure,
 )
-from adabatch.search.archive import write_search, write_tar
-from adabatch.search.space import Parameter
-from adabatch.search.trials import (
+from adabatch.study.archive import write_search, write_tar
+from adabatch.study.space import Parameter
+from adabatch.study.trials import (
   COMPLETE,
   ERROR,
   INCOMPLETE,

@@ -13,22 +13,21 @@ import optuna
 import pytest
 
 from adabatch.config import ConfigError
-from adabatch.search import archive, modes, population
+from adabatch.search import modes, population
 from adabatch.search.bench import Bench, Task
 from adabatch.search.job import allowed, search
-from adabatch.search.space import Parameter, points
 from adabatch.search.storage import Entry, Ledger, Worker, open_storage
+from adabatch.search.study_job import study
 from adabatch.search.survey import survey
-from adabatch.search.trials import COMPLETE, ERROR, INFEASIBLE
 from adabatch.search.workload import (
-  Goal,
   at_batch_size,
   identity,
   make_goal,
   search_space,
 )
-from adabatch.study import summarize
-from adabatch.study.job import study
+from adabatch.study import archive, summarize
+from adabatch.study.space import Parameter, points
+from adabatch.study.trials import COMPLETE, ERROR, INFEASIBLE, Goal
 from adabatch.train import train
 from configs import transformer_shakespeare
 from tests import commands
@@ -465,7 +464,7 @@ SCRIPT = """
 import os, pathlib, sys, time
 from adabatch import experiment
 from adabatch.study import summarize
-from adabatch.study.job import study
+from adabatch.search.study_job import study
 from tests.test_search import workload
 options = {'xla_backend_optimization_level': 0}  # compiles quickly
 experiment.compiler_options = lambda config, mesh: options

@@ -12,15 +12,15 @@ from adabatch import config as config_lib
 from adabatch import data, experiment, optimization, report
 from adabatch.config import ConfigError, smoke
 from adabatch.run_end import Extent
-from adabatch.search.archive import read_tree
-from adabatch.search.trials import INFEASIBLE
+from adabatch.search.study_job import study
 from adabatch.search.workload import (
   at_batch_size,
   check_search,
   search_space,
   trial_config,
 )
-from adabatch.study.job import study
+from adabatch.study.archive import read_tree
+from adabatch.study.trials import INFEASIBLE
 from adabatch.train import train
 from tests.experiments import digits, records
 from tests.tfds_sets import PREPARED

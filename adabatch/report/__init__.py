@@ -20,17 +20,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from adabatch.config import ConfigError
 from adabatch.report.page import build_page
 from adabatch.report.points import Task, guess_metric
 from adabatch.report.records import number, read_json, read_metrics
 from adabatch.report.search_page import build_search_page
 from adabatch.report.study_page import build_study_page
-from adabatch.search.archive import read_tree
-from adabatch.search.trials import Search
-from adabatch.search.workload import make_goal
+from adabatch.study.archive import read_tree
+from adabatch.study.trials import Search, published_goal
 
 __all__ = ['read_metrics', 'write_report', 'write_study_report']
 
@@ -122,8 +118,9 @@ def _task(
   metric = summary.get('metric')
   if not metric:
     try:
-      return Task(*make_goal(ConfigDict(config)))
-    except (ConfigError, AttributeError, TypeError):
+      target = config['target']
+      return Task(*published_goal(target['metric'], target['value']))
+    except (ValueError, KeyError, TypeError):
       return Task(guess_metric(searches), None)
   goal = number(summary.get('goal'))
   goal = None if math.isnan(goal) else goal

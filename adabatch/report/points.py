@@ -8,8 +8,9 @@ import numpy as np
 
 from adabatch.report.layout import quantity
 from adabatch.report.records import number
-from adabatch.search.space import Parameter
-from adabatch.search.trials import (
+from adabatch.study import best_under
+from adabatch.study.space import Parameter
+from adabatch.study.trials import (
   COMPLETE,
   ERROR,
   INFEASIBLE,
@@ -18,7 +19,6 @@ from adabatch.search.trials import (
   Trial,
   judge,
 )
-from adabatch.study import best_under
 
 # Ours, and what others call them.
 LEARNING_RATE = ('learning_rate.base', 'learning_rate', 'lr')

@@ -34,10 +34,10 @@ from adabatch.report.trial_figures import (
   plane_figure,
   slice_figure,
 )
-from adabatch.search.space import near_edges
-from adabatch.search.trials import Search
 from adabatch.study import Row
+from adabatch.study.space import near_edges
 from adabatch.study.table import half_text
+from adabatch.study.trials import Search
 
 MOST_ROWS = 10
 

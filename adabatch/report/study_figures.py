@@ -28,9 +28,9 @@ from adabatch.report.charts import (
 )
 from adabatch.report.points import LEARNING_RATE, MOMENTUM, known
 from adabatch.report.records import number
-from adabatch.search.trials import Search
 from adabatch.study import Row, Workload, best_under, predict
 from adabatch.study.curves import DIMINISHING, MAXIMAL, PERFECT
+from adabatch.study.trials import Search
 
 OPACITY = {PERFECT: 1.0, DIMINISHING: 0.5, MAXIMAL: 0.2}
 BUDGET_MARKS = ('o', 's', '^', 'D', 'v')

@@ -42,9 +42,9 @@ from adabatch.report.trial_figures import (
   plane_figure,
   strip_figure,
 )
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search, unmeasured
 from adabatch.study import Row, Workload, summarize
 from adabatch.study.table import half_text, residual_text
+from adabatch.study.trials import COMPLETE, INFEASIBLE, Search, unmeasured
 
 PLANE = '1 − momentum against learning rate'
 

@@ -35,7 +35,7 @@ from adabatch.report.points import (
   place,
 )
 from adabatch.report.records import number
-from adabatch.search.space import Parameter
+from adabatch.study.space import Parameter
 
 COLUMNS = 3  # of small pictures: narrower ones have no room for their ticks
 MOST_POINTS = 200  # of one trial's line; there may be hundreds of trials

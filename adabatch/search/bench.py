@@ -20,7 +20,6 @@ from adabatch.experiment import Experiment, build
 from adabatch.inputs import TextCache
 from adabatch.search import modes, population
 from adabatch.search.population import Member, Mode, Outcome, Population
-from adabatch.search.space import points
 from adabatch.search.storage import (
   Claim,
   Entry,
@@ -37,15 +36,15 @@ from adabatch.search.survey import (
   objective,
   survey,
 )
-from adabatch.search.trials import COMPLETE, INFEASIBLE, Search
 from adabatch.search.workload import (
-  columns,
   identity,
   make_goal,
   refuse_another,
   trial_config,
   trial_seed,
 )
+from adabatch.study.space import points
+from adabatch.study.trials import COMPLETE, INFEASIBLE, Search, columns
 from adabatch.train import train
 
 SHOWN = 12  # points of a trial's curve on Optuna's dashboard

@@ -30,20 +30,10 @@ from adabatch.config.ranges import check_numbers
 from adabatch.config.smoke import shrink
 from adabatch.devices.step_cache import use_persistent_cache
 from adabatch.experiment import check, make_ladder
-from adabatch.search import archive
 from adabatch.search.bench import Bench, Stopped, Task, say
-from adabatch.search.space import Parameter, near_edges
 from adabatch.search.storage import locked
 from adabatch.search.survey import best_trial, objective
-from adabatch.search.trials import (
-  COMPLETE,
-  INFEASIBLE,
-  Search,
-  first_below,
-  unmeasured,
-)
 from adabatch.search.workload import (
-  Goal,
   check_search,
   identity,
   make_goal,
@@ -52,6 +42,16 @@ from adabatch.search.workload import (
   trial_config,
 )
 from adabatch.stop import stop_on_signals
+from adabatch.study import archive
+from adabatch.study.space import Parameter, near_edges
+from adabatch.study.trials import (
+  COMPLETE,
+  INFEASIBLE,
+  Goal,
+  Search,
+  first_below,
+  unmeasured,
+)
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
 ARCHIVE_SECONDS = 30.0  # between two times that the trials are written

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from adabatch.config import ConfigError
-from adabatch.search.space import Space
+from adabatch.study.space import Space
 
 BEATS = 4  # signs of life in the time after which a worker counts as dead
 OPENINGS, OPENING_SECONDS = 5, 0.3  # attempts, and the time between two

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from adabatch.search.storage import Entry
-from adabatch.search.trials import (
+from adabatch.study.trials import (
   COMPLETE,
+  Goal,
   Search,
   Trial,
   first_below,
   judge,
 )
-from adabatch.search.workload import Goal
 
 
 def as_trial(entry: Entry, offset: int = 0) -> Trial:

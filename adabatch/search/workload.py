@@ -2,14 +2,14 @@
 
 import json
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError, refusing
-from adabatch.search.space import SAMPLERS, Parameter, make_space
-from adabatch.search.trials import ERROR, LOSS
+from adabatch.study.space import SAMPLERS, Parameter, make_space
+from adabatch.study.trials import Goal, published_goal
 
 # What may be searched: keys of these tables that hold a number. The others tell
 # what a trial is measured on and for how long, which must be the same for all.
@@ -34,29 +34,6 @@ READ_BY = {
 }
 
 
-class Goal(NamedTuple):
-  """What a trial is to reach.
-
-  Attributes:
-    metric: column of the measurements; less is better.
-    value: reached by an evaluation strictly below it; None: no goal is set.
-  """
-
-  metric: str
-  value: float | None
-
-
-def columns(metrics: dict[str, float]) -> dict[str, float]:
-  """An evaluation in the published names, as errors.
-
-  Rounded, because 1 - 0.9 must not be less than 0.1.
-
-  >>> columns({'loss': 0.5, 'accuracy': 0.9})[ERROR]
-  0.1
-  """
-  return {LOSS: metrics['loss'], ERROR: round(1 - metrics['accuracy'], 12)}
-
-
 def make_goal(config: Config) -> Goal:
   """The config's target in the published names.
 
@@ -68,15 +45,8 @@ def make_goal(config: Config) -> Goal:
   Raises:
     ConfigError: for a metric that is no error or cross-entropy.
   """
-  metric, value = config.target.metric, config.target.value
-  if metric == 'accuracy':
-    return Goal(ERROR, None if value is None else round(1 - value, 12))
-  if metric == 'loss':
-    return Goal(LOSS, value)
-  raise ConfigError(
-    f'target.metric={metric!r} cannot be searched for: choose accuracy or loss '
-    '(the logarithm of perplexity)'
-  )
+  with refusing('target'):
+    return published_goal(config.target.metric, config.target.value)
 
 
 def search_space(config: Config) -> dict[str, Parameter]:

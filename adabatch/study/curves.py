@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adabatch.search.trials import COMPLETE, Trial
 from adabatch.study.fit import uncensored
+from adabatch.study.trials import COMPLETE, Trial
 
 PERFECT = 'perfect scaling'
 DIMINISHING = 'diminishing returns'

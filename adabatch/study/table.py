@@ -7,15 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.search.space import near_edges
-from adabatch.search.trials import (
-  COMPLETE,
-  INCOMPLETE,
-  INFEASIBLE,
-  Search,
-  Trial,
-  judge,
-)
 from adabatch.study.curves import (
   Regimes,
   best_under,
@@ -29,6 +20,15 @@ from adabatch.study.fit import (
   fit_critical_batch_size,
   lack_of_fit,
   overhead_batch_size,
+)
+from adabatch.study.space import near_edges
+from adabatch.study.trials import (
+  COMPLETE,
+  INCOMPLETE,
+  INFEASIBLE,
+  Search,
+  Trial,
+  judge,
 )
 
 

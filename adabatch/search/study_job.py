@@ -7,15 +7,14 @@ from typing import Any
 from adabatch.config import Config, ConfigError
 from adabatch.search.bench import Task
 from adabatch.search.job import run_job, shrink_search, task_name
-from adabatch.search.trials import Search
 from adabatch.search.workload import (
-  Goal,
   at_batch_size,
   check_search,
   make_goal,
   search_space,
 )
 from adabatch.study.table import summarize, to_json
+from adabatch.study.trials import Goal, Search
 
 
 def study(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adabatch.search.space import Parameter
+from adabatch.study.space import Parameter
 
 COMPLETE, INFEASIBLE, INCOMPLETE = 'COMPLETE', 'INFEASIBLE', 'INCOMPLETE'
 
@@ -13,6 +13,48 @@ COMPLETE, INFEASIBLE, INCOMPLETE = 'COMPLETE', 'INFEASIBLE', 'INCOMPLETE'
 # better.
 LOSS = 'val/cross_entropy_error'
 ERROR = 'val/classification_error'
+
+
+class Goal(NamedTuple):
+  """What a trial is to reach.
+
+  Attributes:
+    metric: column of the measurements; less is better.
+    value: reached by an evaluation strictly below it; None: no goal is set.
+  """
+
+  metric: str
+  value: float | None
+
+
+def columns(metrics: Mapping[str, float]) -> dict[str, float]:
+  """An evaluation in the published names, as errors.
+
+  Rounded, because 1 - 0.9 must not be less than 0.1.
+
+  >>> columns({'loss': 0.5, 'accuracy': 0.9})[ERROR]
+  0.1
+  """
+  return {LOSS: metrics['loss'], ERROR: round(1 - metrics['accuracy'], 12)}
+
+
+def published_goal(metric: str, value: float | None) -> Goal:
+  """A target for a metric of the evaluation, in the published names.
+
+  >>> published_goal('accuracy', 0.9)
+  Goal(metric='val/classification_error', value=0.1)
+
+  Raises:
+    ValueError: for a metric that is no error or cross-entropy.
+  """
+  if metric == 'accuracy':
+    return Goal(ERROR, None if value is None else round(1 - value, 12))
+  if metric == 'loss':
+    return Goal(LOSS, value)
+  raise ValueError(
+    f'metric={metric!r} cannot be searched for: choose accuracy or loss (the '
+    'logarithm of perplexity)'
+  )
 
 
 class Trial(NamedTuple):

@@ -11,15 +11,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adabatch.search.space import Parameter
-from adabatch.search.trials import (
-  COMPLETE,
-  ERROR,
-  INCOMPLETE,
-  INFEASIBLE,
-  Search,
-  Trial,
-)
 from adabatch.study import (
   best_under,
   fit_critical_batch_size,
@@ -33,9 +24,18 @@ from adabatch.study import (
   summarize,
   to_json,
 )
+from adabatch.study.space import Parameter
+from adabatch.study.trials import (
+  COMPLETE,
+  ERROR,
+  INCOMPLETE,
+  INFEASIBLE,
+  Search,
+  Trial,
+)
 
 SIZES = 2.0 ** np.arange(12)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def curve(min_steps, critical, sizes=SIZES):

@@ -6,13 +6,14 @@ import pytest
 
 from adabatch.config import ConfigError, default
 from adabatch.search import workload
-from adabatch.search.space import Parameter, make_space, near_edges, points
 from adabatch.search.survey import limits
-from adabatch.search.trials import (
+from adabatch.study.space import Parameter, make_space, near_edges, points
+from adabatch.study.trials import (
   COMPLETE,
   ERROR,
   INCOMPLETE,
   INFEASIBLE,
+  Goal,
   Trial,
   judge,
 )
@@ -192,7 +193,7 @@ def test_later_trials_are_cut_where_an_earlier_one_was_done():
 
 
 def test_a_later_trial_ends_no_earlier_one():
-  goal = workload.Goal(ERROR, 0.25)
+  goal = Goal(ERROR, 0.25)
   trials = [
     trial(2, [0.5, 0.5, 0.5, 0.2]),
     trial(3, [0.5] * 9),

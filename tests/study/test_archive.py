@@ -13,14 +13,15 @@ import tarfile
 import numpy as np
 import pytest
 
-from adabatch.search.archive import (
+from adabatch.study import summarize
+from adabatch.study.archive import (
   read_search,
   read_tree,
   write_search,
   write_tar,
 )
-from adabatch.search.space import Parameter
-from adabatch.search.trials import (
+from adabatch.study.space import Parameter
+from adabatch.study.trials import (
   COMPLETE,
   ERROR,
   INCOMPLETE,
@@ -29,7 +30,6 @@ from adabatch.search.trials import (
   Search,
   Trial,
 )
-from adabatch.study import summarize
 
 SPACE = {
   'learning_rate.base': Parameter('log', (1e-4, 10.0)),

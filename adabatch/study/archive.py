@@ -32,8 +32,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from adabatch.search.space import Parameter, make_space
-from adabatch.search.trials import (
+from adabatch.study.space import Parameter, make_space
+from adabatch.study.trials import (
   COMPLETE,
   INCOMPLETE,
   INFEASIBLE,
