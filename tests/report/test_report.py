@@ -17,7 +17,7 @@ from adabatch.report.panels import train_panels
 from adabatch.report.pictures import CSS_COLORS
 from adabatch.report.records import AXES
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = {
   'seed': 0,
   'controller': {'name': 'adadamp', 'max_batch_size': 4096},
