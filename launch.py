@@ -15,15 +15,15 @@ try:
   from ml_collections import config_flags
 
   from adabatch import report
-  from adabatch.checkpoint import CheckpointError
   from adabatch.config import ConfigError, command_line
   from adabatch.data import DatasetError
   from adabatch.devices import parallel
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.search.study_job import study
-  from adabatch.stop import Stop
   from adabatch.train import train
+  from adabatch.train.checkpoint import CheckpointError
+  from adabatch.train.stop import Stop
 except ModuleNotFoundError as error:
   package = (error.name or '').partition('.')[0]
   if package in ('', 'adabatch'):

@@ -20,10 +20,10 @@ import time
 import jax
 from absl import app, flags, logging
 
-from adabatch.experiment import build
 from adabatch.search import modes
 from adabatch.search.population import Member, Mode, Population
 from adabatch.search.workload import at_batch_size
+from adabatch.train.experiment import build
 from configs import study_digits_mlp
 
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Times that each way is run.')

@@ -10,10 +10,10 @@ import pytest
 
 from adabatch import data
 from adabatch.config import default
-from adabatch.experiment import build
 from adabatch.search import modes
 from adabatch.search.population import Member, Mode, Population, why_not
 from adabatch.train import train
+from adabatch.train.experiment import build
 from tests.experiments import digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

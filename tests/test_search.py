@@ -462,7 +462,7 @@ def test_a_dead_workers_points_are_free_again(storage, tmp_path):
 
 SCRIPT = """
 import os, pathlib, sys, time
-from adabatch import experiment
+from adabatch.train import experiment
 from adabatch.study import summarize
 from adabatch.search.study_job import study
 from tests.test_search import workload

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from adabatch import config as config_lib
-from adabatch import data, experiment, optimization, report
+from adabatch import data, report
 from adabatch.config import ConfigError, smoke
-from adabatch.run_end import Extent
 from adabatch.search.study_job import study
 from adabatch.search.workload import (
   at_batch_size,
@@ -21,7 +20,8 @@ from adabatch.search.workload import (
 )
 from adabatch.study.archive import read_tree
 from adabatch.study.trials import INFEASIBLE
-from adabatch.train import train
+from adabatch.train import experiment, optimization, train
+from adabatch.train.run_end import Extent
 from tests.experiments import digits, records
 from tests.tfds_sets import PREPARED
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.experiment import Experiment, build
-from adabatch.inputs import TextCache
 from adabatch.search import modes, population
 from adabatch.search.population import Member, Mode, Outcome, Population
 from adabatch.search.storage import (
@@ -46,6 +44,8 @@ from adabatch.search.workload import (
 from adabatch.study.space import points
 from adabatch.study.trials import COMPLETE, INFEASIBLE, Search, columns
 from adabatch.train import train
+from adabatch.train.experiment import Experiment, build
+from adabatch.train.inputs import TextCache
 
 SHOWN = 12  # points of a trial's curve on Optuna's dashboard
 ATTEMPTS = 5  # trials for each one that is wanted, if none is to diverge

@@ -29,7 +29,6 @@ from adabatch.config.files import read_json, write_json
 from adabatch.config.ranges import check_numbers
 from adabatch.config.smoke import shrink
 from adabatch.devices.step_cache import use_persistent_cache
-from adabatch.experiment import check, make_ladder
 from adabatch.search.bench import Bench, Stopped, Task, say
 from adabatch.search.storage import locked
 from adabatch.search.survey import best_trial, objective
@@ -41,7 +40,6 @@ from adabatch.search.workload import (
   search_space,
   trial_config,
 )
-from adabatch.stop import stop_on_signals
 from adabatch.study import archive
 from adabatch.study.space import Parameter, near_edges
 from adabatch.study.trials import (
@@ -52,6 +50,8 @@ from adabatch.study.trials import (
   first_below,
   unmeasured,
 )
+from adabatch.train.experiment import check, make_ladder
+from adabatch.train.stop import stop_on_signals
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
 ARCHIVE_SECONDS = 30.0  # between two times that the trials are written

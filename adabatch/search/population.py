@@ -27,9 +27,9 @@ from adabatch.controllers import buckets
 from adabatch.devices import evaluation_steps, parallel, steps, train_state
 from adabatch.devices.parallel import REPLICAS
 from adabatch.devices.updates import CPU_UNROLL
-from adabatch.experiment import Experiment
-from adabatch.optimization import make_optimizer
-from adabatch.train import next_evaluation
+from adabatch.train.experiment import Experiment
+from adabatch.train.loop import next_evaluation
+from adabatch.train.optimization import make_optimizer
 
 # What may differ between the members of a population.
 TRACED = frozenset(

@@ -8,11 +8,11 @@ import sys
 import jax
 import pytest
 
-from adabatch.checkpoint import CheckpointError
 from adabatch.config import ConfigError, command_line
 from adabatch.data import DatasetError
 from adabatch.devices import parallel
 from adabatch.report.summary import describe
+from adabatch.train.checkpoint import CheckpointError
 from tests import commands
 
 REFUSED = ConfigError, DatasetError, CheckpointError

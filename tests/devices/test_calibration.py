@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adabatch import data
-from adabatch.assembly import make_evaluators, make_updates
-from adabatch.experiment import build
+from adabatch.train.assembly import make_evaluators, make_updates
+from adabatch.train.experiment import build
 from tests.experiments import digits
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

@@ -14,11 +14,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from adabatch import data
-from adabatch import experiment as experiment_lib
-from adabatch import train as train_lib
 from adabatch.devices import replicas as replicas_lib
 from adabatch.devices.train_state import TrainState
 from adabatch.optim import sync
+from adabatch.train import experiment as experiment_lib
+from adabatch.train import loop as train_lib
 from tests.experiments import column, digits
 from tests.test_resume import same_results
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch.assembly import make_updates
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
 from adabatch.devices import parallel
-from adabatch.experiment import build
-from adabatch.train import Run, train
+from adabatch.train.assembly import make_updates
+from adabatch.train.experiment import build
+from adabatch.train.loop import Run, train
 from tests.experiments import column, digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any
 
-from adabatch import learner_tuning
-from adabatch.learner_tuning import Tuning, TuningRule
 from adabatch.optim.sync import SyncRule
+from adabatch.train import learner_tuning
+from adabatch.train.learner_tuning import Tuning, TuningRule
 
 
 @dataclasses.dataclass

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import jax
 
-from adabatch.clock import Clock
 from adabatch.controllers import GradientNoise
 from adabatch.controllers.buckets import Plan
 from adabatch.devices.steps import StepSignals, combine
+from adabatch.train.clock import Clock
 
 
 class Dispatched(NamedTuple):

@@ -16,7 +16,7 @@ from adabatch.config import Config, ConfigError
 from adabatch.config.smoke import EXAMPLES, shorten
 from adabatch.data.made_up import made_up_images, made_up_text
 from adabatch.devices import steps
-from adabatch.skipped import limits
+from adabatch.train.skipped import limits
 
 PLACEMENTS = ('auto', 'resident', 'streaming')
 

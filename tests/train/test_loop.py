@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import assembly, data, experiment, inputs
-from adabatch import train as train_lib
-from adabatch.clock import Clock
+from adabatch import data
 from adabatch.devices import steps
 from adabatch.devices.evaluate import Evaluator
 from adabatch.devices.updates import Updates
-from adabatch.train import Run, train
-from adabatch.workdir import Workdir
+from adabatch.train import assembly, experiment, inputs
+from adabatch.train import loop as train_lib
+from adabatch.train.clock import Clock
+from adabatch.train.loop import Run, train
+from adabatch.train.workdir import Workdir
 from tests.experiments import column, digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

@@ -12,19 +12,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from adabatch import config as config_lib
-from adabatch import (
-  controllers,
-  data,
-  experiment,
-  inputs,
-  models,
-  optim,
-  optimization,
-)
+from adabatch import controllers, data, models, optim
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
 from adabatch.models import tasks
-from adabatch.run_end import Extent, RunEnd
+from adabatch.train import experiment, inputs, optimization
+from adabatch.train.run_end import Extent, RunEnd
 from tests.experiments import digits
 
 EXAMPLES = 1000  # in an epoch

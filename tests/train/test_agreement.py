@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from adabatch.agreement import Agreement
 from adabatch.controllers import buckets
-from adabatch.learner_tuning import Tuning, TuningRule, again, observe
 from adabatch.optim import sync
+from adabatch.train.agreement import Agreement
+from adabatch.train.learner_tuning import Tuning, TuningRule, again, observe
 
 BATCH = 8
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from adabatch import data
 from adabatch.config import Config
-from adabatch.console import Console
+from adabatch.train.console import Console
 
 
 class Limits(NamedTuple):

@@ -12,13 +12,13 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from adabatch import config as config_lib
-from adabatch import console as console_lib
-from adabatch import workdir as workdir_lib
-from adabatch.clock import Clock
 from adabatch.config import ConfigError
-from adabatch.console import Console
-from adabatch.metrics import MetricsWriter, finite
-from adabatch.workdir import Workdir
+from adabatch.train import console as console_lib
+from adabatch.train import workdir as workdir_lib
+from adabatch.train.clock import Clock
+from adabatch.train.console import Console
+from adabatch.train.metrics import MetricsWriter, finite
+from adabatch.train.workdir import Workdir
 
 # The clock.
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import data, experiment, optimization
+from adabatch import data
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
 from adabatch.search.population import Population
-from adabatch.train import train
+from adabatch.train import experiment, optimization, train
 from tests.experiments import column, digits
 
 EXAMPLES = 200  # in an epoch

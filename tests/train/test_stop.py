@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from adabatch.stop import Stop, stop_on_signals
+from adabatch.train.stop import Stop, stop_on_signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

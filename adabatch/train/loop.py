@@ -18,26 +18,30 @@ from typing import Any
 import jax
 
 from adabatch import data
-from adabatch.agreement import Agreement
-from adabatch.assembly import make_agreement, make_evaluators, make_updates
-from adabatch.checkpoint import Checkpoints, Record
-from adabatch.clock import Clock
 from adabatch.config import Config, ConfigError
 from adabatch.config.smoke import shrink
-from adabatch.console import Console
 from adabatch.controllers import buckets
 from adabatch.controllers.buckets import Plan
-from adabatch.decisions import Decisions
 from adabatch.devices import parallel
 from adabatch.devices.step_cache import use_persistent_cache
-from adabatch.experiment import Experiment, build, check, remarks
-from adabatch.in_flight import Dispatched, InFlight, Update
-from adabatch.inputs import TextCache
-from adabatch.metrics import MetricsWriter, train_record
-from adabatch.programs import Programs
-from adabatch.skipped import Skipped, limits
-from adabatch.stop import stop_on_signals
-from adabatch.workdir import Workdir
+from adabatch.train.agreement import Agreement
+from adabatch.train.assembly import (
+  make_agreement,
+  make_evaluators,
+  make_updates,
+)
+from adabatch.train.checkpoint import Checkpoints, Record
+from adabatch.train.clock import Clock
+from adabatch.train.console import Console
+from adabatch.train.decisions import Decisions
+from adabatch.train.experiment import Experiment, build, check, remarks
+from adabatch.train.in_flight import Dispatched, InFlight, Update
+from adabatch.train.inputs import TextCache
+from adabatch.train.metrics import MetricsWriter, train_record
+from adabatch.train.programs import Programs
+from adabatch.train.skipped import Skipped, limits
+from adabatch.train.stop import stop_on_signals
+from adabatch.train.workdir import Workdir
 
 
 class Diverged(Exception):

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch import controllers, experiment, optimization
+from adabatch import controllers
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
-from adabatch.run_end import Extent
+from adabatch.train import experiment, optimization
+from adabatch.train.run_end import Extent
 from tests.experiments import digits
 
 # Three epochs of 1000 examples, in batches up to 128.

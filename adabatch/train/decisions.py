@@ -14,8 +14,8 @@ from adabatch.controllers import (
 from adabatch.controllers.buckets import Bucket, Ladder, Plan
 from adabatch.devices.evaluate import Measurements
 from adabatch.devices.replicas import State
-from adabatch.in_flight import Update
-from adabatch.run_end import PROGRESS
+from adabatch.train.in_flight import Update
+from adabatch.train.run_end import PROGRESS
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000

@@ -18,11 +18,11 @@ from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
 from adabatch.devices import parallel
 from adabatch.devices.updates import Sync
-from adabatch.inputs import Inputs, TextCache, open_inputs
 from adabatch.models import MODELS, contract
 from adabatch.models.tasks import Task, classification, language_modelling
 from adabatch.optim import sync
-from adabatch.optimization import (
+from adabatch.train.inputs import Inputs, TextCache, open_inputs
+from adabatch.train.optimization import (
   beta2_at_its_floor,
   damping_exponent,
   lasts_as_the_run,
@@ -31,7 +31,13 @@ from adabatch.optimization import (
   make_optimizer,
   unwarmed_rate,
 )
-from adabatch.run_end import Extent, RunEnd, RunLength, make_end, run_length
+from adabatch.train.run_end import (
+  Extent,
+  RunEnd,
+  RunLength,
+  make_end,
+  run_length,
+)
 
 TASKS = {
   'classification': classification,

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from adabatch import data
-from adabatch.agreement import Agreement
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.devices import parallel, steps
 from adabatch.devices.evaluate import (
@@ -23,8 +22,9 @@ from adabatch.devices.evaluate import (
 )
 from adabatch.devices.feeds import ResidentFeed, StreamingFeed
 from adabatch.devices.updates import Updates
-from adabatch.experiment import Experiment
-from adabatch.learner_tuning import TuningRule
+from adabatch.train.agreement import Agreement
+from adabatch.train.experiment import Experiment
+from adabatch.train.learner_tuning import TuningRule
 
 # Name of a split -> what is told of its unreadable records: (record, reason).
 Skipped = Callable[[str], Callable[[int, str], None]]

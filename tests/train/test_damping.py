@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch import controllers, optim, optimization
+from adabatch import controllers, optim
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
-from adabatch.train import train
+from adabatch.train import optimization, train
 from tests.experiments import digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')

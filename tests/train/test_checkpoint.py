@@ -22,8 +22,8 @@ from jax.sharding import (
   SingleDeviceSharding,
 )
 
-from adabatch.checkpoint import CheckpointError, Checkpoints
 from adabatch.devices import train_state
+from adabatch.train.checkpoint import CheckpointError, Checkpoints
 
 
 class State(NamedTuple):
@@ -307,7 +307,7 @@ gc.collect()
 """
   done = subprocess.run(
     [sys.executable, '-c', code],
-    cwd=Path(__file__).parents[1],
+    cwd=Path(__file__).parents[2],
     capture_output=True,
     text=True,
   )

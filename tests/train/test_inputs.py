@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adabatch import data, experiment, inputs
+from adabatch import data
 from adabatch.config import ConfigError
-from adabatch.train import train
+from adabatch.train import experiment, inputs, train
 from tests.experiments import digits
 from tests.test_data_text import SENTENCES, write_set
 from tests.test_launch import ROOT

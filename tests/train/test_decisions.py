@@ -8,9 +8,9 @@ import pytest
 from adabatch import controllers
 from adabatch.config import ConfigError
 from adabatch.controllers import GradientNoise, Signals, buckets
-from adabatch.decisions import Decisions
 from adabatch.devices.steps import StepSignals
-from adabatch.in_flight import Dispatched, InFlight, Update
+from adabatch.train.decisions import Decisions
+from adabatch.train.in_flight import Dispatched, InFlight, Update
 
 
 class Measurements:

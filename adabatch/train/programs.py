@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from adabatch.agreement import Agreement
 from adabatch.controllers.buckets import Plan
-from adabatch.decisions import Decisions
 from adabatch.devices.updates import Updates, Variant
+from adabatch.train.agreement import Agreement
+from adabatch.train.decisions import Decisions
 
 
 class Programs:

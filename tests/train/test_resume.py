@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from adabatch.clock import Clock
 from adabatch.train import train
+from adabatch.train.clock import Clock
 from tests import commands
 from tests.experiments import digits, records
 

@@ -13,7 +13,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from adabatch.config.files import finite
-from adabatch.in_flight import Update
+from adabatch.train.in_flight import Update
 
 
 def train_record(

@@ -1,0 +1,5 @@
+"""The training loop, and what it is made of."""
+
+from adabatch.train.loop import train
+
+__all__ = ['train']
