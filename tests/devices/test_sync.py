@@ -20,7 +20,7 @@ from adabatch.optim import sync
 from adabatch.train import experiment as experiment_lib
 from adabatch.train import loop as train_lib
 from tests.experiments import column, digits
-from tests.test_resume import same_results
+from tests.train.test_resume import same_results
 
 # The learning rate drops within a period of four updates of 32 examples, and
 # the last of them ends within one as well.

@@ -465,7 +465,7 @@ import os, pathlib, sys, time
 from adabatch.train import experiment
 from adabatch.study import summarize
 from adabatch.search.study_job import study
-from tests.test_search import workload
+from tests.search.test_search import workload
 options = {'xla_backend_optimization_level': 0}  # compiles quickly
 experiment.compiler_options = lambda config, mesh: options
 c = workload(**{'search.members': 1, 'search.updates_per_call': 4})
