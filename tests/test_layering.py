@@ -1,11 +1,14 @@
-"""The floors of the house: imports point only downward.
+"""The order of the house: imports point only downward, and in no circle.
 
-This is the architecture's own document. A new module needs a line in FLOORS
-and a new dependency one in PACKAGES, or the tests below fail.
+This is the architecture's own document. A folder imports from those above it
+in ORDER alone; files of one folder form no cycle; and a folder imports the
+packages of others that stand beside it. A new dependency needs a word there, or
+the tests below fail.
 """
 
 import ast
 import gc
+import graphlib
 import itertools
 import math
 import subprocess
@@ -16,96 +19,46 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Modules and packages of adabatch; a package stands for all its modules.
-FLOORS = {
-  # Pure ideas, which other JAX projects reuse as they are.
-  'controllers': 0,  # how large the next batch should be
-  'optim': 0,  # what that does to the learning rate
-  'gradient_noise': 0,  # how noisy a gradient is
-  'buckets': 0,  # how the hardware runs that many examples
-  'extras': 0,  # what to say where a package is missing
-  # What is trained on what.
-  'models': 1,
-  'tasks': 1,
-  'data': 1,
-  # One update on the devices.
-  'contract': 2,
-  'train_state': 2,
-  'steps': 2,
-  'evaluation_steps': 2,
-  'parallel': 2,
-  'sync': 2,
-  'step_cache': 2,
-  'feeds': 2,
-  'updates': 2,
-  # The loop, and what it keeps.
-  'config': 3,
-  'smoke': 3,
-  'inputs': 3,
-  'ranges': 3,
-  'run_end': 3,
-  'optimization': 3,
-  'experiment': 3,
-  'assembly': 3,
-  'evaluate': 3,
-  'checkpoint': 3,
-  'metrics': 3,
-  'clock': 3,
-  'console': 3,
-  'decisions': 3,
-  'agreement': 3,
-  'learner_tuning': 3,
-  'programs': 3,
-  'skipped': 3,
-  'in_flight': 3,
-  'stop': 3,
-  'workdir': 3,
-  'train': 3,
-  # Many trainings, and what they say together.
-  'search': 4,
-  'study': 4,
-  # What a person uses.
-  'report': 4,
-  'command_line': 4,
-}
-
-# The lowest floor that may import a package of somebody else.
-PACKAGES = {
-  'numpy': 0,
-  'jax': 0,
-  'optax': 0,
-  'flax': 1,
-  'absl': 1,  # grain's flags
-  'grain': 1,
-  'tensorflow_datasets': 1,
-  'sklearn': 1,
-  'sentencepiece': 1,
-  'PIL': 1,
-  'array_record': 1,
-  'cv2': 1,
-  'simplejpeg': 1,
-  'google': 1,  # protocol buffers
-  'ml_collections': 3,
-  'orbax': 3,
-  'tensorboardX': 3,
-  'tqdm': 1,
-  'matplotlib': 4,
-  'optuna': 4,
-  'scipy': 4,
-  'sqlalchemy': 4,  # optuna's
-}
-
-# Floor 0 promises less than its floor allows.
-ONLY = {
-  'extras': set(),
+# Folder -> the packages of somebody else that it may import.
+ORDER = {
+  # Every key of a config.
+  'config': {'absl', 'ml_collections'},
+  # How large the next batch should be.
   'controllers': {'numpy'},
-  'buckets': {'numpy'},
-  'gradient_noise': {'numpy', 'jax', 'optax'},
-  'optim': {'numpy', 'jax', 'optax'},
+  # What that does to gradients, rates and replicas.
+  'optim': {'jax', 'numpy', 'optax'},
+  # What is trained on what.
+  'models': {'flax', 'jax', 'numpy', 'optax'},
+  'data': {
+    'PIL',
+    'absl',  # grain's flags
+    'array_record',
+    'cv2',
+    'google',  # protocol buffers
+    'grain',
+    'jax',
+    'numpy',
+    'sentencepiece',
+    'simplejpeg',
+    'sklearn',
+    'tensorflow_datasets',
+    'tqdm',
+  },
+  # One update on all devices.
+  'devices': {'flax', 'jax', 'numpy', 'optax'},
+  # Trials, and what they say.
+  'study': {'numpy', 'scipy'},
+  # What a person looks at.
+  'report': {'matplotlib', 'numpy'},
+  # The loop, and what it keeps.
+  'train': {'flax', 'jax', 'numpy', 'orbax', 'tensorboardX', 'tqdm'},
+  # Many trainings.
+  'search': {'jax', 'ml_collections', 'numpy', 'optuna', 'sqlalchemy', 'tqdm'},
 }
+HEIGHT = {folder: i for i, folder in enumerate(ORDER)}
 
 
-def part_of(module):
+def folder_of(module):
   """'optim' of 'adabatch.optim.adam'."""
   return module.split('.')[1]
 
@@ -142,102 +95,159 @@ def imports(name, path, modules):
         above = parents[: len(parents) + 1 - node.level]
         base = '.'.join([*above, base] if base else above)
       for alias in node.names:
-        # `from adabatch import steps` imports a module, not a name in one.
+        # `from adabatch import data` imports a module, not a name in one.
         full = f'{base}.{alias.name}'
         found.add(full if full in modules else base)
-  return found
+  return found - {name}
+
+
+def graph(root=ROOT):
+  """Module -> the modules that it imports, adabatch's and others."""
+  modules = sources(root)
+  return {name: imports(name, path, modules) for name, path in modules.items()}
 
 
 def violations(root=ROOT):
-  """One line for each import that the floors forbid."""
-  modules = sources(root)
+  """One line for each import that the order forbids."""
   wrong = []
-  for name, path in modules.items():
+  for name, others in graph(root).items():
     if name == 'adabatch':
       continue
-    part = part_of(name)
-    for other in sorted(imports(name, path, modules)):
+    folder = folder_of(name)
+    for other in sorted(others):
       package = other.split('.')[0]
       if package in sys.stdlib_module_names or other == 'adabatch':
         continue
       if package == 'adabatch':
-        floor = FLOORS[part_of(other)]
+        fine = HEIGHT.get(folder_of(other), math.inf) <= HEIGHT[folder]
       else:
-        floor = PACKAGES.get(package, math.inf)
-        if part in ONLY and package not in ONLY[part]:
-          wrong.append(f'{name} imports {other}')
-          continue
-      if floor > FLOORS[part]:
+        fine = package in ORDER[folder]
+      if not fine:
         wrong.append(f'{name} imports {other}')
   return wrong
 
 
-def test_every_module_has_a_floor():
-  parts = {part_of(name) for name in sources() if name != 'adabatch'}
-  assert parts == set(FLOORS)
+def cycle(root=ROOT):
+  """The modules of a circle of imports, the first again as the last; or []."""
+  modules = graph(root)
+  ours = {name: others & modules.keys() for name, others in modules.items()}
+  try:
+    graphlib.TopologicalSorter(ours).prepare()
+  except graphlib.CycleError as error:
+    return error.args[1]
+  return []
 
 
-def test_every_package_has_a_floor():
-  modules = sources()
-  used = {
-    other.split('.')[0]
-    for name, path in modules.items()
-    for other in imports(name, path, modules)
-  }
-  assert used - sys.stdlib_module_names - {'adabatch'} == set(PACKAGES)
+def test_the_listing_is_the_order():
+  """No module lies loose, and no folder is without its place."""
+  entries = (ROOT / 'adabatch').iterdir()
+  names = {entry.name for entry in entries} - {'__init__.py', '__pycache__'}
+  assert names == set(ORDER)
+
+
+def test_every_package_is_used_where_it_may_be():
+  used = {folder: set() for folder in ORDER}
+  for name, others in graph().items():
+    if name != 'adabatch':
+      used[folder_of(name)] |= {other.split('.')[0] for other in others}
+  for folder, packages in used.items():
+    extra = packages - sys.stdlib_module_names - {'adabatch'}
+    assert extra | {'numpy'} == ORDER[folder] | {'numpy'}, folder
 
 
 def test_imports_point_only_downward():
   assert violations() == []
 
 
+def test_no_imports_form_a_circle():
+  assert cycle() == []
+
+
 def test_the_package_itself_imports_nothing():
   """So that importing a controller brings along nothing else."""
-  modules = sources()
-  assert imports('adabatch', modules['adabatch'], modules) == set()
+  assert graph()['adabatch'] == set()
+
+
+@pytest.fixture
+def house(tmp_path):
+  """A copy of the folders, with a file or two in each, all empty."""
+  files = '__init__ config/__init__ config/keys config/errors devices/__init__ '
+  files += 'devices/step devices/feeds optim/__init__ train/__init__ train/loop'
+  for file in files.split():
+    path = tmp_path / f'adabatch/{file}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  return tmp_path
 
 
 @pytest.mark.parametrize(
   ('module', 'line', 'forbidden'),
   [
-    ('buckets', 'import jax', 'jax'),
-    ('buckets', 'from adabatch import steps', 'adabatch.steps'),
-    ('buckets', 'from . import steps', 'adabatch.steps'),
-    ('optim', 'from ..steps import train_step', 'adabatch.steps'),
+    ('config.keys', 'import jax', 'jax'),
+    ('config.keys', 'from adabatch import train', 'adabatch.train'),
+    ('config.keys', 'from .. import train', 'adabatch.train'),
+    ('optim', 'from ..devices.step import step', 'adabatch.devices.step'),
     ('optim', 'def f():\n  from flax import linen', 'flax'),
-    ('steps', 'import adabatch.train', 'adabatch.train'),
-    ('steps', 'from adabatch.train import train', 'adabatch.train'),
-    ('steps', 'import orbax.checkpoint as ocp', 'orbax.checkpoint'),
-    ('train', 'from adabatch import report', 'adabatch.report'),
-    ('buckets', 'import math\nimport numpy as np', None),
-    ('train', 'from adabatch import steps, buckets', None),
+    ('devices.step', 'import adabatch.train', 'adabatch.train'),
+    ('devices.step', 'from adabatch.train import train', 'adabatch.train'),
+    ('devices.step', 'import orbax.checkpoint as ocp', 'orbax.checkpoint'),
+    ('train.loop', 'from adabatch import report', None),
+    ('train.loop', 'from adabatch import search', 'adabatch.search'),
+    ('config.keys', 'import math\nimport ml_collections', None),
+    ('train.loop', 'from adabatch import devices, optim', None),
   ],
 )
-def test_the_walk_sees_forbidden_imports(tmp_path, module, line, forbidden):
-  house = tmp_path / 'adabatch'
-  (house / 'optim').mkdir(parents=True)
-  for name in ('__init__', 'optim/__init__', 'buckets', 'steps', 'train',
-               'report'):  # fmt: skip
-    (house / f'{name}.py').touch()
-  file = 'optim/__init__' if module == 'optim' else module
-  (house / f'{file}.py').write_text(line)
+def test_the_walk_sees_forbidden_imports(house, module, line, forbidden):
+  for folder in ('report', 'search'):
+    (house / 'adabatch' / folder).mkdir()
+    (house / 'adabatch' / folder / '__init__.py').touch()
+  path = sources(house)[f'adabatch.{module}']
+  path.write_text(line)
   expected = [f'adabatch.{module} imports {forbidden}'] if forbidden else []
-  assert violations(tmp_path) == expected
+  assert violations(house) == expected
 
 
 @pytest.mark.parametrize(
-  ('modules', 'installed'),
+  'lines',
   [
-    (('controllers', 'buckets'), ()),
-    (('optim', 'gradient_noise'), ('jax', 'optax')),
+    {
+      'config.keys': 'from adabatch import train',
+      'train': 'from adabatch.train.loop import train',
+      'train.loop': 'from adabatch.config.keys import default',
+    },
+    {
+      'devices.step': 'from adabatch.devices import feeds',
+      'devices.feeds': 'def f():\n  from adabatch.devices.step import step',
+    },
+    {
+      'config': 'from adabatch.config.keys import default',
+      'config.keys': 'from adabatch.config import ConfigError',
+    },
   ],
 )
-def test_floor_0_runs_with_nothing_else_installed(modules, installed):
-  """In an interpreter where no other package of PACKAGES can be imported.
+def test_the_walk_sees_circles(house, lines):
+  assert cycle(house) == []
+  for module, line in lines.items():
+    sources(house)[f'adabatch.{module}'].write_text(line)
+  assert set(cycle(house)) == {f'adabatch.{module}' for module in lines}
+
+
+@pytest.mark.parametrize(
+  ('folder', 'installed'),
+  [
+    ('controllers', ()),
+    ('optim', ('jax', 'optax')),
+    ('study', ('scipy',)),
+  ],
+)
+def test_what_others_reuse_runs_with_little_installed(folder, installed):
+  """In an interpreter where no other package of ORDER can be imported.
 
   Optax itself imports absl, so that is blocked after optax was imported.
   """
-  blocked = sorted(set(PACKAGES) - set(installed) - {'numpy', 'absl'})
+  packages = set().union(*ORDER.values())
+  blocked = sorted(packages - set(installed) - {'numpy', 'absl'})
+  modules = [m for m in sources() if m.startswith(f'adabatch.{folder}')]
   code = '\n'.join(
     itertools.chain(
       ['import sys'],
@@ -248,7 +258,7 @@ def test_floor_0_runs_with_nothing_else_installed(modules, installed):
         '  del sys.modules[name]',
         'sys.modules["absl"] = None',
       ],
-      [f'import adabatch.{module}' for module in modules],
+      [f'import {module}' for module in modules],
     )
   )
   done = subprocess.run(

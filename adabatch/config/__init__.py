@@ -2,6 +2,7 @@
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
 from adabatch.config.keys import (
+  FREE,
   check_keys,
   default,
   differences,
@@ -11,6 +12,7 @@ from adabatch.config.keys import (
 )
 
 __all__ = [
+  'FREE',
   'Config',
   'ConfigError',
   'check_keys',

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adabatch import controllers as c
-from tests.test_controllers import B0, CASES, random_signals, run
+from tests.controllers.test_controllers import B0, CASES, random_signals, run
 
 
 @pytest.fixture(params=(0, 1, 2))

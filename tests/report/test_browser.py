@@ -11,9 +11,9 @@ import pytest
 from adabatch.report import write_report
 from adabatch.report.records import AXES
 from adabatch.report.style import DARK, LIGHT
-from tests.test_report import SUMMARY as RUN_SUMMARY
-from tests.test_report import growing_run, write_run
-from tests.test_report_study import (
+from tests.report.test_report import SUMMARY as RUN_SUMMARY
+from tests.report.test_report import growing_run, write_run
+from tests.report.test_report_study import (
   SUMMARY,
   made_up,
   made_up_study,

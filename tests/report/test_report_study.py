@@ -48,7 +48,7 @@ from adabatch.study.trials import (
   Search,
   Trial,
 )
-from tests.test_report import Page
+from tests.report.test_report import Page
 
 TASK = Task(ERROR, 0.1)
 RATE = Parameter('log', (3e-3, 10.0))

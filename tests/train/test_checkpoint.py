@@ -299,7 +299,7 @@ def test_nothing_else_is_said(three, tmp_path):
   code = f"""
 import gc, pathlib
 from adabatch.checkpoint import Checkpoints
-from tests.test_checkpoint import make_state
+from tests.train.test_checkpoint import make_state
 checkpoints = Checkpoints(pathlib.Path({str(directory)!r}), 3)
 assert checkpoints.restore(make_state(0)).update == 2
 checkpoints.close()

@@ -14,8 +14,8 @@ from PIL import Image
 from adabatch import data
 from adabatch.config import ConfigError
 from adabatch.train import experiment, inputs, train
+from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
-from tests.test_data_text import SENTENCES, write_set
 from tests.test_launch import ROOT
 from tests.tfds_sets import write_tfds
 
