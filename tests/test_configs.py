@@ -1,5 +1,7 @@
 """Every rule of the config runs for real, through the whole loop."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def test_learning_rate_rules(tmp_path, scaling, warmup):
     ratio = line['batch_size'] / 16
     done = min(1.0, examples / (0.5 * 1438))
     decay = 1 - 0.9 * examples / (1.5 * 1438)
-    rate = line['learning_rate'] / (0.02 * decay)
+    rate = line['learning_rate'] / (0.02 * decay * line['damping'])
     examples = line['examples']
     if scaling == 'adascale':
       assert 1 <= rate * (1 + 1e-5) <= ratio * (1 + 1e-4)
@@ -119,6 +121,10 @@ def test_learning_rate_rules(tmp_path, scaling, warmup):
     if warmup == 'gradual':
       factor = first + (factor - first) * done
     assert rate == pytest.approx(factor, rel=1e-4)
+  # 1.5 * 1438 = 20 * 16 + 28 * 64 + 45: the end cuts the last batch.
+  power = {'none': 1.0, 'sqrt': 0.5}.get(scaling, 0.0)
+  assert [r['damping'] for r in records(tmp_path)[:-1]] == [1.0] * 48
+  assert line['damping'] == pytest.approx((45 / 64) ** power)
 
 
 @pytest.mark.parametrize('exponent', [0.0, 0.5])
@@ -143,7 +149,11 @@ def test_from_lr_schedule_keeps_the_product(tmp_path, exponent):
     examples = line['examples']
     assert line['nominal_batch_size'] == pytest.approx(16 / alpha, rel=1e-4)
     expected = max(alpha, cap) ** exponent * min(1, alpha / cap)
+    # The end cuts the last batch, of which the rate takes its share.
+    planned = min(math.ceil(line['nominal_batch_size'] * (1 - 1e-9)), 64)
+    expected *= line['batch_size'] / planned
     assert line['learning_rate'] / 0.02 == pytest.approx(expected, rel=1e-3)
+  assert line['batch_size'] < planned == 64
   assert alpha < cap
 
 
