@@ -60,9 +60,9 @@ def pytest_collection_finish(session):
 @pytest.fixture(scope='module')
 def compile_quickly():
   """For small runs: the same as the flag above, whatever a config asks for."""
-  from adabatch import experiment
+  from adabatch.train import build
 
   options = {'xla_backend_optimization_level': 0}
   with pytest.MonkeyPatch.context() as m:
-    m.setattr(experiment, 'compiler_options', lambda config, mesh: options)
+    m.setattr(build, 'compiler_options', lambda config, platform: options)
     yield

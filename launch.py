@@ -17,12 +17,12 @@ try:
   from adabatch import report
   from adabatch.config import ConfigError, command_line
   from adabatch.data import DatasetError
-  from adabatch.devices import parallel
+  from adabatch.devices import mesh
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.search.study_job import study
   from adabatch.train import train
-  from adabatch.train.checkpoint import CheckpointError
+  from adabatch.train.checkpoints import CheckpointError
   from adabatch.train.stop import Stop
 except ModuleNotFoundError as error:
   package = (error.name or '').partition('.')[0]
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> None:
     status=command_line.USAGE,
     prefix='cannot join the other processes: ',
   ):
-    parallel.initialize(DISTRIBUTED.value, *others)
+    mesh.initialize(DISTRIBUTED.value, *others)
   with command_line.refusing(ConfigError, DatasetError, CheckpointError):
     summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
-  if parallel.is_first_process():
+  if mesh.is_first_process():
     print(describe(summary))
     print(f'report: {report.write_report(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))

@@ -70,10 +70,8 @@ def tf_batches(threads: int, fastest: bool) -> Iterator[np.ndarray]:
   tf: Any = tensorflow
 
   split = tfds_records.find_images(NAME.value, 'train', DATA_DIR.value)
-  records = tfds_records.open_records(split)
-  encoded = [
-    tfds_records.parse(records[i], split)[0] for i in range(len(records))
-  ]
+  records = tfds_records.open_records(split.shards)
+  encoded = [split.parse(records[i])[0] for i in range(len(records))]
   sizes = [jpeg.image_size(image) for image in encoded]
   # As many different crops as are decoded before they come again.
   count = 64 * BATCH_SIZE

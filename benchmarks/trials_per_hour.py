@@ -20,10 +20,12 @@ import time
 import jax
 from absl import app, flags, logging
 
+from adabatch.devices.population import Member, Population
 from adabatch.search import modes
-from adabatch.search.population import Member, Mode, Population
+from adabatch.search import population as trials
+from adabatch.search.population import Mode
 from adabatch.search.workload import at_batch_size
-from adabatch.train.experiment import build
+from adabatch.train.build import Parts, build
 from configs import study_digits_mlp
 
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Times that each way is run.')
@@ -34,23 +36,26 @@ UPDATES = 1000
 LOG = pathlib.Path(__file__).parent.parent / 'docs/trials_per_hour.json'
 
 
-def make_population(batch_size: int) -> Population:
+def make_population(batch_size: int) -> tuple[Population, Parts]:
   config = study_digits_mlp.get_config()
   config.max_updates = UPDATES
   config.epochs = 1e6
   config.eval.growth = 2.0
   one = at_batch_size(config, 'nesterov', batch_size)
-  return Population(one, build(one), ('learning_rate.base',))
+  parts = build(one)
+  return trials.make_population(parts, ('learning_rate.base',)), parts
 
 
-def run(population: Population, mode: Mode) -> float:
+def run(population: Population, parts: Parts, mode: Mode) -> float:
   """Seconds of all trials, without compiling."""
   members = [Member(i, (0.01,)) for i in range(TRIALS)]
   compiled, begin = population.compile_seconds, time.perf_counter()
   size = mode.members * population.devices
   for first in range(0, TRIALS, size):
     some = members[first : first + size]
-    ended = list(population.run(some, mode, limit=lambda i, known: None))
+    ended = list(
+      trials.run(population, parts, some, mode, limit=lambda i, known: None)
+    )
     assert len(ended) == len(some)
     assert all(o.updates == UPDATES and not o.diverged for _, o in ended)
   compiling = population.compile_seconds - compiled
@@ -70,14 +75,14 @@ def main(argv: list[str]) -> None:
   }
   rows, log = [], {}
   for batch_size in map(int, BATCH_SIZES.value):
-    population = make_population(batch_size)
-    found = modes.candidates(population, each, (None, None))
+    population, parts = make_population(batch_size)
+    found = modes.candidates(population, UPDATES, each, (None, None))
     members = [Member(0, (0.01,))]
     chosen = modes.choose(modes.seconds_per_update(population, members, found))
     seconds = {way: [] for way in ways}
     for repeat in range(1 + REPEATS.value):  # the first compiles
       for way, mode in ways.items():
-        passed = run(population, mode)
+        passed = run(population, parts, mode)
         if repeat:
           seconds[way].append(passed)
     hourly = {w: [3600 * TRIALS / s for s in t] for w, t in seconds.items()}

@@ -21,6 +21,7 @@ from adabatch import study
 from adabatch.report import study_figures, style, write_study_report
 from adabatch.report.charts import SIZE, blank, log_axis, name_x, size_axis
 from adabatch.study import archive
+from adabatch.study.archive_writer import write_tar
 from adabatch.study.table import half_text
 from adabatch.study.trials import ERROR, Search
 
@@ -178,7 +179,7 @@ def main() -> None:
   path = DOCS / f'{NAME}.tar.xz'
   arguments = parser.parse_args()
   if arguments.trials:
-    archive.write_tar(path, archive.read_tree(arguments.trials))
+    write_tar(path, archive.read_tree(arguments.trials))
   searches = archive.read_tree(path)
   workloads = study.summarize(searches, ERROR, GOAL)
   (nesterov,) = (w for w in workloads if w.optimizer == 'nesterov')

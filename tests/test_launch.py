@@ -403,7 +403,11 @@ def test_help_names_the_flags():
 
 
 def test_compiled_programs_are_kept(tmp_path, monkeypatch):
-  flags = [DIGITS, '--config.max_updates=3']
+  flags = [
+    DIGITS,
+    '--config.controller.name=constant',
+    '--config.max_updates=3',
+  ]
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   environment = {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
   for name in ('first', 'second'):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.way_of_a_batch_size import count, usual_ways
+
 ROOT = Path(__file__).parents[1]
 
 # Folder -> the packages of somebody else that it may import.
@@ -265,3 +267,15 @@ def test_what_others_reuse_runs_with_little_installed(folder, installed):
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_the_way_of_a_batch_size_is_short():
+  """Files that an update goes through, and changes from one to another."""
+  ways = usual_ways()
+  for kind, files, changes in (
+    ('ordinary update', 9, 18),
+    ('deciding update', 12, 28),
+  ):
+    entered, changed = count(ways[kind])
+    assert 5 < entered <= files
+    assert 5 < changed <= changes

@@ -11,6 +11,7 @@ import pytest
 from adabatch import config as config_lib
 from adabatch import data, report
 from adabatch.config import ConfigError, smoke
+from adabatch.models import MODELS
 from adabatch.search.study_job import study
 from adabatch.search.workload import (
   at_batch_size,
@@ -20,16 +21,19 @@ from adabatch.search.workload import (
 )
 from adabatch.study.archive import read_tree
 from adabatch.study.trials import INFEASIBLE
-from adabatch.train import experiment, optimization, train
-from adabatch.train.run_end import Extent
+from adabatch.train import train
+from adabatch.train.build import check
+from adabatch.train.optimizer import make_learning_rate
+from adabatch.train.run_length import Extent
 from tests.experiments import digits, records
+from tests.models.test_networks import NETWORKS, TRAINED
 from tests.tfds_sets import PREPARED
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 STUDIES = [name for name in CONFIGS if name.startswith('study_')]
 RUNS = [name for name in CONFIGS if name not in STUDIES]
-# Another config trains such a network; tests/test_networks.py knows the rest.
+# Another config trains such a network; tests/models/test_networks.py the rest.
 SAME_NETWORK = (
   'resnet20_cifar10',
   'resnet20_cifar10_post_local',
@@ -37,6 +41,14 @@ SAME_NETWORK = (
   'resnet34_cifar10',
   'resnet50_imagenet_adadamp',
   'wrn16_4_cifar10',
+)
+# Compiled for long: tests/models/test_networks.py has their gradients.
+OTHER_TESTS = 'densenet40_cifar100', 'vgg11_imagenet', 'wrn28_10_cifar100'
+# Another config trains two layers.
+ONE_LAYER = (
+  'study_transformer_lm1b',
+  'transformer_lm1b',
+  'transformer_shakespeare_diloco',
 )
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
@@ -89,8 +101,10 @@ def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
   config.data.data_dir = str(PREPARED)
-  if name in SAME_NETWORK:
+  if name in (*SAME_NETWORK, *OTHER_TESTS):
     config.model.name = 'strided_cnn'
+  if name in ONE_LAYER:
+    config.model.transformer.num_layers = 1
   trained, evaluated = check_run(config, tmp_path)
   if config.task.name == 'language_modelling':
     assert evaluated['perplexity'] == pytest.approx(np.exp(evaluated['loss']))
@@ -108,6 +122,8 @@ def test_study(name, tmp_path):
   config.compilation_cache = False
   config.study.optimizers = config.study.optimizers[-1:]
   config.study.batch_sizes = config.study.batch_sizes[:1]
+  if name in ONE_LAYER:
+    config.model.transformer.num_layers = 1
   own_runs = name == 'study_resnet50_imagenet'
   if own_runs:  # with the true pipeline; the network is test_config's business
     config.search.trials, config.data.workers = 1, 0
@@ -142,12 +158,13 @@ def test_every_search_of_a_study_is_valid(name):
       one = at_batch_size(config, optimizer, batch_size)
       for end in (0.0, 1.0):
         ends = {k: p.at(end) for k, p in search_space(one).items()}
-        experiment.check(trial_config(one, 1, ends), devices=8)
+        check(trial_config(one, 1, ends), devices=8)
 
 
 @pytest.mark.parametrize('name', ['cnn_mnist', 'transformer_shakespeare'])
 def test_config_without_its_data(name, tmp_path, capfd):
   config = get_config(name)
+  config.model.transformer.num_layers = 1
   config.data.data_dir = str(tmp_path / 'nothing')
   check_run(config, tmp_path / 'run')
   # The same command again finds the checkpoint, and nothing left to do.
@@ -160,8 +177,14 @@ def test_config_without_its_data(name, tmp_path, capfd):
 
 
 def test_every_network_is_trained():
-  trained = {get_config(n).model.name for n in RUNS if n not in SAME_NETWORK}
-  assert {get_config(name).model.name for name in SAME_NETWORK} <= trained
+  replaced = (*SAME_NETWORK, *OTHER_TESTS)
+  trained = {get_config(n).model.name for n in RUNS if n not in replaced}
+  assert {get_config(name).model.name for name in SAME_NETWORK} <= {
+    *trained,
+    *(get_config(name).model.name for name in OTHER_TESTS),
+  }
+  networks = {MODELS[get_config(name).model.name] for name in OTHER_TESTS}
+  assert networks == {type(NETWORKS[name][0]) for name in TRAINED}
 
 
 def test_each_paper_has_its_config():
@@ -180,7 +203,7 @@ def test_each_paper_has_its_config():
 def test_the_whole_config_is_valid(name):
   """At full size too: everything that can be refused without the data."""
   for arguments in [(), *((v,) for v in VARIANTS.get(name, ()))]:
-    experiment.check(get_config(name, *arguments), devices=8)
+    check(get_config(name, *arguments), devices=8)
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -260,7 +283,7 @@ def test_a_warmup_warms_up(name):
       config.epochs * examples,
       config.controller.max_batch_size,
     )
-    tx = optimization.make_learning_rate(config, extent)
+    tx = make_learning_rate(config, extent)
     size = config.controller.initial_batch_size
 
     def rate(seen, tx=tx, size=size):

@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all; what is not finite is null."""
+"""Files written whole or not at all; of JSON, what is not finite is null."""
 
 import json
 import math
@@ -26,12 +26,24 @@ def read_json(path: pathlib.Path) -> Any:
   """What is in a JSON file; None if there is none, or not a whole one."""
   try:
     return json.loads(path.read_text(encoding='utf-8', errors='replace'))
-  except (FileNotFoundError, ValueError):  # a killed run, or a full disk
+  except (FileNotFoundError, NotADirectoryError, ValueError):
+    # A killed run, or a full disk.
     return None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(finite(value), indent=2) + '\n')
-  os.replace(temporary, path)
+  write_whole(path, (json.dumps(finite(value), indent=2) + '\n').encode())
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file whole or not at all, also beside others who write it."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with temporary.open('wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

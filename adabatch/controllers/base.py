@@ -1,6 +1,6 @@
 """What a batch-size controller is: signals in, a nominal batch size out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 # A NamedTuple of plain numbers; a wrapper's state holds the inner state.
@@ -72,40 +72,6 @@ class MissingSignal(ValueError):
   """A rule was not given a signal that it needs."""
 
 
-def required(
-  rule: str, signals: Signals, names: Sequence[str]
-) -> tuple[Any, ...] | None:
-  """The signals that a rule needs.
-
-  Args:
-    rule: its name, for the message.
-    signals: what it was given.
-    names: of the signals that it reads.
-
-  Returns:
-    Their values; None before the first update, where some are of updates and
-    do not exist yet.
-
-  Raises:
-    MissingSignal: a signal is None that should exist.
-
-  >>> required('cabs', Signals(update=1, loss=2.0), ['update', 'loss'])
-  (1, 2.0)
-  >>> required('cabs', Signals(update=0), ['update', 'loss'])
-  """
-  missing = [name for name in names if getattr(signals, name) is None]
-  if missing and signals.update == 0 and OF_UPDATES.issuperset(missing):
-    return None
-  if missing:
-    name = missing[0]
-    raise MissingSignal(
-      f'{rule} reads the signal {name!r}, which is None at update '
-      f'{signals.update}: give Signals({name}=...) wherever due(update) is '
-      'true (NaN if there is no estimate), or take a rule that needs less'
-    )
-  return tuple(getattr(signals, name) for name in names)
-
-
 def always(update: int) -> bool:
   """The size may change after any number of updates.
 
@@ -130,9 +96,10 @@ class BatchSizeController(NamedTuple):
 
   Call `update` once before training, with `Signals(update=0, ...)`, for the
   size of the first update; then once after each update k = 1, 2, ... in
-  order. Expensive signals (full_*, subset_*) are needed only where `due(k)`;
-  where one is missing there, `update` raises `MissingSignal`. Before the first
-  update nothing is expected of `loss` and the other signals of updates.
+  order. A rule that needs nothing of updates (`OF_UPDATES`) may be asked only
+  where `due(k)`. Expensive signals (full_*, subset_*) are needed only there,
+  and where one is missing there, `update` raises `MissingSignal`. Before the
+  first update nothing is expected of `loss` and the other signals of updates.
 
   Attributes:
     init: () -> state.

@@ -52,16 +52,18 @@ class Plan(NamedTuple):
   """What the next update runs.
 
   Attributes:
-    bucket: the program that runs it.
+    nominal: batch size that it stands for, in examples.
     batch_size: real examples; the remaining slots carry weight 0.
     damping: min(1, B_max / nominal batch size)^exponent, the factor on the
       learning rate that stands in for the batch that cannot be had; the
       exponent is the ladder's. See also `cut`.
+    bucket: the program that runs it.
   """
 
-  bucket: Bucket
+  nominal: float
   batch_size: int
   damping: float
+  bucket: Bucket
 
 
 class Ladder(NamedTuple):
@@ -129,35 +131,8 @@ def ladder(
   >>> ladder(32, 300, devices=1).batch_sizes
   (32, 64, 128, 256, 300)
   """
-  if smallest < 1 or largest < smallest:
-    raise ValueError(
-      f'batch sizes must satisfy 1 <= smallest <= largest, got smallest='
-      f'{smallest} and largest={largest}'
-    )
-  if devices < 1:
-    raise ValueError(f'devices must be at least 1, got {devices}')
-  if max_per_device is not None and max_per_device < 1:
-    raise ValueError(f'max_per_device must be at least 1, got {max_per_device}')
-  if not growth > 1 or not math.isfinite(growth):
-    raise ValueError(f'the ladder growth must be above 1, got {growth}')
-  if rounding not in ROUNDINGS:
-    raise ValueError(
-      f'unknown rounding {rounding!r}: choose one of {", ".join(ROUNDINGS)}'
-    )
-  for size in (smallest, largest):
-    if size % replicas:
-      raise ValueError(
-        f'{replicas} replicas cannot share {size} examples equally: choose '
-        f'{-(-size // replicas) * replicas}'
-      )
-  rungs = []
-  size = float(smallest)
-  while (rung := _whole(size * (1 - _TOLERANCE), replicas)) < largest:
-    rungs.append(rung)
-    size = max(size * growth, rung + 1.0)
-  rungs.append(largest)
   made = Ladder(
-    tuple(rungs),
+    (),
     devices,
     max_per_device,
     rounding,
@@ -166,9 +141,45 @@ def ladder(
     min_microbatches,
     damping_exponent,
   )
+  _check_ladder(smallest, largest, growth, made)
+  rungs = []
+  size = float(smallest)
+  while (rung := _whole(size * (1 - _TOLERANCE), replicas)) < largest:
+    rungs.append(rung)
+    size = max(size * growth, rung + 1.0)
+  rungs.append(largest)
+  made = made._replace(batch_sizes=tuple(rungs))
   for rung in rungs:
     bucket_for(rung, made)  # refuses groups that do not fit
   return made
+
+
+def _check_ladder(
+  smallest: int, largest: int, growth: float, ladder: Ladder
+) -> None:
+  if smallest < 1 or largest < smallest:
+    raise ValueError(
+      f'batch sizes must satisfy 1 <= smallest <= largest, got smallest='
+      f'{smallest} and largest={largest}'
+    )
+  if ladder.devices < 1:
+    raise ValueError(f'devices must be at least 1, got {ladder.devices}')
+  most = ladder.max_per_device
+  if most is not None and most < 1:
+    raise ValueError(f'max_per_device must be at least 1, got {most}')
+  if not growth > 1 or not math.isfinite(growth):
+    raise ValueError(f'the ladder growth must be above 1, got {growth}')
+  rounding, replicas = ladder.rounding, ladder.replicas
+  if rounding not in ROUNDINGS:
+    raise ValueError(
+      f'unknown rounding {rounding!r}: choose one of {", ".join(ROUNDINGS)}'
+    )
+  for size in (smallest, largest):
+    if size % replicas:
+      raise ValueError(
+        f'{replicas} replicas cannot share {size} examples equally: choose '
+        f'{_whole(size, replicas)}'
+      )
 
 
 def _whole(size: float, replicas: int) -> int:
@@ -265,11 +276,11 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
 
   >>> rungs = ladder(32, 256, devices=8, max_per_device=16)
   >>> plan(33.0, rungs)  # doctest: +NORMALIZE_WHITESPACE
-  Plan(bucket=Bucket(microbatch_size=8, accumulation_steps=1, devices=8),
-       batch_size=64, damping=1.0)
+  Plan(nominal=33.0, batch_size=64, damping=1.0,
+       bucket=Bucket(microbatch_size=8, accumulation_steps=1, devices=8))
   >>> plan(1024.0, rungs)  # doctest: +NORMALIZE_WHITESPACE
-  Plan(bucket=Bucket(microbatch_size=16, accumulation_steps=2, devices=8),
-       batch_size=256, damping=0.25)
+  Plan(nominal=1024.0, batch_size=256, damping=0.25,
+       bucket=Bucket(microbatch_size=16, accumulation_steps=2, devices=8))
   >>> plan(1024.0, ladder(32, 256, devices=1, damping_exponent=0.5)).damping
   0.5
   """
@@ -287,7 +298,7 @@ def plan(nominal_batch_size: float, ladder: Ladder) -> Plan:
   exact = ladder.rounding == 'exact'
   batch_size = _whole(wanted, ladder.replicas) if exact else rung
   damping = min(1.0, largest / nominal_batch_size) ** ladder.damping_exponent
-  return Plan(bucket_for(rung, ladder), batch_size, damping)
+  return Plan(nominal_batch_size, batch_size, damping, bucket_for(rung, ladder))
 
 
 def cut(plan: Plan, batch_size: int, ladder: Ladder) -> Plan:
@@ -304,8 +315,8 @@ def cut(plan: Plan, batch_size: int, ladder: Ladder) -> Plan:
 
   >>> rungs = ladder(32, 256, devices=1)
   >>> cut(plan(256, rungs), 64, rungs)  # doctest: +NORMALIZE_WHITESPACE
-  Plan(bucket=Bucket(microbatch_size=256, accumulation_steps=1, devices=1),
-       batch_size=64, damping=0.25)
+  Plan(nominal=256, batch_size=64, damping=0.25,
+       bucket=Bucket(microbatch_size=256, accumulation_steps=1, devices=1))
   """
   if batch_size >= plan.batch_size:
     return plan

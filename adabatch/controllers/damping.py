@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
-  required,
 )
 from adabatch.controllers.state import (
   SMALLEST_RATIO,
@@ -20,6 +19,7 @@ from adabatch.controllers.state import (
   hold,
   hold_below_minimum,
   reject,
+  required,
   round_signal,
   round_up,
 )
@@ -180,10 +180,7 @@ def _inverse(
   check_number('initial_batch_size', initial_batch_size, at_least=1)
   check_number('decay', decay, at_least=0, below=1)
   check_number('initial_updates', initial_updates, at_least=1)
-  memory = decay if smoothed else 0.0
-
-  def left(value: float) -> float:
-    return round_signal(value - (minimum_loss or 0.0))
+  memory, minimum = decay if smoothed else 0.0, minimum_loss or 0.0
 
   def update(state: DampingState, signals: Signals):
     values = required(rule, signals, [field])
@@ -191,7 +188,8 @@ def _inverse(
       return hold(state)
     value = measurement(values[0])
     average = state.average.add(value, decay=memory)
-    if not (math.isfinite(value) and math.isfinite(left(average.value))):
+    left = round_signal(average.value - minimum)
+    if not (math.isfinite(value) and math.isfinite(left)):
       return reject(state)
     state = state._replace(average=average)
     if state.initial is None:
@@ -201,14 +199,15 @@ def _inverse(
         return hold(state)
       if minimum_loss is not None:
         check_minimum_loss(minimum_loss, first.value)
-      if left(first.value) <= 0:
+      initial = round_signal(first.value - minimum)
+      if initial <= 0:
         return hold(state)
-      state = state._replace(first=Mean(), initial=left(first.value))
+      state = state._replace(first=Mean(), initial=initial)
     assert state.initial is not None
-    if left(average.value) <= 0:
+    if left <= 0:
       return hold(state) if minimum_loss is None else hold_below_minimum(state)
     # Dividing by the ratio keeps B_0 exact where nothing has changed.
-    ratio = max(left(average.value) / state.initial, SMALLEST_RATIO)
+    ratio = max(left / state.initial, SMALLEST_RATIO)
     size = round_up(initial_batch_size / ratio)
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
@@ -266,16 +265,15 @@ def radadamp(
     B_k = ceil(B_0 / ((F_k / F_0 + ||g||^2_k / ||g||^2_0) / 2))
 
   Every `window` updates the losses (less F*) and squared gradient norms of
-  these updates are reduced to one number each, which enters a rolling
-  average: x <- rho x + (1 - rho) reduced. F_0 and ||g||^2_0 are the first
-  block's, which is of max(window, initial_updates) updates and, as in the
-  authors' code, also counts into the second block. Where F_k is not above F*
-  the last size is kept. The averages enter with four significant digits.
+  these are reduced to one number each, which enters a rolling average: x <- rho
+  x + (1 - rho) reduced. F_0 and ||g||^2_0 are the first block's, which is of
+  max(window, initial_updates) updates and counts into the second block, too.
+  The averages enter with four significant digits. Where F_k is not above F* the
+  last size is kept.
 
-  The size changes only at the end of a block; wrap the controller in
-  `every(updates=window, wait=...)` so that the loop need not ask in between.
-  ||g||^2 is of a minibatch and falls as the batch grows, and with it the next
-  size rises: where noise is all of it, sizes converge to B_0 F_0 / F_k.
+  The size changes only at a block's end: wrap it in `every(updates=window)`.
+  ||g||^2 of a minibatch falls as the batch grows, and so the next size rises:
+  where noise is all of it, sizes converge to B_0 F_0 / F_k.
 
   Args:
     initial_batch_size: B_0, examples.
@@ -283,16 +281,14 @@ def radadamp(
     window: updates in a block.
     reduction: 'min', 'mean', 'median' or 'max' over a block.
     minimum_loss: F*, subtracted from the loss, in units of the loss.
-    initial_updates: least updates of the first block, at least 1; the authors'
-      `wait`.
+    initial_updates: in the first block at least, from 1; the authors' `wait`.
     floor: whether B_0 is the smallest size; if not, 1 is.
 
   Returns:
     A controller that needs `loss` and `gradient_norm_squared`.
 
   Raises:
-    ValueError: an argument is out of range; or, from `update`,
-      `minimum_loss` lies above the first block's loss.
+    ValueError: an argument is out of range; or, from `update`, F* is above F_0.
 
   >>> controller = radadamp(initial_batch_size=64, rho=0.0, window=1)
   >>> _, state = controller.update(
@@ -309,49 +305,74 @@ def radadamp(
   check_choice('reduction', reduction, tuple(_REDUCTIONS))
   check_number('minimum_loss', minimum_loss)
   check_number('initial_updates', initial_updates, at_least=1)
-  reduce = _REDUCTIONS[reduction]
-  needs = ('loss', 'gradient_norm_squared')
+  start = RadadampState(float(initial_batch_size), max(window, initial_updates))
 
   def update(state: RadadampState, signals: Signals):
-    values = required('radadamp', signals, needs)
+    values = required('radadamp', signals, ['loss', 'gradient_norm_squared'])
     if values is None:
       return hold(state)
-    loss, norm = values
-    losses, norms = (*state.losses, loss - minimum_loss), (*state.norms, norm)
-    if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
+    loss, norm = values[0] - minimum_loss, values[1]
+    if not (math.isfinite(loss) and math.isfinite(norm)):
       return reject(state)
-    if state.left > 1:
-      left = state.left - 1
-      return hold(state._replace(losses=losses, norms=norms, left=left))
-    loss, norm = reduce(losses), reduce(norms)
-    state = state._replace(losses=(), norms=(), left=window)
-    first_loss, first_norm = state.initial_loss, state.initial_norm
-    if first_loss is None or first_norm is None:
-      check_minimum_loss(minimum_loss, loss + minimum_loss)
-      if loss <= 0 or norm <= 0:  # no ratio can be taken of these
-        return hold(state)
-      first_loss, first_norm = round_signal(loss), round_signal(norm)
-      state = state._replace(
-        initial_loss=first_loss,
-        initial_norm=first_norm,
-        losses=losses,
-        norms=norms,
-      )
-    else:
-      loss = rho * state.loss + (1 - rho) * loss
-      norm = rho * state.norm + (1 - rho) * norm
-    state = state._replace(loss=loss, norm=norm)
-    if loss <= 0:
+    state = _with_signal(state, loss, norm)
+    if state.left:
+      return hold(state)
+    state = _end_block(state, window, _REDUCTIONS[reduction], rho, minimum_loss)
+    if state.initial_loss is None:
+      return hold(state)
+    if state.loss <= 0:
       return hold_below_minimum(state)
-    loss, norm = round_signal(loss), round_signal(norm)
-    ratio = (loss / first_loss + norm / first_norm) / 2
-    size = round_up(initial_batch_size / max(ratio, SMALLEST_RATIO))
+    size = round_up(initial_batch_size / _ratio_to_first(state))
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
   return BatchSizeController(
-    init=lambda: RadadampState(
-      float(initial_batch_size), left=max(window, initial_updates)
-    ),
+    init=lambda: start,
     update=update,
-    needs=frozenset(needs),
+    needs=frozenset(['loss', 'gradient_norm_squared']),
   )
+
+
+def _with_signal(
+  state: RadadampState, loss: float, norm: float
+) -> RadadampState:
+  return state._replace(
+    losses=(*state.losses, loss),
+    norms=(*state.norms, norm),
+    left=state.left - 1,
+  )
+
+
+def _end_block(
+  state: RadadampState,
+  window: int,
+  reduce: Callable[[tuple[float, ...]], float],
+  rho: float,
+  minimum_loss: float,
+) -> RadadampState:
+  """Takes the block into the rolling averages and begins another."""
+  loss, norm = reduce(state.losses), reduce(state.norms)
+  state = state._replace(left=window)
+  if state.initial_loss is None:
+    check_minimum_loss(minimum_loss, loss + minimum_loss)
+  if state.initial_loss is None and loss > 0 and norm > 0:
+    return state._replace(  # and the next block begins with this one
+      initial_loss=round_signal(loss),
+      initial_norm=round_signal(norm),
+      loss=loss,
+      norm=norm,
+    )
+  state = state._replace(losses=(), norms=())
+  if state.initial_loss is None:  # no ratio can be taken of these
+    return state
+  return state._replace(
+    loss=rho * state.loss + (1 - rho) * loss,
+    norm=rho * state.norm + (1 - rho) * norm,
+  )
+
+
+def _ratio_to_first(state: RadadampState) -> float:
+  assert state.initial_loss is not None
+  assert state.initial_norm is not None
+  loss = round_signal(state.loss) / state.initial_loss
+  norm = round_signal(state.norm) / state.initial_norm
+  return max((loss + norm) / 2, SMALLEST_RATIO)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
-  required,
 )
 from adabatch.controllers.state import (
   Average,
@@ -16,6 +15,7 @@ from adabatch.controllers.state import (
   hold,
   hold_below_minimum,
   reject,
+  required,
   round_signal,
   round_up,
 )

@@ -11,7 +11,6 @@ from adabatch.controllers.base import (
   Signals,
   always,
   only_at_start,
-  required,
 )
 from adabatch.controllers.state import (
   SMALLEST_RATIO,
@@ -21,6 +20,7 @@ from adabatch.controllers.state import (
   check_number,
   hold,
   reject,
+  required,
   round_up,
 )
 
@@ -130,7 +130,7 @@ def geodamp(
 
     B_k = B_0 factor^floor(epoch / delay_epochs)
 
-  With `geodamp_learning_rate_multiplier` on the learning rate it is AdaBatch.
+  AdaBatch multiplies the learning rate by a factor at the same epochs as well.
 
   Args:
     initial_batch_size: B_0, examples.
@@ -147,7 +147,8 @@ def geodamp(
   >>> controller.update(controller.init(), Signals(epoch=10.0))[0]
   256.0
 
-  Reference: Sievert and Charles, 2019, https://arxiv.org/abs/1910.08222
+  Reference: Sievert and Charles, 2019, https://arxiv.org/abs/1910.08222;
+  Devarakonda et al., 2017, https://arxiv.org/abs/1712.02029, for AdaBatch.
   """
   check_number('factor', factor, at_least=1)
   check_number('delay_epochs', delay_epochs, above=0)
@@ -159,39 +160,6 @@ def geodamp(
       return math.inf
 
   return _of_progress('geodamp', initial_batch_size, 'epoch', size)
-
-
-def geodamp_learning_rate_multiplier(
-  epoch: float, *, lr_factor: float, delay_epochs: float = 5.0
-) -> float:
-  """What AdaBatch multiplies the learning rate by at an epoch.
-
-    lr_factor^floor(epoch / delay_epochs)
-
-  AdaBatch multiplies the batch size by `factor` and the learning rate by
-  `lr_factor` at the same epochs: with linear scaling the learning rate for
-  each example falls by lr_factor / factor. `lr_factor=1` is pure `geodamp`.
-
-  Args:
-    epoch: epochs done so far.
-    lr_factor: change at each step, above 0.
-    delay_epochs: epochs between two steps, the same as for `geodamp`.
-
-  Returns:
-    The multiplier of the base learning rate.
-
-  Raises:
-    ValueError: an argument is out of range.
-
-  >>> geodamp_learning_rate_multiplier(41.0, lr_factor=0.75, delay_epochs=20.0)
-  0.5625
-
-  Reference: Devarakonda et al., 2017, https://arxiv.org/abs/1712.02029
-  """
-  check_number('epoch', epoch, at_least=0)
-  check_number('lr_factor', lr_factor, above=0)
-  check_number('delay_epochs', delay_epochs, above=0)
-  return float(lr_factor) ** _steps(epoch, delay_epochs)
 
 
 def _steps(epoch: float, delay_epochs: float) -> int:

@@ -1,9 +1,11 @@
-"""What the rules' states are made of, and their way to JSON and back."""
+"""What rules are made of, and the way of their states to JSON and back."""
 
 import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from adabatch.controllers.base import OF_UPDATES, MissingSignal, Signals
 
 # Ratios of a measurement to its first value are bounded below by this: a
 # size is then at most 1e12 times the initial one, never infinite.
@@ -15,6 +17,40 @@ SMALLEST_RATIO = 1e-12
 SIGNAL_DIGITS = 4
 
 _NON_FINITE = {'inf': math.inf, '-inf': -math.inf, 'nan': math.nan}
+
+
+def required(
+  rule: str, signals: Signals, names: Sequence[str]
+) -> tuple[Any, ...] | None:
+  """The signals that a rule needs.
+
+  Args:
+    rule: its name, for the message.
+    signals: what it was given.
+    names: of the signals that it reads.
+
+  Returns:
+    Their values; None before the first update, where some are of updates and
+    do not exist yet.
+
+  Raises:
+    MissingSignal: a signal is None that should exist.
+
+  >>> required('cabs', Signals(update=1, loss=2.0), ['update', 'loss'])
+  (1, 2.0)
+  >>> required('cabs', Signals(update=0), ['update', 'loss'])
+  """
+  missing = [name for name in names if getattr(signals, name) is None]
+  if missing and signals.update == 0 and OF_UPDATES.issuperset(missing):
+    return None
+  if missing:
+    name = missing[0]
+    raise MissingSignal(
+      f'{rule} reads the signal {name!r}, which is None at update '
+      f'{signals.update}: give Signals({name}=...) wherever due(update) is '
+      'true (NaN if there is no estimate), or take a rule that needs less'
+    )
+  return tuple(getattr(signals, name) for name in names)
 
 
 class Average(NamedTuple):
@@ -103,7 +139,7 @@ def round_up(size: float) -> float:
   return float(math.ceil(size - 1e-12 * abs(size)))
 
 
-def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
+def round_signal(value: float) -> float:
   """Rounds to significant digits.
 
   Rules round what they divide, and not what they are given: of a loss close to
@@ -112,7 +148,7 @@ def round_signal(value: float, digits: int = SIGNAL_DIGITS) -> float:
   >>> round_signal(0.123456), round_signal(1.00049 - 1)
   (0.1235, 0.00049)
   """
-  return float(f'{value:.{digits - 1}e}')
+  return float(f'{value:.{SIGNAL_DIGITS - 1}e}')
 
 
 def losses_below_minimum(state: Any) -> int:

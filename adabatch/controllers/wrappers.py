@@ -13,6 +13,7 @@ from adabatch.controllers.base import (
   MissingSignal,
   Signals,
   State,
+  always,
 )
 from adabatch.controllers.state import check_number
 
@@ -59,11 +60,12 @@ def every(
   Reference: the authors' code holds for 20 updates after waiting for 100,
   https://github.com/stsievert/adadamp
   """
-  ours = every_due(updates, wait)
+  ours, theirs = every_due(updates, wait), controller.due
 
-  def due(k: int) -> bool:
-    return ours(k) and controller.due(k)
+  def both(k: int) -> bool:
+    return ours(k) and theirs(k)
 
+  due = ours if theirs is always else both
   return _wrap(controller, lambda held, proposed: proposed, due)
 
 

@@ -6,6 +6,7 @@ from adabatch.data.augment import (
   random_crop_flip,
   to_float,
 )
+from adabatch.data.images import ImageRecords, open_images
 from adabatch.data.labels import check as check_classes
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.resident import (
@@ -15,12 +16,8 @@ from adabatch.data.resident import (
   from_arrays,
   load,
 )
-from adabatch.data.streaming import (
-  Chunk,
-  ImageRecords,
-  open_images,
-  read_chunks,
-)
+from adabatch.data.source import Chunk
+from adabatch.data.streaming import read_chunks
 from adabatch.data.text import TokenRows, open_text
 from adabatch.data.tfds_records import (
   DatasetError,

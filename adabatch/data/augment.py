@@ -90,12 +90,7 @@ def to_float(
 
 
 def random_crop_flip(
-  images: jax.Array,
-  keys: jax.Array,
-  *,
-  padding: int,
-  flip: bool,
-  padding_mode: str = 'constant',
+  images: jax.Array, keys: jax.Array, *, padding: int, flip: bool
 ) -> jax.Array:
   """Pads, crops back to the old size at a random place, and mirrors half.
 
@@ -105,16 +100,15 @@ def random_crop_flip(
   Args:
     images: [B, H, W, C], any dtype.
     keys: B keys (`position_keys`).
-    padding: pixels added on each of the four sides, >= 0; static. The crop's
-      place is one of (2 * padding + 1)**2, all equally likely.
+    padding: pixels of zeros added on each of the four sides, >= 0; static. The
+      crop's place is one of (2 * padding + 1)**2, all equally likely.
     flip: whether to mirror left and right with probability 1/2; static.
-    padding_mode: 'constant' (zeros) or 'reflect'; static.
 
   Returns:
     [B, H, W, C], same dtype; row b depends on images[b] and keys[b] only.
 
   Raises:
-    ValueError: if padding < 0, or padding_mode is another.
+    ValueError: if padding < 0.
 
   >>> keys = position_keys(jax.random.key(0), *position_halves(np.arange(2)))
   >>> images = jnp.ones((2, 4, 4, 3), jnp.uint8)
@@ -123,15 +117,13 @@ def random_crop_flip(
   """
   if padding < 0:
     raise ValueError(f'padding={padding}: give padding >= 0')
-  if padding_mode not in ('constant', 'reflect'):
-    raise ValueError(f"padding_mode={padding_mode!r}: 'constant' or 'reflect'")
   # Three words for each image whatever is switched on, so that the crop does
   # not change when flips are turned off. A remainder of 2**32 is biased by less
   # than 1e-7 here.
   words = jax.vmap(lambda key: jax.random.bits(key, (3,), jnp.uint32))(keys)
   if padding:
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(images, sides, mode=padding_mode)
+    padded = jnp.pad(images, sides)
     places = (words[:, :2] % jnp.uint32(2 * padding + 1)).astype(jnp.int32)
 
     def crop(image, place):

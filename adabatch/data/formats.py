@@ -184,10 +184,10 @@ def _pillow_errors() -> Iterator[None]:
   except UnidentifiedImageError:  # its message has the address of the stream
     raise CorruptRecord('no image') from None
   except Exception as error:  # noqa: BLE001
-    raise CorruptRecord(f'damaged image: {_line(error)}') from None
+    raise CorruptRecord(f'damaged image: {line(error)}') from None
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
   """The first line of a library's message."""
   lines = str(error).strip().splitlines()
   return lines[0] if lines else type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from adabatch.data import tfds_records
+from adabatch.data.formats import CorruptRecord
 from adabatch.data.tfds_records import DatasetError
 
 # Labels are looked at before training as far as reading them costs about a
@@ -88,8 +89,6 @@ def check_records(split: tfds_records.ImageSplit, records: Any) -> None:
   Raises:
     DatasetError: for the first label that is no class.
   """
-  from google.protobuf import message
-
   files = {s.filename: s.examples_in_shard for s in split.shards}
   size = sum(pathlib.Path(name).stat().st_size for name in files)
   mean = size / max(1, sum(files.values()))
@@ -97,10 +96,11 @@ def check_records(split: tfds_records.ImageSplit, records: Any) -> None:
   chosen = np.arange(count) * split.num_examples // count
   for start in range(0, count, _RECORDS):
     numbers = chosen[start : start + _RECORDS].tolist()
-    for number, record in zip(numbers, _read(records, numbers), strict=True):
+    read = tfds_records.read_records(records, numbers)
+    for number, record in zip(numbers, read, strict=True):
       try:
-        _, label = tfds_records.parse(record, split)
-      except (IndexError, message.DecodeError):
+        _, label = split.parse(record)
+      except CorruptRecord:
         continue
       check_one(label, split, number)
 
@@ -110,18 +110,3 @@ def check_one(label: int, split: tfds_records.ImageSplit, number: int) -> None:
   if not 0 <= label < split.num_classes:
     where = f"data set '{split.name}', split '{split.split}', record {number}"
     raise refuse('label', label, where, split.num_classes)
-
-
-def _read(records: Any, numbers: list[int]) -> list[bytes]:
-  """Records by number; nothing in place of those that cannot be read."""
-  try:
-    return records.__getitems__(numbers)
-  except RuntimeError:  # somewhere among them
-    return [_read_one(records, number) for number in numbers]
-
-
-def _read_one(records: Any, number: int) -> bytes:
-  try:
-    return records[number]
-  except RuntimeError:
-    return b''

@@ -17,7 +17,7 @@ import numpy as np
 
 from adabatch.data import jpeg, labels, order, tfds_records
 from adabatch.data.formats import CorruptRecord, UnsupportedImage
-from adabatch.data.streaming import Chunk
+from adabatch.data.source import Chunk
 from adabatch.data.tfds_records import DatasetError
 
 # Bytes or records handled at once, so that memory stays near the result's.
@@ -272,22 +272,13 @@ def _load_tfds(
   name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> Split:
   found = tfds_records.find_images(name, split, data_dir, EMBEDDED)
-  from google.protobuf import message
-
   try:
     images, classes = _decode(found)
     return from_arrays({'image': images, 'label': classes}, found.num_classes)
   except DatasetError as error:
     raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
-  except (
-    CorruptRecord,
-    OSError,
-    RuntimeError,
-    IndexError,
-    message.DecodeError,
-  ) as error:
-    # A file or a field is missing, or bytes are no image: array_record raises
-    # RuntimeError.
+  # A file or a field is missing, or bytes are no image.
+  except (CorruptRecord, OSError, RuntimeError, IndexError) as error:
     raise tfds_records.damaged(found, error, data_dir) from None
 
 
@@ -295,7 +286,7 @@ def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
   """All records of a split, as two arrays."""
   # Decoding takes 30 µs an image of 28 x 28: 60,000 images need no cache on
   # disk.
-  source = tfds_records.open_records(split)
+  source = tfds_records.open_records(split.shards)
   channels = split.image_shape[-1]
   images = np.empty((0, 0, 0, channels), np.uint8)
   # As they are stored: none becomes another one before it is checked.
@@ -303,7 +294,7 @@ def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
   for start in range(0, len(source), _RECORDS):
     rows = range(start, min(start + _RECORDS, len(source)))
     for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-      encoded, classes[row] = tfds_records.parse(record, split)
+      encoded, classes[row] = split.parse(record)
       try:
         pixels = jpeg.decode(encoded, channels)
       except UnsupportedImage as error:

@@ -13,11 +13,9 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
-import re
 import shutil
 import time
 import zlib
@@ -28,9 +26,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tqdm
 
-from adabatch.data import streaming, tfds_records, tokenizers
+from adabatch.config.files import write_whole
+from adabatch.data import streaming, tokenizers
 from adabatch.data.resident import Split
-from adabatch.data.streaming import Chunk, Shape
+from adabatch.data.source import Chunk, Shape
+from adabatch.data.text_records import Texts, open_texts, sample
 from adabatch.data.tfds_records import DatasetError
 from adabatch.data.tokenizers import Tokenizer
 
@@ -43,8 +43,6 @@ _RANGE_DOCUMENTS = 2**16
 _DOCUMENTS = 1024
 # How often a process that waits for a file looks for it.
 _POLL_SECONDS = 0.2
-# What reading a damaged or missing file raises.
-_DAMAGED = (OSError, RuntimeError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,15 +169,15 @@ def open_text(
     raise DatasetError(f'sequence_length must be >= 1, got {sequence_length}')
   cache = pathlib.Path(cache_dir)
   wait = functools.partial(_wait_for, seconds=wait_seconds)
-  texts = _open(name, split, data_dir)
+  texts = open_texts(name, split, data_dir)
   coder: Tokenizer
   if tokenizer == 'bytes':
     coder = tokenizers.ByteTokenizer()
   else:
-    training = _open(name, train_split, data_dir)
+    training = open_texts(name, train_split, data_dir)
     path = cache / f'{training.stem("sentencepiece")}.model'
     if writer:
-      coder = tokenizers.open_sentencepiece(path, vocab_size, _sample(training))
+      coder = tokenizers.open_sentencepiece(path, vocab_size, sample(training))
     else:
       wait(path)
       coder = tokenizers.load_sentencepiece(path, vocab_size)
@@ -229,155 +227,20 @@ def _wait_for(path: pathlib.Path, seconds: float) -> None:
     time.sleep(_POLL_SECONDS)
 
 
-# --- the records ---
-
-
-class _Texts(NamedTuple):
-  """One split on disk; can be pickled.
-
-  Attributes:
-    name: of the set, as given.
-    split: as given.
-    directory: DATA_DIR/NAME[/CONFIG]/VERSION.
-    shards: where the records are, in order.
-    key: the name of the text among the set's features.
-    documents: records in the split.
-    mean_bytes: mean size of a record, about.
-    identity: another string for other records.
-  """
-
-  name: str
-  split: str
-  directory: str
-  shards: tuple[tfds_records.Shard, ...]
-  key: str
-  documents: int
-  mean_bytes: float
-  identity: str
-
-  def stem(self, purpose: str) -> str:
-    """A file name for what is made of these records."""
-    readable = re.sub(r'\W+', '_', f'{self.name} {self.split}').strip('_')
-    digest = zlib.crc32(f'{self.identity} {purpose}'.encode())
-    return f'{readable}_{digest:08x}'
-
-  def read(
-    self, start: int, stop: int
-  ) -> tuple[list[bytes], list[tuple[int, str]]]:
-    """Documents [start, stop), and (number, reason) of those left out."""
-    from google.protobuf import message
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example_pb2: Any = tf_example_pb2  # generated code, without types
-    source = _source(self.shards, _stamps(self.shards))
-    documents, skipped = [], []
-    for number, record in _records(source, start, stop):
-      try:
-        if isinstance(record, Exception):
-          raise record
-        feature = example_pb2.Example.FromString(record).features.feature
-        documents.append(feature[self.key].bytes_list.value[0])
-      # The file is damaged, the record no example, or it has no text.
-      except (*_DAMAGED, message.DecodeError) as error:
-        skipped.append((number, tfds_records.line(error)))
-    return documents, skipped
-
-
-def _open(
-  name: str, split: str, data_dir: str | os.PathLike[str] | None
-) -> _Texts:
-  found = tfds_records.find_split(name, split, data_dir)
-  import tensorflow_datasets as tfds
-
-  info = found.info
-  features = found.features
-  keys = [k for k, v in features.items() if isinstance(v, tfds.features.Text)]
-  if 'text' not in keys and len(keys) != 1:
-    raise DatasetError(
-      f"data set '{name}' is no text set: it must have one text, or one that "
-      f"is called 'text', and has {', '.join(sorted(features))}"
-    )
-  sizes = [(k, v.num_examples, v.num_bytes) for k, v in info.splits.items()]
-  return _Texts(
-    name=name,
-    split=split,
-    directory=found.directory,
-    shards=found.shards,
-    key='text' if 'text' in keys else keys[0],
-    documents=found.num_examples,
-    mean_bytes=sum(s[2] for s in sizes) / max(1, sum(s[1] for s in sizes)),
-    identity=(
-      f'{info.full_name} {split} {sorted(sizes)} {_stamps(found.shards)}'
-    ),
-  )
-
-
-def _stamps(shards: tuple[tfds_records.Shard, ...]) -> int:
-  """Another number for files that were repaired or replaced."""
-  stamps = []
-  for shard in shards:
-    path = pathlib.Path(shard.filename)
-    if path.exists():
-      stamps.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
-  return zlib.crc32(repr(stamps).encode())
-
-
-@functools.lru_cache(maxsize=8)
-def _source(shards: Any, stamps: int) -> Any:
-  """The raw records, by number; files are opened when they are read.
-
-  Kept as long as the files stay what they are, which `stamps` tells.
-  """
-  del stamps
-  from array_record.python import array_record_data_source
-
-  return array_record_data_source.ArrayRecordDataSource(shards)
-
-
-def _records(
-  source: Any, start: int, stop: int
-) -> Iterator[tuple[int, bytes | Exception]]:
-  """Records by number, with the error in place of those that have one."""
-  numbers = range(start, stop)
-  try:
-    records = source.__getitems__(list(numbers))
-  except _DAMAGED:
-    # Somewhere among them: one by one.
-    records = [_record(source, number) for number in numbers]
-  yield from zip(numbers, records, strict=True)
-
-
-def _record(source: Any, number: int) -> bytes | Exception:
-  try:
-    return source.__getitems__([number])[0]
-  except _DAMAGED as error:
-    return error
-
-
-def _sample(texts: _Texts) -> Iterator[bytes]:
-  """Documents from all over the split, enough to train sentencepiece on."""
-  wanted = math.ceil(tokenizers.SAMPLE_BYTES / max(1.0, texts.mean_bytes))
-  # In short runs, which are faster to read than single records.
-  run = 64
-  stride = max(1, texts.documents // max(1, wanted)) * run
-  for start in range(0, texts.documents, stride):
-    yield from texts.read(start, min(start + run, texts.documents))[0]
-
-
 # --- the file of tokens ---
 
 
 class _Range(NamedTuple):
   """Documents [start, stop), to be tokenised into a file; can be pickled."""
 
-  texts: _Texts
+  texts: Texts
   coder: Tokenizer
   start: int
   stop: int
   path: pathlib.Path
 
 
-def _tokenize(texts: _Texts, coder: Tokenizer, stem: pathlib.Path) -> None:
+def _tokenize(texts: Texts, coder: Tokenizer, stem: pathlib.Path) -> None:
   """Writes STEM.tokens and then STEM.json, by way of files of parts."""
   size = int(_RANGE_BYTES / max(1.0, texts.mean_bytes))
   size = min(max(1, size), _RANGE_DOCUMENTS)
@@ -442,24 +305,22 @@ def _cores() -> int:
 def _tokenize_range(part: _Range) -> int:
   """Writes the tokens of a range; the file is whole or not there."""
   tokens, skipped = [], []
+  records = part.texts.open()
   for start in range(part.start, part.stop, _DOCUMENTS):
-    documents, left_out = part.texts.read(
-      start, min(start + _DOCUMENTS, part.stop)
-    )
+    stop = min(start + _DOCUMENTS, part.stop)
+    documents, left_out = part.texts.read(records, start, stop)
     if documents:
       tokens.append(part.coder.encode_documents(documents))
     skipped.extend(left_out)
   flat = np.concatenate(tokens) if tokens else np.zeros(0, part.coder.dtype)
   # First, because a part counts as done when there is a file of its tokens.
-  tokenizers.write_atomically(
-    part.path.with_suffix('.json'), json.dumps(skipped).encode()
-  )
-  tokenizers.write_atomically(part.path, flat.tobytes())
+  write_whole(part.path.with_suffix('.json'), json.dumps(skipped).encode())
+  write_whole(part.path, flat.tobytes())
   return part.stop - part.start
 
 
 def _join(
-  texts: _Texts, coder: Tokenizer, stem: pathlib.Path, parts: list[pathlib.Path]
+  texts: Texts, coder: Tokenizer, stem: pathlib.Path, parts: list[pathlib.Path]
 ) -> None:
   skipped = [
     entry
@@ -494,9 +355,7 @@ def _join(
     'skipped': skipped,
   }
   # Last, because it tells the other processes that all is there.
-  tokenizers.write_atomically(
-    stem.with_suffix('.json'), json.dumps(record, indent=2).encode()
-  )
+  write_whole(stem.with_suffix('.json'), json.dumps(record, indent=2).encode())
 
 
 def _append(part: pathlib.Path, file: BinaryIO, checksum: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adabatch.config.files import write_whole
 from adabatch.data.tfds_records import DatasetError
 
 # Sentencepiece leaves out longer training sentences.
@@ -196,7 +197,8 @@ def open_sentencepiece(
     DatasetError: if the file holds another model than asked for, or none.
   """
   if not path.exists():
-    write_atomically(path, train_sentencepiece(documents, vocab_size))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, train_sentencepiece(documents, vocab_size))
   return load_sentencepiece(path, vocab_size)
 
 
@@ -216,17 +218,6 @@ def load_sentencepiece(
       'take that size, or remove the file to train a new one'
     )
   return tokenizer
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that is either whole or not there."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.partial')
-  with partial.open('wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
 
 
 def _bytes(text: bytes | str) -> bytes:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adabatch.devices.parallel import DATA_AXIS
-from adabatch.devices.steps import Data, Load, varying, weighted_sum
+from adabatch.data.source import Data, Load
+from adabatch.devices.mesh import DATA_AXIS
+from adabatch.devices.step import varying, weighted_sum
 from adabatch.models import ROWS_STREAM, Rows, contract
 from adabatch.models.tasks import Batch, Task
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adabatch.devices.train_state import TrainState
+from adabatch.devices.state import TrainState
 from adabatch.optim.sync import SyncRule
 
 
@@ -67,6 +67,21 @@ def create(state: TrainState, rule: SyncRule, replicas: int) -> SyncState:
   )
 
 
+def _mean(tree: Any, here: int, axis: str | None) -> Any:
+  """Over the leading axis of `here` replicas, and those along an axis."""
+  # One by one: a CPU's reduction over the leading axis is far slower.
+  sums, count = jax.tree.map(lambda x: sum(x[1:], start=x[0]), tree), here
+  if axis is not None:
+    sums = jax.lax.psum(sums, axis)
+    count *= jax.lax.axis_size(axis)
+  # Integers are the same everywhere.
+  return jax.tree.map(lambda x: x / count if _is_float(x) else x // count, sums)
+
+
+def _spread(value: jax.Array, like: jax.Array) -> jax.Array:
+  return jnp.broadcast_to(value, like.shape) + jnp.zeros_like(like)
+
+
 def agree(
   rule: SyncRule,
   state: SyncState,
@@ -90,20 +105,6 @@ def agree(
   Returns:
     The state after the sync, and how far apart the replicas were.
   """
-  count = learning_rate.shape[0] * (
-    1 if axis is None else jax.lax.axis_size(axis)
-  )
-
-  def mean(tree):
-    # One by one: a CPU's reduction over the leading axis is far slower.
-    sums = jax.tree.map(lambda x: sum(x[1:], start=x[0]), tree)
-    if axis is not None:
-      sums = jax.lax.psum(sums, axis)
-    # Integers are the same everywhere.
-    return jax.tree.map(
-      lambda x: x / count if _is_float(x) else x // count, sums
-    )
-
   new = state.replicas
   seen = before if rule.observe == 'before' else new.params
   distances = jax.tree.map(lambda y, z: y - z, seen, state.params)
@@ -122,7 +123,7 @@ def agree(
       if average_momentum and _is_float(x)
     ],
   }
-  means = mean(averaged)
+  means = _mean(averaged, learning_rate.shape[0], axis)
 
   updates, outer_state = rule.outer.update(
     jax.tree.map(jnp.negative, means['distance']),
@@ -139,19 +140,16 @@ def agree(
     lambda x, y, r: (x - a * y) + a * r, new.params, seen, reference
   )
 
-  def spread(value, like):
-    return jnp.broadcast_to(value, like.shape) + jnp.zeros_like(like)
-
   new = new._replace(params=params)
   if a == 1:
     new = new._replace(
-      model_state=jax.tree.map(spread, means['model_state'], new.model_state)
+      model_state=jax.tree.map(_spread, means['model_state'], new.model_state)
     )
   if average_momentum:
     momenta = iter(means['momentum'])
     new = new._replace(
       opt_state=jax.tree.map(
-        lambda x: spread(next(momenta), x) if _is_float(x) else x,
+        lambda x: _spread(next(momenta), x) if _is_float(x) else x,
         new.opt_state,
       )
     )

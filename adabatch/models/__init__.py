@@ -12,8 +12,7 @@ from adabatch.models.mlp import MLP
 from adabatch.models.normalization import GhostBatchNorm
 from adabatch.models.resnet import CifarResNet, ResNet
 from adabatch.models.rows import ROWS_STREAM, Rows
-from adabatch.models.simple_cnn import SimpleCNN
-from adabatch.models.small_cnn import PooledCNN, StridedCNN
+from adabatch.models.small_cnn import PooledCNN, SimpleCNN, StridedCNN
 from adabatch.models.transformer import Transformer
 from adabatch.models.vgg import VGG
 from adabatch.models.wide_resnet import WideResNet

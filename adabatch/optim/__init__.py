@@ -20,7 +20,6 @@ from adabatch.optim.learning_rate import (
   affine_length,
   constant_warmup,
   gradual_warmup,
-  learning_rate_rule,
   no_warmup,
   scale_by_batch_learning_rate,
 )
@@ -73,7 +72,6 @@ __all__ = [
   'damping_exponent',
   'gradual_warmup',
   'in_float32',
-  'learning_rate_rule',
   'linear',
   'linear_scaling',
   'make_optimizer',

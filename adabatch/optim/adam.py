@@ -75,16 +75,6 @@ def scale_by_adam_in_examples(
   """
   check_reference('scale_by_adam_in_examples', reference_batch_size)
 
-  def init(params):
-    return ScaleByAdamInExamplesState(
-      count=jnp.zeros([], jnp.int32),
-      mu=jax.tree.map(lambda p: jnp.zeros_like(p, _dtype(p)), params),
-      nu=jax.tree.map(
-        lambda p: jnp.zeros_like(p, jnp.finfo(_dtype(p)).dtype), params
-      ),
-      nu_weight=jnp.zeros([], jnp.float32),
-    )
-
   def update(
     updates, state, params=None, *, batch_size: jax.typing.ArrayLike, **extra
   ):
@@ -113,7 +103,18 @@ def scale_by_adam_in_examples(
     return updates, ScaleByAdamInExamplesState(count, mu, nu, nu_weight)
 
   # optax's type for update knows no required extra arguments.
-  return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+  return optax.GradientTransformationExtraArgs(_no_moments, update)  # pyright: ignore
+
+
+def _no_moments(params):
+  return ScaleByAdamInExamplesState(
+    count=jnp.zeros([], jnp.int32),
+    mu=jax.tree.map(lambda p: jnp.zeros_like(p, _dtype(p)), params),
+    nu=jax.tree.map(
+      lambda p: jnp.zeros_like(p, jnp.finfo(_dtype(p)).dtype), params
+    ),
+    nu_weight=jnp.zeros([], jnp.float32),
+  )
 
 
 def _dtype(leaf):

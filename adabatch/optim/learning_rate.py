@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from adabatch.optim.precision import scale_in_float32
-from adabatch.optim.scaling import Scaling, StatefulScaling
+from adabatch.optim.scaling import Scaling, StatefulScaling, no_scaling
 from adabatch.optim.schedules import Schedule
 
 LearningRateRule = Callable[
@@ -180,66 +180,12 @@ def affine_length(
   return length
 
 
-def learning_rate_rule(
-  base: jax.typing.ArrayLike,
-  *,
-  decay: Schedule | None = None,
-  scaling: Scaling | None = None,
-  warmup: Warmup | None = None,
-) -> LearningRateRule:
-  """The learning rate as a pure function, computed anew at each update.
-
-      lr(e, B) = base * decay(e) * warmup(e, scaling(B), B)
-
-  Args:
-    base: learning rate at the reference batch size, before any decay.
-    decay: examples -> multiplier; None is no decay.
-    scaling: batch_size -> factor; None is no scaling.
-    warmup: (examples, factor, batch_size) -> factor; None is no warmup.
-
-  Returns:
-    A rule: (examples seen before this update, global batch size), scalars ->
-    undamped learning rate, float32 scalar.
-
-  Raises:
-    ValueError: base is a function or scaling has state (AdaScale).
-
-  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
-  (arXiv 1706.02677).
-
-  >>> from adabatch.optim import linear_scaling, piecewise
-  >>> rule = learning_rate_rule(
-  ...     0.1, decay=piecewise([3000]), scaling=linear_scaling(256),
-  ...     warmup=gradual_warmup(1000))
-  >>> print(*[f'{rule(e, 512):.3f}' for e in (0, 500, 1000, 3000)])
-  0.100 0.150 0.200 0.020
-  """
-  if callable(base):
-    raise ValueError(
-      f'learning_rate_rule: base must be a number, got {base!r}; give a '
-      'function of the examples as decay, or one of the updates to '
-      'scale_by_batch_learning_rate'
-    )
-  if isinstance(scaling, StatefulScaling):
-    raise ValueError(
-      'learning_rate_rule: this scaling has state and no pure rule; '
-      'give it to scale_by_batch_learning_rate instead'
-    )
-
-  def rule(examples, batch_size):
-    factor = 1.0 if scaling is None else scaling(batch_size)
-    return _rate(base, decay, warmup, factor, examples, batch_size)
-
-  return rule
-
-
 def scale_by_batch_learning_rate(
   base: jax.typing.ArrayLike | LearningRateRule | optax.Schedule,
   *,
   decay: Schedule | None = None,
   scaling: Scaling | StatefulScaling | None = None,
   warmup: Warmup | None = None,
-  flip_sign: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """Multiplies the updates by minus the learning rate of this update.
 
@@ -259,7 +205,6 @@ def scale_by_batch_learning_rate(
     decay: examples -> multiplier; None is no decay.
     scaling: batch_size -> factor, or AdaScale; None is no scaling.
     warmup: (examples, factor, batch_size) -> factor; None is no warmup.
-    flip_sign: whether to multiply by -lr, for descent, or by lr.
 
   Returns:
     A transform whose `update` needs the keyword arguments `batch_size` (true
@@ -273,32 +218,24 @@ def scale_by_batch_learning_rate(
   Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
   (arXiv 1706.02677); Johnson et al., AdaScale SGD, 2020 (arXiv 2007.05105).
 
-  >>> import jax.numpy as jnp
   >>> from adabatch.optim import linear_scaling
-  >>> tx = scale_by_batch_learning_rate(0.5, scaling=linear_scaling(256))
-  >>> state = tx.init(jnp.ones(2))
-  >>> updates, state = tx.update(
-  ...     jnp.ones(2), state, batch_size=512, examples=0)
+  >>> tx = scale_by_batch_learning_rate(0.5, scaling=linear_scaling(32))
+  >>> ones = jnp.ones(2)
+  >>> updates, state = tx.update(ones, tx.init(ones), batch_size=64, examples=0)
   >>> print(updates, state.learning_rate)
   [-1. -1.] 1.0
   """
   # The options default to None, not to functions: inject_hyperparams would
   # take a function for a schedule. The number is called `base`, because a
   # hyperparameter called `learning_rate` would make tree_get ambiguous.
-  sign = -1 if flip_sign else 1
-  function = cast(Any, base)
   scheduled = callable(base) and _is_schedule(base)
+  scale = _stateful(scaling)
 
   def init(params):
     del params
-    scaling_state = ()
-    if isinstance(scaling, StatefulScaling):
-      scaling_state = scaling.init()
-    return ScaleByBatchLearningRateState(
-      learning_rate=jnp.zeros([], jnp.float32),
-      scaling_state=scaling_state,
-      count=jnp.zeros([], jnp.int32) if scheduled else (),
-    )
+    rate = jnp.zeros([], jnp.float32)
+    count = jnp.zeros([], jnp.int32) if scheduled else ()
+    return ScaleByBatchLearningRateState(rate, scale.init(), count)
 
   def update(
     updates,
@@ -311,32 +248,35 @@ def scale_by_batch_learning_rate(
     **extra,
   ):
     del params, extra
-    scaling_state = state.scaling_state
-    if isinstance(scaling, StatefulScaling):
-      factor, scaling_state = scaling.update(
-        scaling_state, batch_size, gradient_noise
-      )
-    else:
-      factor = 1.0 if scaling is None else scaling(batch_size)
-    value, count = base, state.count
-    if scheduled:
-      value = function(count)
-      count = jnp.asarray(optax.safe_increment(count))
-    elif callable(base):
-      value = function(examples, batch_size)
-    rate = _rate(value, decay, warmup, factor, examples, batch_size)
-    updates = scale_in_float32(updates, sign * rate)
-    return updates, ScaleByBatchLearningRateState(rate, scaling_state, count)
+    factor, kept = scale.update(state.scaling_state, batch_size, gradient_noise)
+    factor = (warmup or no_warmup())(examples, factor, batch_size)
+    multiplier = 1.0 if decay is None else decay(examples)
+    value = _base_now(base, scheduled, state.count, examples, batch_size)
+    rate = _float32(value) * _float32(multiplier) * _float32(factor)
+    count = optax.safe_increment(state.count) if scheduled else ()
+    updates = scale_in_float32(updates, -rate)
+    return updates, ScaleByBatchLearningRateState(rate, kept, count)
 
   # optax's type for update knows no required extra arguments.
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
-def _rate(base, decay, warmup, factor, examples, batch_size):
-  multiplier = 1.0 if decay is None else decay(examples)
-  if warmup is not None:
-    factor = warmup(examples, factor, batch_size)
-  return _float32(base) * _float32(multiplier) * _float32(factor)
+def _base_now(base, scheduled, count, examples, batch_size):
+  if not callable(base):
+    return base
+  return base(count) if scheduled else base(examples, batch_size)
+
+
+def _stateful(scaling: Scaling | StatefulScaling | None) -> StatefulScaling:
+  """Any scaling as one that has a state, which may be empty."""
+  if isinstance(scaling, StatefulScaling):
+    return scaling
+
+  def update(state, batch_size, gradient_noise):
+    del gradient_noise
+    return (scaling or no_scaling())(batch_size), state
+
+  return StatefulScaling(tuple, update)
 
 
 def _first(factor, start):

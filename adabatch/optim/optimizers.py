@@ -58,14 +58,26 @@ def no_norms_and_biases(params: Any) -> Any:
 
 
 class Hyperparameters(NamedTuple):
-  """What the rows of OPTIMIZERS read; see `make_optimizer`.
+  """What the rows of OPTIMIZERS read.
 
       row(learning_rate, hyperparameters) -> transforms, in order
 
   Args:
-    momentum, beta1, beta2, epsilon, weight_decay, decay_mask,
-      trust_coefficient, trust_mask, beta2_reference_batch_size, beta2_min: as
-      there.
+    momentum: m, for momentum, nesterov and lars.
+    beta1: decay of Adam's first moment, for adam, adamw and lamb.
+    beta2: decay of Adam's second moment, for adam, adamw and lamb.
+    epsilon: Adam's, in units of the gradient.
+    weight_decay: wd: as L2 in the gradient for sgd, momentum, nesterov, adam
+      and lars, decoupled for adamw and lamb.
+    decay_mask: where weight decay applies: a pytree of booleans or a function
+      params -> such a tree; True is everywhere, None `no_norms_and_biases`.
+    trust_coefficient: lars' trust; lamb has none.
+    trust_mask: where lars and lamb scale by the trust ratio, likewise; t = 1
+      elsewhere.
+    beta2_reference_batch_size: if given, the batch size in examples at which
+      beta2 holds; its half-life is then fixed in examples.
+    beta2_min: beta2 of a large batch is then not lowered below this, nor below
+      beta1^2; see `scale_by_adam_in_examples`.
   """
 
   momentum: jax.typing.ArrayLike
@@ -73,15 +85,20 @@ class Hyperparameters(NamedTuple):
   beta2: jax.typing.ArrayLike
   epsilon: jax.typing.ArrayLike
   weight_decay: jax.typing.ArrayLike
-  decay_mask: Mask
+  decay_mask: Mask | None
   trust_coefficient: jax.typing.ArrayLike
-  trust_mask: Mask
+  trust_mask: Mask | None
   beta2_reference_batch_size: jax.typing.ArrayLike | None
   beta2_min: jax.typing.ArrayLike
 
 
+def _mask(mask: Mask | None) -> Mask:
+  # The default is not this function, which inject_hyperparams would call.
+  return no_norms_and_biases if mask is None else mask
+
+
 def _decay(h: Hyperparameters) -> optax.GradientTransformation:
-  return optax.add_decayed_weights(h.weight_decay, h.decay_mask)  # pyright: ignore
+  return optax.add_decayed_weights(h.weight_decay, _mask(h.decay_mask))  # pyright: ignore
 
 
 def _trace(h: Hyperparameters, nesterov: bool) -> optax.GradientTransformation:
@@ -104,13 +121,13 @@ def _lars(h: Hyperparameters) -> optax.GradientTransformation:
   return scale_by_lars(
     h.weight_decay,
     h.trust_coefficient,
-    decay_mask=h.decay_mask,
-    trust_mask=h.trust_mask,
+    decay_mask=_mask(h.decay_mask),
+    trust_mask=_mask(h.trust_mask),
   )
 
 
 def _trust(h: Hyperparameters) -> optax.GradientTransformation:
-  return optax.masked(optax.scale_by_trust_ratio(), h.trust_mask)
+  return optax.masked(optax.scale_by_trust_ratio(), _mask(h.trust_mask))
 
 
 # Each row reads as the optimizer's definition, left to right. The learning
@@ -133,14 +150,17 @@ OPTIMIZERS: dict[
 }
 
 
+LearningRate = (
+  jax.typing.ArrayLike
+  | LearningRateRule
+  | optax.Schedule
+  | optax.GradientTransformation
+)
+
+
 def make_optimizer(
   name: str,
-  learning_rate: (
-    jax.typing.ArrayLike
-    | LearningRateRule
-    | optax.Schedule
-    | optax.GradientTransformation
-  ),
+  learning_rate: LearningRate,
   *,
   momentum: jax.typing.ArrayLike = 0.9,
   beta1: jax.typing.ArrayLike = 0.9,
@@ -171,25 +191,9 @@ def make_optimizer(
 
   Args:
     name: a key of OPTIMIZERS.
-    learning_rate: a number, a rule (examples, batch_size) -> learning rate, a
-      schedule (count of updates) -> learning rate, as optax takes them, or a
-      transform that multiplies by minus the learning rate, such as
-      scale_by_batch_learning_rate (needed for AdaScale).
-    momentum: m, for momentum, nesterov and lars.
-    beta1: decay of Adam's first moment, for adam, adamw and lamb.
-    beta2: decay of Adam's second moment, for adam, adamw and lamb.
-    epsilon: Adam's, in units of the gradient.
-    weight_decay: wd: as L2 in the gradient for sgd, momentum, nesterov, adam
-      and lars, decoupled for adamw and lamb.
-    decay_mask: where weight decay applies: a pytree of booleans or a function
-      params -> such a tree; True is everywhere, None `no_norms_and_biases`.
-    trust_coefficient: lars' trust; lamb has none.
-    trust_mask: where lars and lamb scale by the trust ratio, likewise; t = 1
-      elsewhere.
-    beta2_reference_batch_size: if given, the batch size in examples at which
-      beta2 holds; its half-life is then fixed in examples.
-    beta2_min: beta2 of a large batch is then not lowered below this, nor below
-      beta1^2; see `scale_by_adam_in_examples`.
+    learning_rate: a base as `scale_by_batch_learning_rate` takes it, or a
+      transform that multiplies by minus the learning rate, such as that one.
+    momentum, beta1, beta2, ...: see `Hyperparameters`.
 
   Returns:
     A transform whose `update` needs params and the keyword arguments
@@ -197,8 +201,8 @@ def make_optimizer(
     and ignores any other.
 
   Raises:
-    ValueError: name is not in OPTIMIZERS, or the parameters of learning_rate do
-      not tell whether it is a rule or a schedule.
+    ValueError: name is not in OPTIMIZERS, or learning_rate is a function whose
+      parameters do not tell what it takes.
 
   Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
   and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
@@ -207,9 +211,8 @@ def make_optimizer(
   >>> import jax.numpy as jnp
   >>> tx = make_optimizer('nesterov', 0.1)
   >>> params = {'kernel': jnp.ones((1, 1))}
-  >>> state = tx.init(params)
-  >>> updates, state = tx.update(
-  ...     params, state, params, batch_size=64, damping=0.5, examples=0)
+  >>> updates, _ = tx.update(params, tx.init(params), params,
+  ...                        batch_size=64, damping=0.5, examples=0)
   >>> print(updates['kernel'])  # -0.1 * (1 + 0.9) * 0.5
   [[-0.095]]
   """
@@ -219,12 +222,6 @@ def make_optimizer(
     )
   if not isinstance(learning_rate, optax.GradientTransformation):
     learning_rate = scale_by_batch_learning_rate(learning_rate)
-  # The defaults are None, not functions, which inject_hyperparams would call.
-  masks = (
-    no_norms_and_biases if mask is None else mask
-    for mask in (decay_mask, trust_mask)
-  )
-  decay_mask, trust_mask = masks
   hyperparameters = Hyperparameters(
     momentum=momentum,
     beta1=beta1,

@@ -23,7 +23,7 @@ class StatefulScaling(NamedTuple):
   """
 
   init: Callable[[], Any]
-  update: Callable[..., tuple[jax.Array, Any]]
+  update: Callable[..., tuple[Scalar, Any]]
 
 
 class AdaScaleState(NamedTuple):

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from adabatch.config.files import write_whole
 from adabatch.report.page import build_page
 from adabatch.report.points import Task, guess_metric
 from adabatch.report.records import number, read_json, read_metrics
@@ -128,11 +129,6 @@ def _task(
 
 
 def _write(path: pathlib.Path, page: str) -> pathlib.Path:
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    # A torn record may have left half a surrogate pair: never fail on it.
-    temporary.write_text(page, encoding='utf-8', errors='replace')
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  # A torn record may have left half a surrogate pair: never fail on it.
+  write_whole(path, page.encode('utf-8', 'replace'))
   return path

@@ -297,10 +297,8 @@ def _lines(
   return figure
 
 
-def budgets(
-  searches: Sequence[Search], per_step: bool, count: int = 5
-) -> list[int]:
-  """Budgets in steps or examples, evenly spaced on a logarithmic axis.
+def budgets(searches: Sequence[Search], per_step: bool) -> list[int]:
+  """Five budgets in steps or examples, evenly spaced on a logarithmic axis.
 
   From where trials of every batch size have been evaluated once to the most
   that any took, rounded up to two digits.
@@ -315,7 +313,7 @@ def budgets(
       lasts.append(max(steps[-1] for steps in taken))
   if not firsts:
     return []
-  spaced = np.geomspace(max(1, *firsts), max(1, *lasts), count)
+  spaced = np.geomspace(max(1, *firsts), max(1, *lasts), 5)
   units = [10 ** max(0, math.floor(math.log10(value)) - 1) for value in spaced]
   rounded = zip(spaced, units, strict=True)
   # Rounding noise must not lift 2000 to 2100.

@@ -44,9 +44,11 @@ def _describe_search(summary: dict[str, Any]) -> str:
     lines += [_describe_row(workload['optimizer'], r) for r in workload['rows']]
     fit = workload['fit']
     if fit is not None:
+      size = fit['critical_batch_size']  # None if the data leave it open
+      size = 'not bounded' if size is None else f'{size:,.0f}'
       lines.append(
         f'{workload["optimizer"]}: least updates {fit["min_steps"]:,.0f}, '
-        f'critical batch size {fit["critical_batch_size"]:,.0f}'
+        f'critical batch size {size}'
       )
     if workload['lack_of_fit'] is not None:
       lines.append(f'lack of fit: {workload["lack_of_fit"]}')

@@ -50,23 +50,20 @@ def has_momentum(panels: Panels) -> bool:
   )
 
 
-def plane_figure(
-  panels: Panels, palette: Palette, color: str, columns: int = COLUMNS
-) -> Figure | None:
+def plane_figure(panels: Panels, palette: Palette, color: str) -> Figure | None:
   """Trials by learning rate (x) and 1 - momentum (y), one panel for each size.
 
   Args:
     panels: pairs of a batch size and its points.
     palette: the colours.
     color: of those that reached the goal.
-    columns: panels in a row; all share their axes.
   """
   placed = [(size, *_plane(part), part) for size, part in panels]
   rates = [rate for _, x, _, _ in placed for rate in x]
   slacks = [slack for _, _, y, _ in placed for slack in y]
   if not np.isfinite(np.array(rates) * np.array(slacks)).any():
     return None
-  columns = min(columns, len(panels))
+  columns = min(COLUMNS, len(panels))
   rows = math.ceil(len(panels) / columns)
   height = 0.5 + (1.3 if columns > 1 else 2.2) * rows
   figure = Figure(figsize=(WIDTH, height))

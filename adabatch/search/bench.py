@@ -16,8 +16,9 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
+from adabatch.devices.population import Member, Population, place_splits
 from adabatch.search import modes, population
-from adabatch.search.population import Member, Mode, Outcome, Population
+from adabatch.search.population import Mode, Outcome
 from adabatch.search.storage import (
   Claim,
   Entry,
@@ -44,7 +45,7 @@ from adabatch.search.workload import (
 from adabatch.study.space import points
 from adabatch.study.trials import COMPLETE, INFEASIBLE, Search, columns
 from adabatch.train import train
-from adabatch.train.experiment import Experiment, build
+from adabatch.train.build import Parts, build
 from adabatch.train.inputs import TextCache
 
 SHOWN = 12  # points of a trial's curve on Optuna's dashboard
@@ -91,7 +92,7 @@ class Bench:
     self._reading = contextlib.ExitStack()
     self._cache = TextCache(self._text_directory, writer=True)
     self._arrays: tuple[Any, Any] | None = None
-    self._experiments: dict[str, Experiment] = {}
+    self._parts: dict[str, Parts] = {}
     self._modes: dict[Any, Mode] = {}
     self._populations: dict[str, Population | None] = {}
     self._ledgers: dict[str, Ledger] = {}
@@ -125,16 +126,17 @@ class Bench:
       self._reading.enter_context(locked(path / 'lock'))
     return path
 
-  def experiment(self, task: Task) -> Experiment:
+  def parts(self, task: Task) -> Parts:
     """The parts of a search's trials; the data are read once."""
-    if task.name not in self._experiments:
+    if task.name not in self._parts:
       with self._reading:
         found = build(task.config, self._devices, self._splits, self._cache)
-      self._experiments[task.name] = found
-      ours = found.inputs.train, found.inputs.evaluation
+      self._parts[task.name] = found
+      inputs = found.recipe.inputs
+      ours = inputs.train, inputs.evaluation
       if all(isinstance(split, data.Split) for split in ours):
         self._splits = ours
-    return self._experiments[task.name]
+    return self._parts[task.name]
 
   def ledger(self, task: Task) -> Ledger:
     """The points of a search in the storage.
@@ -156,13 +158,12 @@ class Bench:
   def population(self, task: Task) -> Population | None:
     """The programs of a search; None if its trials are runs of their own."""
     if task.name not in self._populations:
-      experiment = self.experiment(task)
-      keys = list(task.space)
+      parts, keys = self.parts(task), list(task.space)
       found = None
-      if population.why_not(task.config, experiment, keys) is None:
+      if population.why_not(parts, keys) is None:
         if self._arrays is None:
-          self._arrays = population.place_splits(experiment)
-        found = Population(task.config, experiment, keys, self._arrays)
+          self._arrays = place_splits(parts.recipe)
+        found = population.make_population(parts, keys, self._arrays)
       self._populations[task.name] = found
     return self._populations[task.name]
 
@@ -170,7 +171,10 @@ class Bench:
     """How a search's trials are run: as configured, or by measuring."""
     s = task.config.search
     found = modes.candidates(
-      programs, s.most_members, (s.members, s.updates_per_call)
+      programs,
+      self.total_updates(task),
+      s.most_members,
+      (s.members, s.updates_per_call),
     )
     if len(found) == 1:
       return found[0]
@@ -183,7 +187,7 @@ class Bench:
     if kept in found:
       return kept
     # Momentum costs next to nothing, so optimizers share what was measured.
-    key = programs.plan.batch_size, programs.total_updates
+    key = programs.plan.batch_size, self.total_updates(task)
     if key not in self._modes:
       self._modes[key] = _fastest(task, programs, found)
     study.set_user_attr(name, list(self._modes[key]))
@@ -267,7 +271,7 @@ class Bench:
 
   def total_updates(self, task: Task) -> int:
     """Updates of a trial that nothing ends earlier."""
-    return self.experiment(task).length.updates
+    return self.parts(task).length.updates
 
   def _limits(self, task: Task, some: Sequence[int]) -> list[int | None]:
     """Updates after which points need not go on, because an earlier one had
@@ -304,8 +308,13 @@ class Bench:
         steps.append(earlier)
       return min(steps, default=None)
 
-    for i, outcome in programs.run(
-      members, mode, limit=limit, stop=self.stop.is_set
+    for i, outcome in population.run(
+      programs,
+      self.parts(task),
+      members,
+      mode,
+      limit=limit,
+      stop=self.stop.is_set,
     ):
       yield claims[i], _result(outcome)
 
@@ -321,7 +330,7 @@ class Bench:
       devices=self._devices,
       splits=self._splits,
       stop=self.stop,
-      # Its tokens are there since `experiment`, so nobody waits for them.
+      # Its tokens are there since `parts`, so nobody waits for them.
       cache=TextCache(lambda writer: self.workdir / 'text', writer=True),
       last_update=self._limits(task, [claim.point])[0],
     )

@@ -28,7 +28,7 @@ from adabatch.config import Config, ConfigError, refusing
 from adabatch.config.files import read_json, write_json
 from adabatch.config.ranges import check_numbers
 from adabatch.config.smoke import shrink
-from adabatch.devices.step_cache import use_persistent_cache
+from adabatch.devices.programs import use_persistent_cache
 from adabatch.search.bench import Bench, Stopped, Task, say
 from adabatch.search.storage import locked
 from adabatch.search.survey import best_trial, objective
@@ -40,7 +40,7 @@ from adabatch.search.workload import (
   search_space,
   trial_config,
 )
-from adabatch.study import archive
+from adabatch.study.archive_writer import write_search
 from adabatch.study.space import Parameter, near_edges
 from adabatch.study.trials import (
   COMPLETE,
@@ -50,7 +50,8 @@ from adabatch.study.trials import (
   first_below,
   unmeasured,
 )
-from adabatch.train.experiment import check, make_ladder
+from adabatch.train.build import check
+from adabatch.train.rules import make_ladder
 from adabatch.train.stop import stop_on_signals
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
@@ -187,25 +188,20 @@ def run_job(
   begin = time.monotonic()
   if config.compilation_cache:
     use_persistent_cache()
-  tasks = make_tasks(config)
-  count = len(jax.devices() if devices is None else devices)
-  for task in tasks:
-    check(task.config, count)
-    for end in (0.0, 1.0):
-      ends = {key: p.at(end) for key, p in task.space.items()}
-      with refusing('search.space'):
-        check(trial_config(task.config, 1, ends), count)
-  path = pathlib.Path(workdir).absolute()
-  check_directory(path, job, config)
   if jax.process_count() > 1:
     raise ConfigError(
       f'a {job} is shared by workers that do not know one another: start them '
       'without --distributed, with one --workdir or search.storage for all'
     )
+  tasks = make_tasks(config)
+  count = len(jax.devices() if devices is None else devices)
+  check_tasks(tasks, count)
+  path = pathlib.Path(workdir).absolute()
+  check_directory(path, job, config)
   stop = stop or threading.Event()
   bench = Bench(config, path, devices=devices, splits=splits, stop=stop)
   # Before anything is written: a set that is not there ends it here.
-  examples = bench.experiment(tasks[0]).inputs.train.num_examples
+  examples = bench.parts(tasks[0]).extent.epoch
   for task in tasks:
     make_ladder(task.config, count, examples)  # of sizes above the set
   with failing(path):
@@ -213,31 +209,11 @@ def run_job(
     (path / 'trials').mkdir(exist_ok=True)
     with locked(path / 'workers' / 'files.lock'):
       write_json(path / 'config.json', config.to_dict())
-  goal, status = make_goal(config), 'completed'
-  progress = Progress(sum(task.config.search.trials for task in tasks))
-  found: dict[int, Search] = {}
-  changed: set[int] = set()
-  written = time.monotonic()
+  goal = make_goal(config)
   try:
     with stop_on_signals(stop), failing(path):
-      try:
-        for i, one in work(bench, tasks):
-          found[i] = one
-          changed.add(i)
-          progress.show(found.values())
-          if time.monotonic() - written > ARCHIVE_SECONDS:
-            written = time.monotonic()
-            write_archive(path, [found[i] for i in changed])
-            changed.clear()
-      except Stopped:
-        status = 'preempted'
-      write_archive(path, [found[i] for i in changed])
-      searches = [
-        found[i] if i in found else bench.read(task)
-        for i, task in enumerate(tasks)
-      ]
+      status, searches = searched(bench, tasks, path)
   finally:
-    progress.close()
     bench.close()
   summary = {
     'job': job,
@@ -253,6 +229,48 @@ def run_job(
   with failing(path), locked(path / 'workers' / 'files.lock'):
     write_json(path / 'summary.json', summary)
   return summary
+
+
+def check_tasks(tasks: Iterable[Task], devices: int) -> None:
+  """Refuses searches whose configs, or ends of whose spaces, cannot be run."""
+  for task in tasks:
+    check(task.config, devices)
+    for end in (0.0, 1.0):
+      ends = {key: p.at(end) for key, p in task.space.items()}
+      with refusing('search.space'):
+        check(trial_config(task.config, 1, ends), devices)
+
+
+def searched(
+  bench: Bench, tasks: Sequence[Task], path: pathlib.Path
+) -> tuple[str, list[Search]]:
+  """Takes part until the end, or until it is asked to stop; keeps the trials.
+
+  Returns:
+    The status, and what was found by everybody so far.
+  """
+  status = 'completed'
+  progress = Progress(sum(task.config.search.trials for task in tasks))
+  found: dict[int, Search] = {}
+  changed: set[int] = set()
+  written = time.monotonic()
+  try:
+    for i, one in work(bench, tasks):
+      found[i] = one
+      changed.add(i)
+      progress.show(found.values())
+      if time.monotonic() - written > ARCHIVE_SECONDS:
+        written = time.monotonic()
+        write_archive(path, [found[i] for i in changed])
+        changed.clear()
+  except Stopped:
+    status = 'preempted'
+  finally:
+    progress.close()
+  write_archive(path, [found[i] for i in changed])
+  return status, [
+    found[i] if i in found else bench.read(task) for i, task in enumerate(tasks)
+  ]
 
 
 def check_directory(path: pathlib.Path, job: str, config: Config) -> None:
@@ -272,7 +290,7 @@ def write_archive(path: pathlib.Path, searches: Iterable[Search]) -> None:
   with locked(path / 'workers' / 'files.lock'):
     for search in searches:
       if search.trials:
-        archive.write_search(path / 'trials', search, replace=True)
+        write_search(path / 'trials', search, replace=True)
 
 
 @contextlib.contextmanager

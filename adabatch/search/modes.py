@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import jax
 
-from adabatch.search.population import Group, Member, Mode, Population
+from adabatch.devices.messages import Call
+from adabatch.devices.population import Group, Member, Population
+from adabatch.search.population import Mode
 
 UPDATES_PER_CALL = 64  # beyond which a call's own cost is not seen any more
 MAX_INDEX_BYTES = 64 * 2**20  # of the indices that one call is given
@@ -25,12 +27,16 @@ MARGIN = 0.05
 
 
 def candidates(
-  population: Population, most_members: int, fixed: tuple[int | None, ...]
+  population: Population,
+  total_updates: int,
+  most_members: int,
+  fixed: tuple[int | None, ...],
 ) -> list[Mode]:
   """The modes worth measuring.
 
   Args:
     population: of the trials.
+    total_updates: of a trial.
     most_members: for each device.
     fixed: members and updates in a call, where they are not free to choose.
   """
@@ -40,7 +46,7 @@ def candidates(
   for m in [1, most_members] if members is None else [members]:
     room = population.room(m * population.devices)
     most = max(MAX_INDEX_BYTES // (4 * slots * room), 1)
-    most = min(UPDATES_PER_CALL, most, population.total_updates)
+    most = min(UPDATES_PER_CALL, most, total_updates)
     for u in [1, most] if updates is None else [updates]:
       found.append(Mode(m, u))
   return list(dict.fromkeys(found))
@@ -63,8 +69,9 @@ def seconds_per_update(
 
   def call(mode: Mode, count: int) -> float:
     begin = time.perf_counter()
+    updates = Call(0, 0, count, population.plan)
     jax.block_until_ready(
-      population.train_call(groups[mode], 0, count, mode.updates_per_call)
+      population.dispatch(groups[mode], updates, mode.updates_per_call)
     )
     return time.perf_counter() - begin
 

@@ -343,7 +343,7 @@ def _name(key: str, scale: str) -> str:
 def distributions(space: Space) -> dict[str, Any]:
   """The space as Optuna sees it.
 
-  >>> from adabatch.search.space import Parameter
+  >>> from adabatch.study.space import Parameter
   >>> list(distributions({'m': Parameter('reverse_log', (0.9, 0.99))}))
   ['1 - m']
   """
@@ -379,11 +379,8 @@ def _shown(parameters: dict[str, float], space: Space) -> dict[str, Any]:
 
 
 def _meant(params: dict[str, Any], space: Space) -> dict[str, float]:
-  return {
-    key: (
-      1 - params[_name(key, scale)]
-      if scale == 'reverse_log'
-      else params[_name(key, scale)]
-    )
-    for key, (scale, _) in space.items()
-  }
+  meant = {}
+  for key, (scale, _) in space.items():
+    value = params[_name(key, scale)]
+    meant[key] = 1 - value if scale == 'reverse_log' else value
+  return meant

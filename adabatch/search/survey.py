@@ -16,11 +16,11 @@ from adabatch.study.trials import (
 )
 
 
-def as_trial(entry: Entry, offset: int = 0) -> Trial:
+def as_trial(entry: Entry) -> Trial:
   """A point that has ended."""
   assert entry.result is not None
   return Trial(
-    number=offset + entry.point + 1,
+    number=entry.point + 1,
     parameters=entry.parameters,
     status=entry.result['status'],
     steps=entry.result['steps'],

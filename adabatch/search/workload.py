@@ -45,7 +45,7 @@ def make_goal(config: Config) -> Goal:
   Raises:
     ConfigError: for a metric that is no error or cross-entropy.
   """
-  with refusing('target'):
+  with refusing('target.metric'):
     return published_goal(config.target.metric, config.target.value)
 
 

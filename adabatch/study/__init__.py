@@ -24,7 +24,6 @@ from adabatch.study.fit import (
 from adabatch.study.table import (
   Row,
   Workload,
-  format_table,
   summarize,
   to_json,
 )
@@ -37,7 +36,6 @@ __all__ = [
   'Workload',
   'best_under',
   'fit_critical_batch_size',
-  'format_table',
   'lack_of_fit',
   'overhead_batch_size',
   'predict',

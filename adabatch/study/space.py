@@ -70,8 +70,8 @@ class Parameter(NamedTuple):
       low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / (high - low)
 
-  def widened(self, side: str, share: float = 0.5) -> 'Parameter':
-    """Moves one end out by a share of the axis.
+  def widened(self, side: str) -> 'Parameter':
+    """Moves one end out by half of the axis.
 
     >>> Parameter('log', (1e-4, 1.0)).widened('high').values
     (0.0001, 100.0)
@@ -79,7 +79,7 @@ class Parameter(NamedTuple):
     if self.scale in ('discrete', 'integer'):
       return self
     low, high = self.values
-    wider = self.at(-share if side == 'low' else 1 + share)
+    wider = self.at(-0.5 if side == 'low' else 1.5)
     if low >= 0:
       wider = max(wider, 0.0)  # what was no less than 0 stays so
     ends = (wider, high) if side == 'low' else (low, wider)
@@ -177,14 +177,15 @@ def points(
 
 
 def near_edges(
-  space: Space, parameters: Mapping[str, float], share: float = 0.1
+  space: Space, parameters: Mapping[str, float]
 ) -> list[tuple[str, str]]:
-  """Where a point is so near an end that the best may lie beyond it.
+  """Where a point lies in the tenth of an axis at an end, or beyond it.
+
+  The best may then lie beyond the end.
 
   Args:
     space: of the search.
     parameters: the point.
-    share: of an axis that counts as near.
 
   Returns:
     Pairs of a key and `low` or `high`; nothing for discrete axes, which end
@@ -198,8 +199,8 @@ def near_edges(
     if parameter.scale in ('discrete', 'integer') or key not in parameters:
       continue
     u = parameter.place(parameters[key])
-    if u < share:
+    if u < 0.1:
       found.append((key, 'low'))
-    elif u > 1 - share:
+    elif u > 0.9:
       found.append((key, 'high'))
   return found

@@ -265,69 +265,11 @@ def _plain(value: Any) -> Any:
   return value
 
 
-HEADER = (
-  'batch size',
-  'steps',
-  'with half the trials',
-  'examples',
-  'regime',
-  'feasible / infeasible / reached',
-  'best parameters',
-  'near an edge',
-)
-
-
-def format_table(workload: Workload) -> str:
-  """The table in Markdown, aligned so that a terminal shows it as well."""
-  lines: list[tuple[str, ...]] = [HEADER]
-  for row, label in zip(workload.rows, workload.regimes.labels, strict=True):
-    lines.append(
-      (
-        f'{row.batch_size}',
-        f'> {row.longest}' if row.steps is None else f'{row.steps}',
-        half_text(row),
-        '' if row.examples is None else f'{row.examples}',
-        label,
-        f'{row.feasible} / {row.infeasible} / {row.reached}',
-        ', '.join(f'{k} {v:.4g}' for k, v in row.parameters.items()),
-        ', '.join(f'{key} ({side})' for key, side in row.edges),
-      )
-    )
-  widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-  lines.insert(1, tuple('-' * width for width in widths))
-  table = [
-    '| ' + ' | '.join(map(str.ljust, cells, widths)) + ' |' for cells in lines
-  ]
-  title = f'{workload.dataset}, {workload.model}, {workload.optimizer}'
-  return '\n'.join([title, '', *table, '', _fitted(workload)])
-
-
 def half_text(row: Row) -> str:
   """Steps to result of the first half of the trials, for a person."""
   if row.steps is None:
     return ''
   return 'not reached' if row.half is None else f'{row.half:,}'
-
-
-def _interval(interval: Sequence[float]) -> str:
-  return ' to '.join(f'{x:.6g}' for x in interval)
-
-
-def _fitted(workload: Workload) -> str:
-  fit = workload.fit
-  if fit is None:
-    return 'No fit: fewer than 3 batch sizes reached the goal.'
-  line = (
-    f'S(B) = S_min (1 + B_crit / B): S_min {fit.min_steps:.4g}'
-    f' ({_interval(fit.min_steps_interval)}), B_crit'
-    f' {fit.critical_batch_size:.4g}'
-    f' ({_interval(fit.critical_batch_size_interval)}), {fit.points} sizes;'
-    f' {residual_text(fit, workload.spread)}; 20 % more examples than at the'
-    f' smallest size at B = {workload.overhead_batch_size:.4g}'
-  )
-  if workload.lack_of_fit is not None:
-    line += f'\nLack of fit: {workload.lack_of_fit}.'
-  return line
 
 
 def residual_text(fit: CriticalBatchSize, spread: float | None) -> str:

@@ -52,7 +52,7 @@ def published_goal(metric: str, value: float | None) -> Goal:
   if metric == 'loss':
     return Goal(LOSS, value)
   raise ValueError(
-    f'metric={metric!r} cannot be searched for: choose accuracy or loss (the '
+    f'{metric!r} cannot be searched for: choose accuracy or loss (the '
     'logarithm of perplexity)'
   )
 

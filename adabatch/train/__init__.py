@@ -1,5 +1,5 @@
 """The training loop, and what it is made of."""
 
-from adabatch.train.loop import train
+from adabatch.train.job import train
 
 __all__ = ['train']

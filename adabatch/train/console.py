@@ -6,6 +6,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+# Of an `eval` record.
+NOT_METRICS = frozenset(('update', 'examples', 'epoch', 'seconds', 'split'))
+
 
 class Console:
   """Progress and messages; silent where `enabled` is false.
@@ -54,6 +57,21 @@ class Console:
       self._bar.write(message, file=self._stream)
     else:
       print(message, file=self._stream, flush=True)
+
+  def show(self, kind: str, record: dict) -> None:
+    """Shows a record: `train` or `eval`."""
+    if kind == 'train':
+      self.progress(record)
+    elif kind == 'eval':
+      metrics = (
+        f'{name} {value:.4f}'
+        for name, value in record.items()
+        if name not in NOT_METRICS
+      )
+      self.say(
+        f'epoch {record["epoch"]:.2f}  update {record["update"]}  '
+        f'{record["split"]}  ' + '  '.join(metrics)
+      )
 
   def progress(self, record: dict) -> None:
     """Shows a `train` record."""

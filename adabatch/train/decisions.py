@@ -1,6 +1,7 @@
 """The batch-size rule at work: what it is fed, and what comes of it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from adabatch import controllers
@@ -11,11 +12,10 @@ from adabatch.controllers import (
   Signals,
   buckets,
 )
+from adabatch.controllers.base import OF_UPDATES
 from adabatch.controllers.buckets import Bucket, Ladder, Plan
-from adabatch.devices.evaluate import Measurements
-from adabatch.devices.replicas import State
-from adabatch.train.in_flight import Update
-from adabatch.train.run_end import PROGRESS
+from adabatch.train.calls import Update
+from adabatch.train.run_length import PROGRESS
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000
@@ -39,19 +39,37 @@ class Decisions:
     self,
     controller: BatchSizeController,
     ladder: Ladder,
-    measurements: Measurements,
+    measure: Callable[[], tuple[dict[str, float], int]],
     *,
     initial_batch_size: int,
     num_examples: int,
+    saved: dict[str, Any] | None = None,
   ):
-    """`num_examples` is the size of an epoch."""
+    """Starts before the first update, or goes on from what was saved.
+
+    Args:
+      controller: the rule.
+      ladder: the sizes that are run.
+      measure: the signals that cost a pass over data, as they are now, by name;
+        and how many examples that took. Asked where a decision is due.
+      initial_batch_size: nominal size until the first decision.
+      num_examples: the size of an epoch.
+      saved: what `host` gave.
+    """
     self._controller, self._ladder = controller, ladder
-    self._measurements = measurements
+    self._measure = measure
     self._num_examples = num_examples
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
     self.evaluated_examples = 0
     self.measured = bool(controller.needs - PROGRESS)
+    self._follows = bool(controller.needs & OF_UPDATES)
+    if saved is not None:
+      self.nominal = saved['nominal']
+      self.evaluated_examples = saved['evaluated_examples']
+      self._state = controllers.state_from_json(
+        controller.init(), saved['controller']
+      )
 
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""
@@ -62,52 +80,58 @@ class Decisions:
     """How often the rule read a loss that was not above F*."""
     return controllers.losses_below_minimum(self._state)
 
-  def to_json(self) -> dict[str, Any]:
+  def host(self) -> dict[str, Any]:
+    """For a checkpoint."""
     return {
       'nominal': self.nominal,
       'evaluated_examples': self.evaluated_examples,
       'controller': controllers.state_to_json(self._state),
     }
 
-  def restore(self, saved: dict[str, Any]) -> None:
-    """Goes on from what `to_json` gave."""
-    self.nominal = saved['nominal']
-    self.evaluated_examples = saved['evaluated_examples']
-    self._state = controllers.state_from_json(
-      self._controller.init(), saved['controller']
-    )
+  def until_due(self, update: int, most: int) -> int:
+    """How many updates later the next decision is due, but at most so many."""
+    due, count = self._controller.due, 1
+    while count < most and not due(update + count):
+      count += 1
+    return count
 
-  def decide(
-    self,
-    update: int,
-    examples: int,
-    state: State,
-    done: Update | None = None,
-  ) -> None:
-    """Feeds the rule one update, in order; every update exactly once.
+  def decide(self, update: int, examples: int) -> None:
+    """Where a decision is due and no update reports what the rule reads: before
+    the first one, and for a rule that reads progress alone.
 
     Args:
       update: updates done so far; 0 before the first one.
       examples: examples trained on so far.
-      state: the train state after them, read only where a decision is due.
-      done: the update itself, if the rule needs what it reported.
+
+    Raises:
+      ConfigError: if the rule cannot work with what was measured.
+    """
+    self._ask(self._progress(update, examples), measure=self.measured)
+
+  def observe(self, done: Update) -> None:
+    """Feeds the rule one update, in order; every update exactly once.
+
+    One that reads nothing of updates is asked where a decision is due.
 
     Raises:
       ConfigError: if the rule cannot work with what was measured, because F*
         lies above the first loss.
     """
-    signals = self._progress(update, examples)
-    if done is not None:
-      signals = signals._replace(
-        loss=done.report.loss,
-        gradient_norm_squared=done.report.gradient_norm_squared,
-        # The rule's own size caused the damping.
-        learning_rate=done.report.learning_rate / done.plan.damping,
-        gradient_noise=done.noise or NO_ESTIMATE,
-      )
-    if self.due(update):
+    if not (done.decides or self._follows):
+      return
+    signals = self._progress(done.update, done.examples)._replace(
+      loss=done.report.loss,
+      gradient_norm_squared=done.report.gradient_norm_squared,
+      # The rule's own size caused the damping.
+      learning_rate=done.report.learning_rate / done.plan.damping,
+      gradient_noise=done.noise or NO_ESTIMATE,
+    )
+    self._ask(signals, measure=done.decides)
+
+  def _ask(self, signals: Signals, *, measure: bool) -> None:
+    if measure:
       # A measurement is part of the training, and its time counts as such.
-      values, cost = self._measurements.take(state)
+      values, cost = self._measure()
       self.evaluated_examples += cost
       signals = signals._replace(**values)
     try:

@@ -15,42 +15,13 @@ from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.config.smoke import EXAMPLES, shorten
 from adabatch.data.made_up import made_up_images, made_up_text
-from adabatch.devices import steps
+from adabatch.data.source import Inputs
 from adabatch.train.skipped import limits
 
 PLACEMENTS = ('auto', 'resident', 'streaming')
 
 # Examples from which a stream's mean and standard deviation are measured.
 STATISTICS_EXAMPLES = 1024
-
-
-class Inputs(NamedTuple):
-  """What is trained and evaluated on.
-
-  Attributes:
-    train, evaluation: the splits: `num_examples`, `num_classes`, `shapes`,
-      `fingerprint`, and `read(indices, positions)`; resident ones also have
-      `arrays`.
-    streaming: whether they are read while they are trained on.
-    workers: processes that read; 0 for a thread.
-    load_train: seed -> what makes a training batch on the device, augmented.
-    load: makes a batch for evaluation.
-    tokens_per_example: predicted ones, of text; None for images.
-    end_of_document: a token, of text.
-    skipped_train, skipped_evaluation: documents of a text that could not be
-      read: number, split and reason of each.
-  """
-
-  train: Any
-  evaluation: Any
-  streaming: bool
-  workers: int
-  load_train: Callable[[Any], steps.Load]
-  load: steps.Load
-  tokens_per_example: int | None = None
-  end_of_document: int | None = None
-  skipped_train: tuple[str, ...] = ()
-  skipped_evaluation: tuple[str, ...] = ()
 
 
 class TextCache(NamedTuple):
@@ -94,8 +65,16 @@ def open_inputs(
     d = config.data
   if splits is None:
     splits = _open_text(config, cache) if text else _open_images(config)
-  train, evaluation = splits
-  end_of_document, skipped = None, ((), ())
+  return _text_inputs(config, splits) if text else _image_inputs(config, splits)
+
+
+def _is_resident(splits: tuple[Any, Any]) -> bool:
+  return all(isinstance(split, data.Split) for split in splits)
+
+
+def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
+  d, train, skipped = config.data, splits[0], ((), ())
+  end_of_document = None
   if isinstance(train, data.TokenRows):
     if d.sequence_length >= train.tokens:
       raise ConfigError(
@@ -108,24 +87,27 @@ def open_inputs(
       for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
     )
     if _lies_on_devices(config, splits):
-      train, evaluation = (rows.resident() for rows in splits)
-  _check_classes(config, (train, evaluation))
-  resident = all(isinstance(s, data.Split) for s in (train, evaluation))
-  streaming = not resident or d.placement == 'streaming'
-  if text:
-    _check_text(train, evaluation)
-    return Inputs(
-      train,
-      evaluation,
-      streaming,
-      workers=0,  # tokens only have to be copied
-      load_train=lambda seed: gather,
-      load=gather,
-      tokens_per_example=train.shapes['tokens'].shape[0] - 1,
-      end_of_document=end_of_document,
-      skipped_train=skipped[0],
-      skipped_evaluation=skipped[1],
-    )
+      splits = splits[0].resident(), splits[1].resident()
+  _check_classes(config, splits)
+  train, evaluation = splits
+  _check_text(train, evaluation)
+  return Inputs(
+    train,
+    evaluation,
+    streaming=not _is_resident(splits) or d.placement == 'streaming',
+    workers=0,  # tokens only have to be copied
+    load_train=lambda seed: gather,
+    load=gather,
+    tokens_per_example=train.shapes['tokens'].shape[0] - 1,
+    end_of_document=end_of_document,
+    skipped_train=skipped[0],
+    skipped_evaluation=skipped[1],
+  )
+
+
+def _image_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
+  d, (train, evaluation) = config.data, splits
+  _check_classes(config, splits)
   _check_images(train, evaluation, d.crop_padding)
   statistics = _statistics(config, train)
   # A stream of squares cut at random is augmented where it is decoded.
@@ -136,6 +118,7 @@ def open_inputs(
       f"'{d.name}' are cropped by data.image_size and data.min_area: set it to "
       '0'
     )
+  streaming = not _is_resident(splits) or d.placement == 'streaming'
   return Inputs(
     train,
     evaluation,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from adabatch import data
 from adabatch.config import Config
-from adabatch.train.console import Console
+from adabatch.data.source import Inputs
+from adabatch.train.calls import Progress, Update
 
 
 class Limits(NamedTuple):
@@ -63,33 +64,10 @@ read, data.max_skipped=100 and data.max_skipped_fraction=0.01 allow 5 of its \
         f'{num_examples} in an epoch: {remedy} or raise the limits'
       )
 
-
-def limits(config: Config) -> Limits:
-  """Those of a config."""
-  return Limits(config.data.max_skipped, config.data.max_skipped_fraction)
-
-
-class Skipped:
-  """Tells of unreadable records, and refuses too many of them."""
-
-  def __init__(self, console: Console, limits: Limits):
-    self._console, self._limits = console, limits
-
-  def in_split(self, split: str) -> Callable[[int, str], None]:
-    """Tells once of each record of this process's share that is unreadable."""
-    told = set()
-
-    def skipped(record: int, reason: str) -> None:
-      if record not in told:
-        told.add(record)
-        self._console.warn(f'skipped record {record} of {split}: {reason}')
-
-    return skipped
-
-  def check(
+  def check_records(
     self, skipped: int, split: str, num_examples: int, examples: int = 1
   ) -> None:
-    """Refuses more unreadable records than the config allows.
+    """Refuses more unreadable records than are allowed.
 
     Args:
       skipped: how often one was met.
@@ -100,7 +78,7 @@ class Skipped:
     Raises:
       data.DatasetError: in one line.
     """
-    self._limits.check(
+    self.check(
       skipped,
       'records',
       split,
@@ -109,3 +87,52 @@ class Skipped:
       remedy='repair the data set, and the run goes on from its last '
       'checkpoint,',
     )
+
+
+def limits(config: Config) -> Limits:
+  """Those of a config."""
+  return Limits(config.data.max_skipped, config.data.max_skipped_fraction)
+
+
+def teller(
+  warn: Callable[[str], None],
+) -> Callable[[str], Callable[[int, str], None]]:
+  """Name of a split -> what tells once of each record that is unreadable."""
+
+  def in_split(split: str) -> Callable[[int, str], None]:
+    told = set()
+
+    def skipped(record: int, reason: str) -> None:
+      if record not in told:
+        told.add(record)
+        warn(f'skipped record {record} of {split}: {reason}')
+
+    return skipped
+
+  return in_split
+
+
+def count_skipped(
+  done: Update, at: Progress, config: Config, inputs: Inputs
+) -> None:
+  """Counts what an update of a stream of images could not read.
+
+  Every process counts the same: the weights were summed over all devices. Rows
+  of text have weights of their own.
+
+  Raises:
+    data.DatasetError: if there are more than the config allows.
+  """
+  missing = done.plan.batch_size - round(done.report.weight)
+  if missing == done.plan.batch_size:
+    raise data.DatasetError(
+      f'none of the {missing} records of update {done.update} can be read: '
+      'is a file of the data set damaged?'
+    )
+  at.skipped_records += missing
+  limits(config).check_records(
+    at.skipped_records,
+    config.data.train_split,
+    inputs.train.num_examples,
+    done.examples,
+  )

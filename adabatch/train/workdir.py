@@ -25,10 +25,8 @@ class Workdir:
 
   def _holds_results(self) -> bool:
     metrics = self.path / 'metrics.jsonl'
-    checkpoints = self.path / 'checkpoints'
-    return (metrics.exists() and metrics.stat().st_size > 0) or (
-      checkpoints.is_dir() and any(checkpoints.iterdir())
-    )
+    written = metrics.exists() and metrics.stat().st_size > 0
+    return written or self.has_checkpoints()
 
   def has_checkpoints(self) -> bool:
     checkpoints = self.path / 'checkpoints'

@@ -10,9 +10,9 @@ import pytest
 
 from adabatch.config import ConfigError, command_line
 from adabatch.data import DatasetError
-from adabatch.devices import parallel
+from adabatch.devices import mesh
 from adabatch.report.summary import describe
-from adabatch.train.checkpoint import CheckpointError
+from adabatch.train.checkpoints import CheckpointError
 from tests import commands
 
 REFUSED = ConfigError, DatasetError, CheckpointError
@@ -48,6 +48,21 @@ def test_a_search_says_of_what_its_best_value_is():
     'completed: 6 trials (3 ended before their first evaluation) and 1 that '
     'diverged, 3 s',
     'best: trial 4, val/classification_error 0.0529, goal after 9',
+  ]
+
+
+def test_a_study_that_saw_perfect_scaling_alone():
+  fit = {'min_steps': 0.0, 'critical_batch_size': None}
+  workload = {'optimizer': 'sgd', 'rows': [], 'fit': fit, 'lack_of_fit': None}
+  summary = {
+    'job': 'study',
+    'status': 'completed',
+    'seconds': 3.4,
+    'trials': {'complete': 6, 'infeasible': 0, 'unmeasured': 0},
+    'workloads': [workload],
+  }
+  assert describe(summary).splitlines()[1:] == [
+    'sgd: least updates 0, critical batch size not bounded'
   ]
 
 
@@ -129,13 +144,13 @@ def test_it_says_whom_it_waits_for(monkeypatch, capsys):
     said.append((arguments, capsys.readouterr().err))
 
   monkeypatch.setattr(jax.distributed, 'initialize', wait)
-  parallel.initialize(True, 'host:1234', 3, 1)
+  mesh.initialize(True, 'host:1234', 3, 1)
   arguments, line = said.pop()
   assert arguments == ('host:1234', 3, 1)
   assert line == 'process 1, from 0, of 3 waits for the others at host:1234\n'
-  parallel.initialize(True)
+  mesh.initialize(True)
   assert said.pop()[1].count('\n') == 1
-  parallel.initialize(False)
+  mesh.initialize(False)
   assert said == []
 
 
@@ -143,7 +158,7 @@ def test_it_says_whom_it_waits_for(monkeypatch, capsys):
 def test_a_process_beyond_the_last_is_refused(process, monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', pytest.fail)
   with pytest.raises(ValueError, match=f'process_id={process}.*give 0 to 2'):
-    parallel.initialize(True, 'host:1234', 3, process)
+    mesh.initialize(True, 'host:1234', 3, process)
 
 
 def test_no_cluster_is_said_with_the_flags_that_help(monkeypatch):
@@ -152,7 +167,7 @@ def test_no_cluster_is_said_with_the_flags_that_help(monkeypatch):
 
   monkeypatch.setattr(jax.distributed, 'initialize', fail)
   with pytest.raises(ValueError, match='no cluster.*--num_processes'):
-    parallel.initialize(True, None, None, None)
+    mesh.initialize(True, None, None, None)
 
 
 def test_wrong_flags_of_processes_are_wrong_flags():

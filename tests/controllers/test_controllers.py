@@ -471,7 +471,6 @@ def wrapped(wrapper, *args, **kwargs):
                              epochs=1, num_examples=9), 'max_batch_size'),
     (lambda: c.geodamp(initial_batch_size=8, factor=0.5), 'factor'),
     (lambda: c.geodamp(initial_batch_size=8, delay_epochs=0), 'delay_epochs'),
-    (lambda: c.geodamp_learning_rate_multiplier(1, lr_factor=0), 'lr_factor'),
     *[
       (lambda t=t: c.step_table(table=t), 'table=')  # pyright: ignore
       for t in ('', '0', '0:', '0:64:3', '0:x', '0:64 5Q:128', '0:64 0:128',

@@ -349,10 +349,6 @@ def test_geodamp_steps_at_the_epoch(delay):
     for epoch, steps in ((i * delay, i), (i * delay - 1e-6, i - 1)):
       signals = c.Signals(epoch=epoch)
       assert controller.update(controller.init(), signals)[0] == 2 * 2.0**steps
-      multiplier = c.geodamp_learning_rate_multiplier(
-        epoch, lr_factor=0.5, delay_epochs=delay
-      )
-      assert multiplier == 0.5**steps
 
 
 def test_step_table(seed):

@@ -17,9 +17,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adabatch.data import jpeg, labels, order, streaming
+from adabatch.data import images, jpeg, labels, order, streaming
+from adabatch.data.images import open_images
 from adabatch.data.resident import load
-from adabatch.data.streaming import Chunk, open_images, read_chunks
+from adabatch.data.source import Chunk
+from adabatch.data.streaming import read_chunks
 from adabatch.data.tfds_records import DatasetError
 from tests.tfds_sets import PREPARED, encode_png, needs, write_tfds
 
@@ -601,7 +603,7 @@ def test_many_files_may_be_open(monkeypatch):
     resource, 'setrlimit', lambda which, limits: asked.append(limits)
   )
   for count in (10, 1024, 10_000):
-    streaming._allow_open_files(count)
+    images._allow_open_files(count)
   assert asked == [(1536, 4096), (4096, 4096)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adabatch.data import text, tokenizers
+from adabatch.data import text, text_records, tokenizers
 from adabatch.data.text import open_text
 from adabatch.data.tfds_records import DatasetError
 from adabatch.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
@@ -211,9 +211,9 @@ def test_training_reads_no_more_than_a_sample(monkeypatch):
 def test_the_sample_comes_from_all_over_the_split(tmp_path, monkeypatch):
   documents = [f'{i:04d}'.encode() for i in range(2000)]
   write_set(tmp_path, documents)
-  texts = text._open('tiny', 'train', tmp_path)
+  texts = text_records.open_texts('tiny', 'train', tmp_path)
   monkeypatch.setattr(tokenizers, 'SAMPLE_BYTES', 4 * 500)
-  sample = [int(d) for d in text._sample(texts)]
+  sample = [int(d) for d in text_records.sample(texts)]
   assert 400 <= len(sample) <= 600
   assert min(sample) < 100
   assert max(sample) > 1700

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adabatch import data
-from adabatch.train.assembly import make_evaluators, make_updates
-from adabatch.train.experiment import build
+from adabatch.devices.trainer import Trainer
+from adabatch.train.build import build
 from tests.experiments import digits
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -27,12 +27,8 @@ def splits():
   return split, split
 
 
-def ignored(split):
-  return lambda record, reason: None
-
-
 def measured(splits, devices, source='full', **overrides):
-  """The measurements at x_0, and the parts that they were made with."""
+  """The measurements at x_0, that state, and the recipe of it."""
   config = digits(
     **{
       'model.name': 'cifar_resnet',
@@ -45,46 +41,43 @@ def measured(splits, devices, source='full', **overrides):
     }
     | overrides
   )
-  e = build(config, jax.devices()[:devices], splits)
-  updates = make_updates(config, e, ignored)
-  before = jax.device_get(updates.state.model_state)
-  statistics = bool(before)
-  _, measurements = make_evaluators(
-    config, e, updates.feed.data, ignored, has_statistics=statistics
-  )
-  values, cost = measurements.take(updates.state)
+  parts = build(config, jax.devices()[:devices], splits)
+  trainer = Trainer(parts.recipe)
+  before = jax.device_get(trainer.state.model_state)
+  values, cost = trainer.measure()
   jax.tree.map(
     np.testing.assert_array_equal,
     before,
-    jax.device_get(updates.state.model_state),
+    jax.device_get(trainer.state.model_state),
   )
-  return values, cost, e, updates
+  trainer.close()
+  return values, cost, trainer.state, parts.recipe
 
 
-def loss_of_training(e, updates, splits):
+def loss_of_training(recipe, state, splits):
   """Mean loss in training mode over many batches in random order."""
-  state, rng = jax.device_get(updates.state), np.random.default_rng(1)
-  load = e.inputs.load
+  state, rng = jax.device_get(state), np.random.default_rng(1)
+  load = recipe.inputs.load
   arrays = jax.tree.map(jnp.asarray, splits[0].arrays)
 
   @jax.jit
   def loss(chosen):
     batch = load(arrays, chosen, None)
-    outputs, _ = e.model.apply(
+    outputs, _ = recipe.model.apply(
       {'params': state.params, **state.model_state},
-      e.task.inputs(batch),
+      recipe.task.inputs(batch),
       train=True,
       mutable=list(state.model_state),
     )
-    return e.task.loss(outputs, batch).mean()
+    return recipe.task.loss(outputs, batch).mean()
 
   orders = [rng.permutation(EXAMPLES) for _ in range(4)]
   return np.mean([loss(order) for order in orders])
 
 
 def test_the_first_loss_is_that_of_training(splits):
-  values, cost, e, updates = measured(splits, 1)
-  expected = loss_of_training(e, updates, splits)
+  values, cost, state, recipe = measured(splits, 1)
+  expected = loss_of_training(recipe, state, splits)
   assert values['full_loss'] == pytest.approx(expected, rel=0.03)
   assert cost == 2 * EXAMPLES  # what calibrating costs is counted
 

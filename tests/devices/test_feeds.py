@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from adabatch import data
-from adabatch.devices.feeds import Window
+from adabatch.controllers.buckets import Bucket, Plan
+from adabatch.data.order import indices
+from adabatch.devices.feeds import ResidentFeed
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.messages import Call
+from adabatch.devices.stream import StreamingFeed, Window
 from adabatch.train import train
 from tests.experiments import column, digits, records
 
@@ -86,6 +91,50 @@ def test_a_window_gives_any_part_that_is_not_forgotten():
   # It reads no further than it has to, and keeps no more.
   assert pieces.taken == 36
   assert sum(map(len, (kept['x'] for kept in window._kept))) == 36 - 21
+
+
+@pytest.mark.parametrize('replicas', [1, 2, 8])
+def test_both_feeds_fill_the_slots_with_the_same_examples(splits, replicas):
+  """In the one order; also where the batch changes or training jumps."""
+  split, _ = splits
+  order = data.Order(split.num_examples, 3)
+  devices = make_devices(jax.devices()[:4]).with_replicas(replicas)
+  resident = ResidentFeed(split.arrays, order, devices, replicas)
+  stream = StreamingFeed(
+    split, order, devices, replicas, workers=0, skipped=pytest.fail
+  )
+  here = replicas // devices.rows
+  position = split.num_examples - 60  # the epoch ends within
+  for size, steps, batch_size, jump in (
+    (4, 2, 8 * replicas, 0),
+    (4, 2, 8 * replicas, 0),
+    (3, 2, 5 * replicas + 1, 0),
+    (3, 1, 3 * replicas, -30),
+  ):
+    position += jump
+    bucket = Bucket(size, steps, 4 // devices.rows)
+    call = Call(0, position, 1, Plan(batch_size, batch_size, 1.0, bucket))
+    arrays, batch = jax.device_get(resident.take(call, 1, stop=False))
+    streamed, others = jax.device_get(stream.take(call, 1, stop=False))
+    np.testing.assert_array_equal(batch.header, others.header)
+    np.testing.assert_array_equal(batch.rows[..., :2], others.rows[..., :2])
+    layout = resident.layout
+    places = layout.places(layout.first_places(position, size), bucket)
+    places = places.reshape(4, here * bucket.slots_per_device)
+    real = places < batch_size
+    assert real.sum() == batch_size
+    chosen = indices(order, position + places[real])
+    rows = batch.rows[..., 2:].reshape(places.shape)
+    assert rows[real].tolist() == chosen.tolist()
+    assert not rows[~real].any()
+    own = others.rows[..., 2:].reshape(places.shape)
+    assert own.tolist() == [list(range(places.shape[1]))] * 4
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(array[chosen], streamed[name][real])
+    np.testing.assert_array_equal(streamed['weight'], real)
+    position += batch_size
+  resident.close()
+  stream.close()
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(splits, tmp_path):

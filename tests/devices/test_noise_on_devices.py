@@ -10,9 +10,11 @@ from flax import linen as nn
 
 from adabatch import controllers, data, optim
 from adabatch.controllers import buckets
-from adabatch.devices import parallel, steps
-from adabatch.devices.feeds import ResidentFeed
-from adabatch.devices.updates import Updates
+from adabatch.data.source import Inputs
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.messages import Call, Report
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.trainer import Trainer
 from adabatch.models import tasks
 
 
@@ -30,41 +32,43 @@ def measured(devices, batch_size, updates=400, rate=0.3):
   """Reports of updates of least squares, far from converged at this rate.
 
   Returns:
-    StepSignals of float arrays [updates].
+    A Report of float arrays [updates].
   """
   rng = np.random.default_rng(0)
   x = rng.normal(size=(4096, 6)).astype(np.float32)
   noise = rng.normal(size=4096).astype(np.float32)
   split = data.Split({'x': x, 'y': x.sum(1) + noise}, 1)
-  mesh = parallel.make_mesh(jax.devices()[:devices])
-  made = Updates(
-    Linear(),
-    tasks.classification()._replace(
-      loss=lambda out, batch: 0.5 * (out - batch['y']) ** 2,
-      inputs=lambda batch: batch['x'],
-    ),
-    optim.make_optimizer('sgd', lambda examples, batch_size: rate),
-    lambda arrays, indices, positions: {
-      k: a[indices] for k, a in arrays.items()
-    },
-    ResidentFeed(split, data.Order(4096, 0), mesh),
-    network_input=x[:1],
-    seed=0,
-    mesh=mesh,
-    backend='shard_map',
-    estimate_noise=True,
-    keep_gradient=batch_size == 1,
-    updates_per_call=updates,
-    options={'xla_backend_optimization_level': 0},
+
+  def load(arrays, indices, positions):
+    return {k: a[indices] for k, a in arrays.items()}
+
+  trainer = Trainer(
+    Recipe(
+      model=Linear(),
+      task=tasks.classification()._replace(
+        loss=lambda out, batch: 0.5 * (out - batch['y']) ** 2,
+        inputs=lambda batch: batch['x'],
+      ),
+      tx=optim.make_optimizer('sgd', lambda examples, batch_size: rate),
+      inputs=Inputs(split, split, False, 0, lambda seed: load, load),
+      network_input=jax.ShapeDtypeStruct((1, 6), np.float32),
+      devices=make_devices(
+        jax.devices()[:devices], options={'xla_backend_optimization_level': 0}
+      ),
+      estimate_noise=True,
+      keep_gradient=batch_size == 1,
+      updates_per_call=updates,
+    )
   )
   rungs = buckets.ladder(
     batch_size, batch_size, devices=devices, min_microbatches=2
   )
   plan = buckets.plan(batch_size, rungs)
-  program = made.cache.get(made.variant(plan.bucket, False))
-  reports = np.asarray(made.run(program, 0, plan, updates, stop=False))[0]
-  made.close()
-  return steps.StepSignals(*reports.T.astype(float))
+  call = Call(0, 0, updates, plan)
+  trainer.compile(call)
+  reports = np.asarray(trainer.dispatch(call, stop=False))[0]
+  trainer.close()
+  return Report(*reports.T.astype(float))
 
 
 def asked(report, batch_size):

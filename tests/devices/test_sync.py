@@ -2,7 +2,6 @@
 
 import functools
 import math
-import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ from jax.flatten_util import ravel_pytree
 
 from adabatch import data
 from adabatch.devices import replicas as replicas_lib
-from adabatch.devices.train_state import TrainState
+from adabatch.devices.state import TrainState
 from adabatch.optim import sync
-from adabatch.train import experiment as experiment_lib
-from adabatch.train import loop as train_lib
+from adabatch.train import train
+from adabatch.train.build import build
 from tests.experiments import column, digits
-from tests.train.test_resume import same_results
+from tests.train.test_resume import same_results, stopped
 
 # The learning rate drops within a period of four updates of 32 examples, and
 # the last of them ends within one as well.
@@ -501,10 +500,8 @@ def experiment(name='local_sgd', replicas=4, **overrides):
   )
 
 
-def train(workdir, config, devices=1, stop=None):
-  return train_lib.train(
-    config, workdir, devices=jax.devices()[:devices], stop=stop
-  )
+def run(workdir, config, devices=1):
+  return train(config, workdir, devices=jax.devices()[:devices])
 
 
 @functools.cache
@@ -517,7 +514,7 @@ def digits_by_hand():
     data.Order(split.num_examples, config.seed), 0, UPDATES * 2 * BATCH_SIZE
   )
   images = (split.arrays['image'][order] / 255 - mean) / std
-  model = experiment_lib.build(config, jax.devices()[:1]).model
+  model = build(config, jax.devices()[:1]).recipe.model
   variables = model.init(jax.random.key(config.seed), images[:1], train=False)
   leaves = jax.tree.leaves(variables['params'])
   assert [x.shape for x in leaves] == [(32,), (64, 32), (10,), (32, 10)]
@@ -602,7 +599,7 @@ def whole(request, tmp_path_factory):
   devices, overrides = RUNS[name]
   config = experiment(name, **overrides)
   workdir = tmp_path_factory.mktemp(name)
-  return config, devices, workdir, train(workdir, config, devices)
+  return config, devices, workdir, run(workdir, config, devices)
 
 
 def test_a_run_is_the_published_method(whole):
@@ -619,21 +616,12 @@ def test_a_run_is_the_published_method(whole):
   )
 
 
-def test_a_run_stopped_within_a_period_goes_on(whole, tmp_path, monkeypatch):
+def test_a_run_stopped_within_a_period_goes_on(whole, tmp_path):
   config, devices, workdir, _ = whole
-  stop, step = threading.Event(), train_lib.Run.step
-
-  def stopping(run):
-    if run.progress.update == 16:
-      stop.set()
-    step(run)
-
-  with monkeypatch.context() as m:
-    m.setattr(train_lib.Run, 'step', stopping)
-    first = train(tmp_path, config, devices, stop)
+  first = stopped(config, tmp_path, devices, after=15)
   assert (first['status'], first['updates']) == ('preempted', 18)
   assert not {18, 19} & set(run_by_hand(config, workdir).syncs)
-  assert train(tmp_path, config, devices)['status'] == 'completed'
+  assert run(tmp_path, config, devices)['status'] == 'completed'
   same_results(workdir, tmp_path)
 
 
@@ -651,16 +639,16 @@ def test_replicas_and_devices(name, replicas, devices, tmp_path):
   # As published; and there is one program to compile instead of two.
   more |= {'sync.local_steps': 1} if name == 'sma' else {}
   config = experiment(name, replicas, max_updates=14, **more)
-  train(tmp_path, config, devices)
+  run(tmp_path, config, devices)
   check_by_hand(config, tmp_path)
 
 
 def compare_with_one_model(tmp_path, **overrides):
   """Losses of local SGD on four devices and of one model on one."""
   config = experiment(**overrides)
-  train(tmp_path / 'replicas', config, 4)
+  run(tmp_path / 'replicas', config, 4)
   config.sync.name = 'synchronous'
-  train(tmp_path / 'one', config)
+  run(tmp_path / 'one', config)
   losses = [column(tmp_path / name, 'loss') for name in ('replicas', 'one')]
   assert len(losses[0]) == UPDATES
   return np.array(losses)
@@ -688,38 +676,30 @@ def test_one_replica_is_synchronous(tmp_path):
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-STREAMING = {'data.placement': 'streaming', 'data.workers': 0}
-
-
 @pytest.mark.parametrize(
-  ('name', 'replicas', 'local_steps', 'ways'),
-  # Local calls of five updates, and calls of ten that all end in a sync.
+  ('name', 'replicas', 'local_steps', 'way'),
+  # Local calls of five updates; two replicas on each device, from a stream.
   [
-    ('slowmo', 2, 6, [{'updates_per_call': 10}]),
-    ('sma', 4, 1, [{'updates_per_call': 10}, STREAMING]),
+    ('slowmo', 2, 6, {'updates_per_call': 10}),
+    ('sma', 4, 1, {'data.placement': 'streaming', 'data.workers': 0}),
   ],
 )
-def test_a_growing_batch(name, replicas, local_steps, ways, tmp_path):
+def test_a_growing_batch(name, replicas, local_steps, way, tmp_path):
   """Several updates in a call, and one after the other from a stream."""
-  sizes = []
-  for way in ways:
-    overrides = {
-      'sync.local_steps': local_steps,
-      'controller.name': 'adadamp',
-      'controller.initial_batch_size': 16,
-      'controller.max_batch_size': 32,
-      'controller.every': 10,
-      'learning_rate.decay.name': 'constant',
-      'max_updates': 30,
-    }
-    config = experiment(name, replicas, **overrides | way)
-    workdir = tmp_path / next(iter(way))
-    train(workdir, config, devices=2)
-    check_by_hand(config, workdir, 1e-4)
-    assert min(column(workdir, 'damping')) < 1
-    sizes.append(column(workdir, 'batch_size'))
-  assert set(sizes[0]) == {16, 32}
-  assert sizes[-1] == sizes[0]
+  overrides = {
+    'sync.local_steps': local_steps,
+    'controller.name': 'adadamp',
+    'controller.initial_batch_size': 16,
+    'controller.max_batch_size': 32,
+    'controller.every': 10,
+    'learning_rate.decay.name': 'constant',
+    'max_updates': 30,
+  }
+  config = experiment(name, replicas, **overrides | way)
+  run(tmp_path, config, devices=2)
+  check_by_hand(config, tmp_path, 1e-4)
+  assert min(column(tmp_path, 'damping')) < 1
+  assert set(column(tmp_path, 'batch_size')) == {16, 32}
 
 
 @pytest.mark.parametrize(
@@ -729,5 +709,5 @@ def test_the_rate_drops_within_a_call(name, local_steps, tmp_path):
   """Several updates in one call end where something else begins."""
   overrides = {'updates_per_call': 10, 'sync.local_steps': local_steps}
   config = experiment(name, replicas=2, **overrides)
-  train(tmp_path, config)
+  run(tmp_path, config)
   check_by_hand(config, tmp_path)

@@ -8,13 +8,16 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from adabatch import data, optim
+from adabatch import optim
 from adabatch.controllers import buckets
 from adabatch.data import Split
-from adabatch.devices import parallel, train_state
-from adabatch.devices.evaluate import Evaluator, resident_pieces
-from adabatch.devices.feeds import ResidentFeed
-from adabatch.devices.updates import Updates
+from adabatch.data.source import Inputs
+from adabatch.devices import state as state_lib
+from adabatch.devices.evaluation import Evaluator, resident_pieces
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.messages import Call
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.trainer import Trainer
 from adabatch.models import GhostBatchNorm, tasks
 
 SPLIT = Split(
@@ -27,32 +30,30 @@ def load(arrays, indices, positions):
   return {name: array[indices] for name, array in arrays.items()}
 
 
+def make_recipe(model, task, devices=1):
+  return Recipe(
+    model=model,
+    task=task,
+    tx=optim.make_optimizer('sgd', lambda examples, batch_size: 1.0),
+    inputs=Inputs(SPLIT, SPLIT, False, 0, lambda seed: load, load),
+    network_input=jax.ShapeDtypeStruct((1, 4), np.float32),
+    devices=make_devices(
+      jax.devices()[:devices], options={'xla_backend_optimization_level': 0}
+    ),
+  )
+
+
 def updated(model, task=TASK, *, devices=1, max_per_device=None):
   """The parameters after an update with all examples."""
-  mesh = parallel.make_mesh(jax.devices()[:devices])
-  updates = Updates(
-    model,
-    task,
-    optim.make_optimizer('sgd', lambda examples, batch_size: 1.0),
-    load,
-    ResidentFeed(SPLIT, data.Order(8, 0), mesh),
-    network_input=SPLIT.arrays['x'][:1],
-    seed=0,
-    mesh=mesh,
-    backend='shard_map',
-    estimate_noise=False,
-    keep_gradient=False,
-    updates_per_call=1,
-    options={'xla_backend_optimization_level': 0},
-  )
+  trainer = Trainer(make_recipe(model, task, devices))
   ladder = buckets.ladder(8, 8, devices=devices, max_per_device=max_per_device)
-  plan = buckets.plan(8, ladder)
+  call = Call(0, 0, 1, buckets.plan(8, ladder))
   try:
-    program = updates.cache.get(updates.variant(plan.bucket, False))
-    updates.run(program, 0, plan, 1, stop=False)
+    trainer.compile(call)
+    trainer.dispatch(call, stop=False)
   finally:
-    updates.close()
-  return jax.device_get(updates.state.params)
+    trainer.close()
+  return jax.device_get(trainer.state.params)
 
 
 class Dropped(nn.Module):
@@ -152,9 +153,8 @@ def test_a_loss_is_that_of_each_example():
 
 
 def test_a_metric_is_that_of_each_example():
-  mesh = parallel.make_mesh(jax.devices()[:1])
   model = Normalised('frozen')
-  state = train_state.create(
+  state = state_lib.create(
     model, SPLIT.arrays['x'], optax.sgd(1.0), jax.random.key(0)
   )
 
@@ -163,14 +163,9 @@ def test_a_metric_is_that_of_each_example():
     return values | {'accuracy': values['accuracy'].mean()}
 
   def evaluator(metrics):
-    return Evaluator(
-      model,
-      TASK._replace(metrics=metrics),
-      load,
-      resident_pieces(parallel.replicate(SPLIT.arrays, mesh), 8, mesh, 8),
-      mesh=mesh,
-      backend='shard_map',
-    )
+    recipe = make_recipe(model, TASK._replace(metrics=metrics))
+    arrays = recipe.devices.place(SPLIT.arrays)
+    return Evaluator(recipe, resident_pieces(arrays, 8, recipe.devices, 8))
 
   with pytest.raises(ValueError, match=r'accuracy has the shape \(\)'):
     evaluator(metrics).metrics(state)

@@ -11,10 +11,11 @@ from flax import linen as nn
 
 from adabatch import data, optim
 from adabatch.controllers import buckets
-from adabatch.devices import parallel
-from adabatch.devices.feeds import ResidentFeed
-from adabatch.devices.steps import DATA_AXIS
-from adabatch.devices.updates import Updates
+from adabatch.data.source import Inputs
+from adabatch.devices.mesh import BY_DEVICE, DATA_AXIS, WHOLE, make_devices
+from adabatch.devices.messages import Call
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.trainer import Trainer
 from adabatch.models import MODELS, GhostBatchNorm, Rows, tasks
 
 
@@ -208,7 +209,6 @@ def test_initialising_leaves_the_statistics_alone():
 def on_devices(devices, size, group, x, weights, variables):
   """Outputs, new statistics and gradients of `devices` devices of `size`."""
   model = GhostBatchNorm(group)
-  mesh = parallel.make_mesh(jax.devices()[:devices])
   target = draw(x.shape, seed=2)
 
   def body(variables, shares):
@@ -242,7 +242,9 @@ def on_devices(devices, size, group, x, weights, variables):
   shares = jax.tree.map(
     lambda v: v.reshape(devices, size, *v.shape[1:]), (x, weights, target)
   )
-  program = parallel.spmd(body, mesh, layout=(False, True))
+  program = make_devices(jax.devices()[:devices]).spmd(
+    body, arguments=(WHOLE, BY_DEVICE)
+  )
   (statistics, share, by_params), (y, by_x) = program(variables, shares)
   statistics = jax.tree.map(lambda v: v / share, statistics)
   return y, statistics, by_params, by_x
@@ -288,7 +290,6 @@ def test_a_group_that_is_cut_is_refused():
     (3, None, 'pmap'),
     (1, 20, 'shard_map'),
     (4, 2, 'shard_map'),
-    (3, 8, 'shard_map'),
     (2, 8, 'pmap'),
   ],
 )
@@ -307,26 +308,24 @@ def trained(devices, max_per_device, backend):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (70, 6, 6, 1), np.uint8)
   split = data.from_arrays({'image': images, 'label': np.arange(70) % 3}, 3)
-  mesh = parallel.make_mesh(jax.devices()[:devices])
 
   def load(arrays, indices, positions):
     image = arrays['image'][indices] / 255.0
     return {'image': image, 'label': arrays['label'][indices]}
 
-  updates = Updates(
-    MODELS['strided_cnn'](3, (4, 6), hidden_size=5, batch_norm_group=8),
-    tasks.classification(),
-    optim.make_optimizer('sgd', lambda examples, batch_size: 0.1),
-    load,
-    ResidentFeed(split, data.Order(70, 0), mesh),
-    network_input=np.zeros((1, 6, 6, 1), np.float32),
-    seed=0,
-    mesh=mesh,
-    backend=backend,
-    estimate_noise=False,
-    keep_gradient=False,
-    updates_per_call=1,
-    options={'xla_backend_optimization_level': 0},  # compiles faster
+  trainer = Trainer(
+    Recipe(
+      model=MODELS['strided_cnn'](3, (4, 6), hidden_size=5, batch_norm_group=8),
+      task=tasks.classification(),
+      tx=optim.make_optimizer('sgd', lambda examples, batch_size: 0.1),
+      inputs=Inputs(split, split, False, 0, lambda seed: load, load),
+      network_input=jax.ShapeDtypeStruct((1, 6, 6, 1), np.float32),
+      devices=make_devices(
+        jax.devices()[:devices],
+        backend=backend,
+        options={'xla_backend_optimization_level': 0},  # compiles faster
+      ),
+    )
   )
   ladder = buckets.ladder(
     5,
@@ -337,11 +336,12 @@ def trained(devices, max_per_device, backend):
     group_size=8,
   )
   position = 0
-  for size in (5, 50, 50):
+  for update, size in enumerate((5, 50, 50)):
     plan = buckets.plan(size, ladder)
     assert plan.batch_size == size
-    program = updates.cache.get(updates.variant(plan.bucket, False))
-    updates.run(program, position, plan, 1, stop=False)
+    call = Call(update, position, 1, plan)
+    trainer.compile(call)
+    trainer.dispatch(call, stop=False)
     position += size
-  updates.close()
-  return jax.device_get(updates.state.model_state)
+  trainer.close()
+  return jax.device_get(trainer.state.model_state)

@@ -308,9 +308,9 @@ def test_a_warmup_of_no_length_is_none(kind):
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_learning_rate_rule(seed):
+def test_the_learning_rate_is_the_product(seed):
   rng = np.random.default_rng(seed)
-  rule = optim.learning_rate_rule(
+  tx = optim.scale_by_batch_learning_rate(
     0.1,
     decay=optim.piecewise([3000, 6000]),
     scaling=optim.sqrt_scaling(64),
@@ -321,10 +321,8 @@ def test_learning_rate_rule(seed):
     decay = 0.1 ** (int(examples >= 3000) + int(examples >= 6000))
     factor = 1 + (math.sqrt(batch / 64) - 1) * min(1, examples / 1000)
     expected = 0.1 * decay * factor
-    np.testing.assert_allclose(rule(examples, batch), expected, rtol=1e-5)
-  np.testing.assert_allclose(
-    optim.learning_rate_rule(0.3)(5, 7), 0.3, rtol=1e-6
-  )
+    _, state = tx.update({}, tx.init({}), batch_size=batch, examples=examples)
+    np.testing.assert_allclose(state.learning_rate, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -351,14 +349,6 @@ def test_learning_rate_rule(seed):
     (
       lambda: optim.affine_length(1, 1, num_examples=0),
       'must be positive',
-    ),
-    (
-      lambda: optim.learning_rate_rule(optim.constant()),  # pyright: ignore
-      'base must be a number',
-    ),
-    (
-      lambda: optim.learning_rate_rule(1, scaling=optim.adascale(32)),  # pyright: ignore
-      'scale_by_batch_learning_rate',
     ),
     (
       lambda: optim.scale_by_adam_in_examples(reference_batch_size=0),

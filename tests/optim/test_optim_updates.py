@@ -406,14 +406,6 @@ def test_adascale_in_a_chain_logs_the_rate_it_used():
     np.testing.assert_allclose(updates, np.full((2, 2), -rate / 2), rtol=1e-6)
 
 
-def test_flip_sign():
-  grads = jnp.ones(2)
-  for flip, sign in ((True, -1), (False, 1)):
-    tx = optim.scale_by_batch_learning_rate(0.5, flip_sign=flip)
-    updates, _ = tx.update(grads, tx.init(grads), batch_size=1, examples=0)
-    np.testing.assert_array_equal(updates, 0.5 * sign * grads)
-
-
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)
 def test_bfloat16_parameters_do_not_corrupt_hyperparameters(name):
   """Same numbers as in float32: only the updates are rounded, at the end."""

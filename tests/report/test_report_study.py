@@ -38,7 +38,7 @@ from adabatch.report.trial_figures import (
   slice_figure,
   strip_figure,
 )
-from adabatch.study.archive import write_search, write_tar
+from adabatch.study.archive_writer import write_search, write_tar
 from adabatch.study.space import Parameter
 from adabatch.study.trials import (
   COMPLETE,

@@ -10,10 +10,11 @@ import pytest
 
 from adabatch import data
 from adabatch.config import default
+from adabatch.devices.population import Member
 from adabatch.search import modes
-from adabatch.search.population import Member, Mode, Population, why_not
+from adabatch.search.population import Mode, make_population, run, why_not
 from adabatch.train import train
-from adabatch.train.experiment import build
+from adabatch.train.build import build
 from tests.experiments import digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -63,9 +64,9 @@ def single(config, member, keys, workdir):
 
 
 def population(config, keys, devices=1):
-  experiment = build(config, jax.devices()[:devices])
-  assert why_not(config, experiment, keys) is None
-  return Population(config, experiment, keys)
+  parts = build(config, jax.devices()[:devices])
+  assert why_not(parts, keys) is None
+  return make_population(parts, keys), parts
 
 
 def to_the_end(member, known):
@@ -105,11 +106,11 @@ def check(outcome, summary, evals):
 )
 def test_equals_single_runs(singles, devices, mode):
   """And a member that diverges does not disturb the others."""
-  programs = population(workload(), KEYS, devices)
+  programs, parts = population(workload(), KEYS, devices)
   each = mode.members * devices
   for first in range(0, len(MEMBERS), each):
     some = MEMBERS[first : first + each]
-    found = dict(programs.run(some, mode, limit=to_the_end))
+    found = dict(run(programs, parts, some, mode, limit=to_the_end))
     assert sorted(found) == list(range(len(some)))
     for i, outcome in found.items():
       check(outcome, *singles[first + i])
@@ -120,8 +121,8 @@ def test_a_last_update_that_diverges(tmp_path):
   """Its own loss and gradient are finite; what it leaves is not."""
   c, keys = workload(max_updates=1), ('learning_rate.base',)
   member = Member(1, (1e30,))
-  ((_, outcome),) = population(c, keys).run(
-    [member], Mode(1, 1), limit=to_the_end
+  ((_, outcome),) = run(
+    *population(c, keys), [member], Mode(1, 1), limit=to_the_end
   )
   check(outcome, *single(c, member, keys, tmp_path))
   assert outcome.diverged
@@ -156,10 +157,10 @@ def test_with_augmentation_and_accumulation(tmp_path):
   )
   keys = ('learning_rate.base',)
   members = [Member(3, (0.05,)), Member(4, (0.02,))]
-  experiment = build(c, jax.devices()[:1], splits)
-  programs = Population(c, experiment, keys)
+  parts = build(c, jax.devices()[:1], splits)
+  programs = make_population(parts, keys)
   assert programs.plan.bucket.accumulation_steps == 2
-  found = dict(programs.run(members, Mode(2, 3), limit=to_the_end))
+  found = dict(run(programs, parts, members, Mode(2, 3), limit=to_the_end))
   c.seed, c.learning_rate.base = members[1].seed, members[1].values[0]
   summary = train(c, tmp_path, devices=jax.devices()[:1], splits=splits)
   check(found[1], summary, records(tmp_path, 'eval'))
@@ -169,7 +170,7 @@ def test_with_augmentation_and_accumulation(tmp_path):
 
 def test_members_that_finish_leave_and_the_rest_goes_on(singles):
   """A smaller program takes over; its members' results stay the same."""
-  programs = population(workload(), KEYS)
+  programs, parts = population(workload(), KEYS)
   rooms = []
   keep = programs.keep
 
@@ -180,7 +181,13 @@ def test_members_that_finish_leave_and_the_rest_goes_on(singles):
   programs.keep = watched
   limits = {0: 10, 1: 20, 3: 40}
   found = dict(
-    programs.run(MEMBERS, Mode(8, 4), limit=lambda i, known: limits.get(i))
+    run(
+      programs,
+      parts,
+      MEMBERS,
+      Mode(8, 4),
+      limit=lambda i, known: limits.get(i),
+    )
   )
   check(found[4], *singles[4])
   for i, limit in limits.items():
@@ -197,8 +204,12 @@ def test_stopped_in_the_middle_yields_nothing():
   programs = population(workload(), KEYS)
   asked = itertools.count()
   found = list(
-    programs.run(
-      MEMBERS[:2], Mode(2, 4), limit=to_the_end, stop=lambda: next(asked) > 1
+    run(
+      *programs,
+      MEMBERS[:2],
+      Mode(2, 4),
+      limit=to_the_end,
+      stop=lambda: next(asked) > 1,
     )
   )
   assert found == []
@@ -217,24 +228,26 @@ def test_stopped_in_the_middle_yields_nothing():
 def test_what_is_no_population(changes, keys, reason):
   c = workload(**changes)
   c.data.workers = 0
-  experiment = build(c, jax.devices()[:1])
-  assert reason in why_not(c, experiment, keys)
+  assert reason in why_not(build(c, jax.devices()[:1]), keys)
 
 
 def test_seconds_are_shared():
   programs = population(workload(), ('learning_rate.base',))
-  alone = dict(programs.run([Member(1, (0.1,))], Mode(1, 8), limit=to_the_end))
+  members = [Member(1, (0.1,))]
+  alone = dict(run(*programs, members, Mode(1, 8), limit=to_the_end))
   seconds = [e.seconds for e in alone[0].evaluations]
   assert seconds == sorted(seconds)
   assert seconds[0] > 0
 
 
 def test_modes_are_measured_within_what_is_asked():
-  programs = population(workload(), ('learning_rate.base',))
-  found = modes.candidates(programs, 4, (None, None))
+  programs, parts = population(workload(), ('learning_rate.base',))
+  most = parts.length.updates, 4
+  found = modes.candidates(programs, *most, (None, None))
   assert found == [Mode(1, 1), Mode(1, 60), Mode(4, 1), Mode(4, 60)]
-  assert modes.candidates(programs, 4, (2, None)) == [Mode(2, 1), Mode(2, 60)]
-  assert modes.candidates(programs, 4, (2, 5)) == [Mode(2, 5)]
+  two = [Mode(2, 1), Mode(2, 60)]
+  assert modes.candidates(programs, *most, (2, None)) == two
+  assert modes.candidates(programs, *most, (2, 5)) == [Mode(2, 5)]
   members = [Member(0, (0.1,))]
   measured = modes.seconds_per_update(programs, members, found)
   assert set(measured) == set(found)

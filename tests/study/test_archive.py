@@ -14,12 +14,8 @@ import numpy as np
 import pytest
 
 from adabatch.study import summarize
-from adabatch.study.archive import (
-  read_search,
-  read_tree,
-  write_search,
-  write_tar,
-)
+from adabatch.study.archive import read_search, read_tree
+from adabatch.study.archive_writer import write_search, write_tar
 from adabatch.study.space import Parameter
 from adabatch.study.trials import (
   COMPLETE,

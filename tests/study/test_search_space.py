@@ -15,6 +15,7 @@ from adabatch.study.trials import (
   INFEASIBLE,
   Goal,
   Trial,
+  columns,
   judge,
 )
 
@@ -92,7 +93,7 @@ def test_near_edges():
 def test_widened(side):
   for key in 'ac' if side == 'low' else 'abc':
     parameter = SPACE[key]
-    wider = parameter.widened(side, 0.5)
+    wider = parameter.widened(side)
     inner = wider.place(parameter.values[0]), wider.place(parameter.values[1])
     expected = (1 / 3, 1) if side == 'low' else (0, 2 / 3)
     assert inner == pytest.approx(expected, abs=1e-9)
@@ -153,8 +154,8 @@ def test_a_goal_reached_exactly_is_not_reached():
   for correct in range(1, 1000):
     c.target.value = correct / 1000
     goal = workload.make_goal(c)
-    exactly = workload.columns({'loss': 1.0, 'accuracy': correct / 1000})
-    better = workload.columns({'loss': 1.0, 'accuracy': (correct + 1) / 1000})
+    exactly = columns({'loss': 1.0, 'accuracy': correct / 1000})
+    better = columns({'loss': 1.0, 'accuracy': (correct + 1) / 1000})
     assert not exactly[goal.metric] < goal.value
     assert better[goal.metric] < goal.value
 

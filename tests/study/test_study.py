@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from scipy import stats
 from adabatch.study import (
   best_under,
   fit_critical_batch_size,
-  format_table,
   lack_of_fit,
   overhead_batch_size,
   predict,
@@ -645,34 +642,13 @@ def test_json_is_plain_and_says_null_for_what_is_not_known():
   assert work['regimes']['labels'][4] == C
 
 
-def test_the_table_is_aligned_and_marks_what_is_censored():
-  searches = known_searches(1000, 20, [1, 8, 64])
-  best = trial(1, [0.5] * 7, **{'learning_rate.base': 0.99})
-  (work,) = summarize([*searches, search(512, [best])], ERROR, 0.1)
-  title, _, *table, _, fitted = format_table(work).splitlines()
-  assert title == 'mnist, mlp, sgd'
-  assert len({len(line) for line in table}) == 1
-  assert table[0].split('|')[1].strip() == 'batch size'
-  cells = [[c.strip() for c in line.split('|')[1:-1]] for line in table]
-  assert cells[2][:2] == ['1', '21000']
-  assert cells[2][5:7] == ['3 / 0 / 1', 'learning_rate.base 0.03']
-  edge = 'learning_rate.base (high)'
-  assert cells[5] == ['512', '> 70', '', '', C, '1 / 0 / 0', '', edge]
-  assert 'B_crit 20.01 (' in fitted
-  (work,) = summarize([search(8, [best])], ERROR, 0.6)
-  assert 'learning_rate.base (high)' in format_table(work)
-  assert 'fewer than 3 batch sizes reached' in format_table(work)
-
-
 def test_a_workload_says_how_its_fit_misses():
   sizes = [1, 4, 16, 64, 256]
   fine = known_searches(1000, 20, sizes)
   (work,) = summarize(fine, ERROR, 0.1)
   assert work.lack_of_fit is None
-  assert 'Lack of fit' not in format_table(work)
   # 20 % more examples than a batch size of 1.
   assert work.overhead_batch_size == pytest.approx(1.2 + 0.2 * 20, rel=0.01)
-  assert f'at B = {work.overhead_batch_size:.4g}' in format_table(work)
   # A step with a sudden fall is no hyperbola, unless luck made it.
   odd = [*fine[:3], *known_searches(200, 20, sizes[3:])]
   (work,) = summarize(odd, ERROR, 0.1)
@@ -685,7 +661,6 @@ def test_a_workload_says_how_its_fit_misses():
   (work,) = summarize(lucky, ERROR, 0.1)
   assert work.spread == 0
   assert work.lack_of_fit.startswith('the curve misses the steps at')
-  assert f'Lack of fit: {work.lack_of_fit}.' in format_table(work)
   assert json.loads(json.dumps(to_json([work])))[0]['lack_of_fit']
 
 
@@ -693,17 +668,3 @@ def test_trials_without_an_evaluation_are_counted():
   short = Trial(2, {}, COMPLETE, 5, {'step': np.empty(0, int), ERROR: []})
   (work,) = summarize([search(8, [trial(1, [0.2]), short])], ERROR, 0.1)
   assert (work.rows[0].feasible, work.rows[0].unmeasured) == (2, 1)
-
-
-def test_studies_need_no_jax():
-  blocked = ('jax', 'flax', 'optax', 'optuna', 'matplotlib')
-  code = '\n'.join(
-    ['import sys', *(f'sys.modules[{name!r}] = None' for name in blocked)]
-    + ['import adabatch.study, adabatch.search.archive']
-    + ['print(*sorted(m for m in sys.modules if m.startswith("adabatch.")))']
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
-  assert {m.split('.')[1] for m in done.stdout.split()} == {'search', 'study'}

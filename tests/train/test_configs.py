@@ -84,8 +84,19 @@ def test_optimizer_learns(tmp_path, name):
   assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize('scaling', ['none', 'linear', 'sqrt', 'adascale'])
-@pytest.mark.parametrize('warmup', ['none', 'constant', 'gradual'])
+@pytest.mark.parametrize(
+  ('warmup', 'scaling'),
+  [
+    ('none', 'none'),
+    ('none', 'linear'),
+    ('constant', 'sqrt'),
+    ('constant', 'none'),
+    ('gradual', 'none'),
+    ('gradual', 'linear'),
+    ('gradual', 'sqrt'),
+    ('gradual', 'adascale'),
+  ],
+)
 def test_learning_rate_rules(tmp_path, scaling, warmup):
   """The logged rate is the rule's, written out once more here."""
   run(
@@ -103,11 +114,16 @@ def test_learning_rate_rules(tmp_path, scaling, warmup):
     },
   )
   examples = 0
-  for line in records(tmp_path):
+  *whole, cut = records(tmp_path)
+  for line in (*whole, cut):
     ratio = line['batch_size'] / 16
     done = min(1.0, examples / (0.5 * 1438))
     decay = 1 - 0.9 * examples / (1.5 * 1438)
-    rate = line['learning_rate'] / (0.02 * decay)
+    # The last batch is cut, and stands for a whole one of 64.
+    exponent = optim.damping_exponent('momentum', scaling)
+    damping = (ratio / 4) ** exponent if line is cut else 1
+    assert line['damping'] == pytest.approx(damping)
+    rate = line['learning_rate'] / (0.02 * decay * damping)
     examples = line['examples']
     if scaling == 'adascale':
       assert 1 <= rate * (1 + 1e-5) <= ratio * (1 + 1e-4)
@@ -138,11 +154,14 @@ def test_from_lr_schedule_keeps_the_product(tmp_path, exponent):
   )
   examples = 0
   cap = 16 / 64
-  for line in records(tmp_path):
+  *whole, cut = records(tmp_path)
+  for line in (*whole, cut):
     alpha = 1 - 0.95 * examples / (1.5 * 1438)
     examples = line['examples']
     assert line['nominal_batch_size'] == pytest.approx(16 / alpha, rel=1e-4)
     expected = max(alpha, cap) ** exponent * min(1, alpha / cap)
+    if line is cut:  # it stands for a whole one
+      expected *= line['batch_size'] / 64
     assert line['learning_rate'] / 0.02 == pytest.approx(expected, rel=1e-3)
   assert alpha < cap
 

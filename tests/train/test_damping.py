@@ -9,7 +9,8 @@ import pytest
 from adabatch import controllers, optim
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
-from adabatch.train import optimization, train
+from adabatch.train import train
+from adabatch.train.optimizer import damping_exponent
 from tests.experiments import digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -103,7 +104,7 @@ def test_damping_exponents():
 
 def test_the_exponent_of_a_config():
   def exponent(**overrides):
-    return optimization.damping_exponent(digits(**overrides))
+    return damping_exponent(digits(**overrides))
 
   assert exponent() == 1.0
   root = {'learning_rate.scaling': 'sqrt', 'optimizer.name': 'adamw'}

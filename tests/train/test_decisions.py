@@ -2,39 +2,43 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from adabatch import controllers
 from adabatch.config import ConfigError
 from adabatch.controllers import GradientNoise, Signals, buckets
-from adabatch.devices.steps import StepSignals
+from adabatch.devices.messages import Call, Report
+from adabatch.train.build import build
+from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
-from adabatch.train.in_flight import Dispatched, InFlight, Update
+from adabatch.train.reports import Reports
+from tests.experiments import digits
 
 
-class Measurements:
+def measure():
   """Evaluates 100 examples for a loss that nobody can round by accident."""
-
-  def __init__(self):
-    self.taken = []
-
-  def take(self, state):
-    self.taken.append(state)
-    return {'full_loss': 1.23456789}, 100
+  return {'full_loss': 1.23456789}, 100
 
 
-def make(controller, *, measurements=None, largest=64, devices=1):
+def make(controller, *, measure=measure, largest=64, devices=1, saved=None):
   return Decisions(
     controller,
     buckets.ladder(8, largest, devices=devices),
-    measurements or Measurements(),
+    measure,
     initial_batch_size=8,
     num_examples=200,
+    saved=saved,
   )
 
 
-def recorder(every=2, needs=('full_loss',)):
+def host(decisions):
+  """As a checkpoint has it."""
+  return json.loads(json.dumps(decisions.host()))
+
+
+def recorder(every=2, needs=('full_loss', 'loss')):
   """A rule that keeps its signals and asks for 8, 9, 10 ... examples."""
   seen = []
 
@@ -51,23 +55,29 @@ def recorder(every=2, needs=('full_loss',)):
   return controller, seen
 
 
-REPORT = StepSignals(0.123456, 98765.4, 0.0123456, 7.0, 8.0, 0.0, 1.0)
+REPORT = Report(0.123456, 98765.4, 0.0123456, 7.0, 8.0, 0.0, 1.0)
 NOISE = GradientNoise(33333.333, 0.00123456)
 PLAN = buckets.plan(8, buckets.ladder(8, 64, devices=1))
 
 
-def done(report=REPORT, noise=None, plan=PLAN):
-  """An update, as far as rules are fed with it."""
-  return Update(0, 0, 0.0, 0.0, plan, report, noise)
+def done(
+  update, examples, report=REPORT, noise=None, *, plan=PLAN, decides=False
+):
+  return Update(update, examples, 0.0, plan, decides, report, noise)
 
 
 def test_signals_are_complete_and_as_they_were_measured():
   controller, seen = recorder()
-  measurements = Measurements()
-  decisions = make(controller, measurements=measurements)
-  decisions.decide(0, 0, 'x0')
-  decisions.decide(1, 50, 'x1', done(noise=NOISE))
-  decisions.decide(2, 100, 'x2', done(noise=NOISE))
+  taken = []
+
+  def measured():
+    taken.append(len(seen))
+    return measure()
+
+  decisions = make(controller, measure=measured)
+  decisions.decide(0, 0)
+  decisions.observe(done(1, 50, noise=NOISE))
+  decisions.observe(done(2, 100, noise=NOISE, decides=True))
   reported = {
     'loss': 0.123456,
     'gradient_norm_squared': 98765.4,
@@ -79,7 +89,7 @@ def test_signals_are_complete_and_as_they_were_measured():
     Signals(1, 50, 0.25, **reported),
     Signals(2, 100, 0.5, **reported, full_loss=1.23456789),
   ]
-  assert measurements.taken == ['x0', 'x2']
+  assert taken == [0, 2]  # only where a decision is due
   assert decisions.evaluated_examples == 200
   assert decisions.nominal == 11.0
 
@@ -88,10 +98,10 @@ def test_an_update_without_an_estimate_was_measured_in_vain():
   """Not None: a rule would take that for a loop that never measures."""
   controller, seen = recorder()
   decisions = make(controller)
-  decisions.decide(1, 50, 'x', done())
+  decisions.observe(done(1, 50))
   assert np.isnan(seen[0].gradient_noise).all()
   decisions = make(controllers.noise_scale(initial_batch_size=8))
-  decisions.decide(1, 50, 'x', done())
+  decisions.observe(done(1, 50))
   assert decisions.nominal == 8
 
 
@@ -105,7 +115,7 @@ def test_cabs_is_not_fed_the_damping_that_its_size_causes():
     rates.append(0.1 * plan.damping)
     report = REPORT._replace(loss=0.5, learning_rate=rates[-1])
     noise = GradientNoise(640.0, 1.0)
-    decisions.decide(update, 8 * update, 'x', done(report, noise, plan))
+    decisions.observe(done(update, 8 * update, report, noise, plan=plan))
     sizes.append(decisions.nominal)
   assert sizes == [256.0] * 19
   assert rates == [0.1] + [0.1 * 64 / 256] * 18
@@ -119,7 +129,7 @@ def test_cabs_converges_where_the_rate_grows_as_the_root_of_the_size():
     size = decisions.nominal  # a ladder without gaps
     report = REPORT._replace(loss=0.5, learning_rate=0.01 * size**0.5)
     noise = GradientNoise(800.0, 1.0)
-    decisions.decide(update, 8 * update, 'x', done(report, noise))
+    decisions.observe(done(update, 8 * update, report, noise))
   assert decisions.nominal == pytest.approx((0.01 * 800 / 0.5) ** 2, rel=1e-3)
 
 
@@ -129,15 +139,14 @@ def test_losses_below_the_minimum_are_counted():
   )
   decisions = make(controller)
   for update, loss in enumerate([1.1, 0.6, 0.0, 0.0]):
-    decisions.decide(update, 8, 'x', done(REPORT._replace(loss=loss)))
+    decisions.observe(done(update, 8, REPORT._replace(loss=loss)))
   assert decisions.losses_below_minimum == 0
   for _ in range(2):
-    decisions.decide(5, 8, 'x', done(REPORT._replace(loss=-2.0)))
+    decisions.observe(done(5, 8, REPORT._replace(loss=-2.0)))
   held = decisions.nominal
   assert decisions.losses_below_minimum == 2
-  again = make(controller)
-  again.restore(json.loads(json.dumps(decisions.to_json())))
-  again.decide(7, 8, 'x', done(REPORT._replace(loss=-2.0)))
+  again = make(controller, saved=host(decisions))
+  again.observe(done(7, 8, REPORT._replace(loss=-2.0)))
   assert (again.losses_below_minimum, again.nominal) == (3, held)
   assert make(recorder()[0]).losses_below_minimum == 0
 
@@ -145,12 +154,12 @@ def test_losses_below_the_minimum_are_counted():
 def test_what_was_saved_is_taken_up_again():
   first = make(recorder()[0])
   for update in range(3):
-    first.decide(update, 10 * update, 'x')
-  again = make(recorder()[0])
-  again.restore(json.loads(json.dumps(first.to_json())))
-  assert again.to_json() == first.to_json()
-  assert (again.nominal, again.evaluated_examples) == (11.0, 200)
-  assert again.to_json()['controller'] != make(recorder()[0]).to_json()
+    first.decide(update, 10 * update)
+  again = make(recorder()[0], saved=host(first))
+  assert again.host() == first.host()
+  assert (again.nominal, again.evaluated_examples) == (11.0, 300)
+  fresh = make(recorder()[0]).host()
+  assert again.host()['controller'] != fresh['controller']
 
 
 def test_a_rule_that_cannot_go_on_is_an_error_of_the_config():
@@ -158,7 +167,7 @@ def test_a_rule_that_cannot_go_on_is_an_error_of_the_config():
     initial_batch_size=8, loss_source='full', minimum_loss=50.0
   )
   with pytest.raises(ConfigError, match='minimum_loss'):
-    make(controller).decide(0, 0, 'x')
+    make(controller).decide(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -187,17 +196,17 @@ def test_a_schedule_is_asked_what_it_will_want():
   """A table is read at the examples ahead, at an update where it decides."""
   table = controllers.step_table(table='0:8 1000:64')
   decisions = make(controllers.every(table, updates=20))
-  decisions.decide(0, 0, 'x')
-  before = decisions.to_json()
+  decisions.decide(0, 0)
+  before = decisions.host()
   for examples, ahead, likely in ((0, 999, 8), (0, 1000, 64), (900, 100, 64)):
     bucket = decisions.likely_next(examples // 8, examples, ahead)
     assert bucket.slots == likely
-  assert decisions.to_json() == before
+  assert decisions.host() == before
 
   # By updates: 200 examples ahead are 25 updates of 8, and 40 is the next due.
   pad = controllers.padadamp(initial_batch_size=8, rate=1.0)
   decisions = make(controllers.every(pad, updates=20))
-  decisions.decide(0, 0, 'x')
+  decisions.decide(0, 0)
   assert decisions.likely_next(0, 0, 200).slots == 64
   assert decisions.likely_next(0, 0, 1).slots == 32  # 28 at update 20
 
@@ -210,40 +219,87 @@ class FakeClock:
 
 
 def dispatched(update, count, rows, plan=PLAN):
+  """A call with a decision after the last, and what its updates report."""
   reports = np.arange(9 * rows, dtype=np.float32).reshape(1, rows, 9)
-  return Dispatched(update, 8 * update, count, 7.5, plan, reports + update)
+  call = Call(update, 8 * update, count, plan, decides=True)
+  return call, reports + update
+
+
+class Observed:
+  """In place of a rule: what it is fed with."""
+
+  measured, losses_below_minimum = True, 0
+
+  def __init__(self):
+    self.updates = []
+
+  def observe(self, update):
+    self.updates.append(update)
+
+
+def reports_to(observed, clock):
+  config = digits(**{'log.every_updates': 10**9})
+  parts = build(config, jax.devices()[:1])
+  return Reports(parts, Progress(next_evaluation=10**9), observed, clock)
 
 
 def test_updates_come_back_in_order():
-  clock = FakeClock()
-  in_flight = InFlight(clock)
+  clock, observed = FakeClock(), Observed()
+  reports, got = reports_to(observed, clock), observed.updates
   for update, count in ((0, 1), (1, 4), (5, 2)):
-    in_flight.add(dispatched(update, count, rows=4))
-  assert list(in_flight.take(keep=3)) == []
+    reports.add(*dispatched(update, count, rows=4))
+  assert list(reports.observe(keep=3)) == got == []
   clock.seconds = 12.0
-  first, *more = in_flight.take(keep=2)
-  assert more == []
+  records = list(reports.observe(keep=2))
+  assert len(got) == 1
   clock.seconds = 20.0
-  got = [first, *in_flight.take()]
-  assert list(in_flight.take()) == []
+  records += reports.observe()
+  assert list(reports.observe()) == []
   assert [u.update for u in got] == list(range(1, 8))
   assert [u.examples for u in got] == list(range(8, 64, 8))
   # The call of four took from 12 to 20; the last was ready at once.
   assert [u.seconds for u in got] == [12, 14, 16, 18, 20, 20, 20]
-  assert {(u.nominal, u.plan) for u in got} == {(7.5, PLAN)}
+  assert {u.plan for u in got} == {PLAN}
+  assert [u.update for u in got if u.decides] == [1, 5, 7]
   assert [u.report.loss for u in got] == [0, 1, 10, 19, 28, 5, 14]
-  assert got[2].report == StepSignals(*range(10, 19))
+  assert got[2].report == Report(*range(10, 19))
+  # A decision is recorded.
+  assert [(kind, r['update']) for kind, r in records] == [
+    ('train', 1), ('train', 5), ('train', 7)
+  ]  # fmt: skip
+  assert list(reports.log_last()) == []
 
 
 def test_an_estimate_that_is_not_finite_is_none():
-  in_flight = InFlight(FakeClock())
+  observed = Observed()
+  reports = reports_to(observed, FakeClock())
   for column in (3, 4):
-    call = dispatched(1, 1, rows=1)
-    call.reports[0, 0, column] = np.nan
-    in_flight.add(call)
-  in_flight.add(dispatched(2, 1, rows=1))
-  got = [u.noise for u in in_flight.take()]
+    call, rows = dispatched(1, 1, rows=1)
+    rows[0, 0, column] = np.nan
+    reports.add(call, rows)
+  reports.add(*dispatched(2, 1, rows=1))
+  list(reports.observe())
+  got = [u.noise for u in observed.updates]
   assert got == [None, None, GradientNoise(5, 6)]
+
+
+def test_between_decisions_only_rules_that_follow_updates_are_asked():
+  for needs, asked in ((('full_loss',), [0, 2]), (('loss',), [0, 1, 2])):
+    controller, seen = recorder(needs=needs)
+    decisions = make(controller)
+    decisions.decide(0, 0)
+    decisions.observe(done(1, 8))
+    decisions.observe(done(2, 16, decides=True))
+    assert [signals.update for signals in seen] == asked
+
+
+def test_updates_until_the_next_decision():
+  decisions = make(recorder(every=7)[0])
+  for update in range(20):
+    for most in (1, 3, 30):
+      later = range(update + 1, update + most)
+      slow = next((k - update for k in later if k % 7 == 0), most)
+      assert decisions.until_due(update, most) == slow
 
 
 def test_guessing_costs_little_on_a_long_run():

@@ -13,7 +13,8 @@ from PIL import Image
 
 from adabatch import data
 from adabatch.config import ConfigError
-from adabatch.train import experiment, inputs, train
+from adabatch.train import inputs, train
+from adabatch.train.build import build
 from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
 from tests.test_launch import ROOT
@@ -404,7 +405,7 @@ def test_the_network_gets_what_the_config_says(tmp_path):
 
   def model(**overrides):
     settings = digits(**overrides, **{'buckets.max_per_device': 64})
-    return experiment.build(settings, jax.devices()[:1], (split, split))
+    return build(settings, jax.devices()[:1], (split, split))
 
   for overrides, name, value in (
     ({'model.wide_resnet.widen_factor': 2}, 'widen_factor', 2),
@@ -415,11 +416,12 @@ def test_the_network_gets_what_the_config_says(tmp_path):
   ):
     kind = next(iter(overrides)).split('.')[1]
     built = model(**overrides, **{'model.name': kind})
-    assert getattr(built.model, name) == value
-    group = built.ladder.group_size
-    assert group == (getattr(built.model, 'batch_norm_group', 0) or None)
+    network, group = built.recipe.model, built.ladder.group_size
+    assert getattr(network, name) == value
+    assert group == (getattr(network, 'batch_norm_group', 0) or None)
+    assert built.recipe.group_size == group
   low = model(**{'model.dtype': 'bfloat16'})
-  assert low.model.dtype == jnp.bfloat16
+  assert low.recipe.model.dtype == jnp.bfloat16
 
 
 def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):

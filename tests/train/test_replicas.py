@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-import threading
 
 import jax
 import numpy as np
@@ -11,11 +10,13 @@ import pytest
 
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
-from adabatch.devices import parallel
-from adabatch.train.assembly import make_updates
-from adabatch.train.experiment import build
-from adabatch.train.loop import Run, train
+from adabatch.devices import mesh
+from adabatch.devices.messages import Call
+from adabatch.devices.trainer import Trainer
+from adabatch.train import train
+from adabatch.train.build import build
 from tests.experiments import column, digits, records
+from tests.train.test_resume import stopped
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -31,9 +32,14 @@ FIXED = {
 }
 
 
-def run(workdir, devices=2, stop=None, **overrides):
+def run(workdir, devices=2, **overrides):
   config = digits(**{**FIXED, **overrides})
-  return train(config, workdir, devices=jax.devices()[:devices], stop=stop)
+  return train(config, workdir, devices=jax.devices()[:devices])
+
+
+def run_until(workdir, after, **overrides):
+  """Only the beginning, with a checkpoint two updates later."""
+  return stopped(digits(**{**FIXED, **overrides}), workdir, 2, after)
 
 
 # What is sent.
@@ -106,13 +112,14 @@ def test_only_a_sync_sends_between_replicas(
       'sync.average_momentum': average_momentum,
     }
   )
-  e = build(config, jax.devices()[:devices])
-  updates = make_updates(config, e, lambda split: lambda record, reason: None)
-  bucket = buckets.plan(24, e.ladder).bucket
+  parts = build(config, jax.devices()[:devices])
+  trainer = Trainer(parts.recipe)
+  plan = buckets.plan(24, parts.ladder)
   row = devices // replicas
 
   def crossing(agree):
-    text = updates.cache.get(updates.variant(bucket, agree)).as_text()
+    call = Call(0, 0, 1, plan, agree)
+    text = trainer.programs.get(trainer.variant(call)).as_text()
     return [
       size
       for groups, size in reductions(text)
@@ -121,8 +128,8 @@ def test_only_a_sync_sends_between_replicas(
 
   assert crossing(False) == []
   # Beside the average, the mean squared distance.
-  assert sum(crossing(True)) == updates.sync_bytes + 4
-  updates.close()
+  assert sum(crossing(True)) == trainer.sync_bytes + 4
+  trainer.close()
 
 
 def test_bytes_fall_by_the_period(tmp_path):
@@ -197,31 +204,13 @@ def test_a_cut_changes_nothing(tmp_path, name):
 # Their number.
 
 
-def stopped_after(tmp_path, monkeypatch, updates, **overrides):
-  """A run that is asked to stop once so many updates were dispatched."""
-  stop, step = threading.Event(), Run.step
-
-  def stopping(self):
-    step(self)
-    if self.progress.update >= updates:
-      stop.set()
-
-  with monkeypatch.context() as m:
-    m.setattr(Run, 'step', stopping)
-    summary = run(tmp_path, stop=stop, **overrides)
-  assert summary['status'] == 'preempted'
-  return summary
-
-
 @pytest.mark.parametrize(
   ('name', 'before', 'after'),
-  [('local_sgd', 2, 4), ('local_sgd', 4, 3), ('sma', 3, 4), ('sma', 4, 2)],
+  [('local_sgd', 4, 3), ('sma', 3, 4)],
 )
-def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
+def test_another_number_at_resume(tmp_path, name, before, after):
   overrides = {'max_updates': 20, 'sync.name': name}
-  stopped_after(
-    tmp_path, monkeypatch, 9, **overrides, **{'sync.replicas': before}
-  )
+  run_until(tmp_path, 8, **overrides, **{'sync.replicas': before})
   summary = run(tmp_path, **overrides, **{'sync.replicas': after})
   assert summary['status'] == 'completed'
   assert summary['replicas'] == after
@@ -234,10 +223,10 @@ def test_another_number_at_resume(tmp_path, monkeypatch, name, before, after):
   assert np.mean(losses[-4:]) < np.mean(losses[5:9])
 
 
-def test_a_change_is_logged_once(tmp_path, monkeypatch):
+def test_a_change_is_logged_once(tmp_path):
   """Also if the run is killed before its next checkpoint, and resumed."""
   overrides = {'max_updates': 12}
-  stopped_after(tmp_path / 'a', monkeypatch, 5, **overrides)
+  run_until(tmp_path / 'a', 4, **overrides)
   shutil.copytree(tmp_path / 'a', tmp_path / 'b')
   overrides['sync.replicas'] = 2
   run(tmp_path / 'a', **overrides)
@@ -247,10 +236,10 @@ def test_a_change_is_logged_once(tmp_path, monkeypatch):
   assert (line['before'], line['replicas']) == (4, 2)
 
 
-def test_an_unstable_number_at_resume_is_refused(tmp_path, monkeypatch):
+def test_an_unstable_number_at_resume_is_refused(tmp_path):
   """And nothing is lost."""
   overrides = {'max_updates': 8, 'sync.name': 'sma', 'sync.sma.rho': 2.0}
-  stopped_after(tmp_path, monkeypatch, 3, **overrides)
+  run_until(tmp_path, 2, **overrides)
   with pytest.raises(ConfigError, match='sync.sma: rho=2.0 is not stable'):
     run(tmp_path, **overrides, **{'sync.replicas': 1})
   assert run(tmp_path, **overrides)['status'] == 'completed'
@@ -277,25 +266,23 @@ TUNED = {
 }
 
 
-def measured(monkeypatch, updates_of):
-  """Throughputs that say that two learners a device are the best."""
+@pytest.fixture
+def two_are_best(monkeypatch):
+  """Sets a directory; throughputs say two learners on each of two devices."""
+  directory = []
 
-  def first_process(value):
+  def of_first_process(value):
     assert value > 0
-    return 100.0 * min(updates_of[0].updates.replicas // 2, 2)
+    changes = records(directory[-1], 'replicas')
+    replicas = changes[-1]['replicas'] if changes else TUNED['sync.replicas']
+    return 100.0 * min(replicas // 2, 2)
 
-  monkeypatch.setattr(parallel, 'of_first_process', first_process)
-  start = Run.start
-
-  def remember(self):
-    updates_of[:] = [self]
-    start(self)
-
-  monkeypatch.setattr(Run, 'start', remember)
+  monkeypatch.setattr(mesh, 'of_first_process', of_first_process)
+  return directory.append
 
 
-def test_the_number_of_learners_is_found(tmp_path, monkeypatch):
-  measured(monkeypatch, [])
+def test_the_number_of_learners_is_found(tmp_path, two_are_best):
+  two_are_best(tmp_path / 'whole')
   summary = run(tmp_path / 'whole', **TUNED)
   assert summary['replicas'] == 4
   lines = records(tmp_path / 'whole', 'replicas')
@@ -307,16 +294,17 @@ def test_the_number_of_learners_is_found(tmp_path, monkeypatch):
   assert column(tmp_path / 'whole', 'nominal_batch_size') == sizes
 
   # Windows begin anew where a run is resumed; the decisions are the same.
-  stopped_after(tmp_path / 'cut', monkeypatch, 13, **TUNED)
+  two_are_best(tmp_path / 'cut')
+  run_until(tmp_path / 'cut', 12, **TUNED)
   run(tmp_path / 'cut', **TUNED)
   lines = records(tmp_path / 'cut', 'replicas')
   assert [line['replicas'] for line in lines] == [4, 6, 4]
 
 
-def test_a_search_resumes_on_other_devices(tmp_path, monkeypatch):
+def test_a_search_resumes_on_other_devices(tmp_path, two_are_best):
   """Two learners on each of two devices become four on one."""
-  measured(monkeypatch, [])
-  stopped_after(tmp_path, monkeypatch, 9, **TUNED)
+  two_are_best(tmp_path)
+  run_until(tmp_path, 8, **TUNED)
   summary = run(tmp_path, devices=1, **TUNED)
   assert summary['status'] == 'completed'
 

@@ -1,7 +1,9 @@
 """A run that is killed or stopped goes on exactly where it was."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,7 +14,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from adabatch.train import train
-from adabatch.train.clock import Clock
+from adabatch.train.build import build
+from adabatch.train.checkpoints import CheckpointError, Checkpoints
+from adabatch.train.console import Console
+from adabatch.train.log import Log
+from adabatch.train.loop import loop
+from adabatch.train.reports import Clock
+from adabatch.train.workdir import Workdir
 from tests import commands
 from tests.experiments import digits, records
 
@@ -27,15 +35,17 @@ config = digits(**eval(sys.argv[2]))
 summary = train(config, sys.argv[1], devices=jax.devices()[:1])
 print(summary['status'])
 """
+# Nearly 500 updates, of 16, 32 and 64 examples: a program for each.
 OVERRIDES = {
-  'epochs': 40.0,
+  'epochs': 20.0,
   'checkpoint.every_updates': 50,
+  'controller.max_batch_size': 64,
   'controller.adadamp.loss_source': 'ema',
 }
 RULES = {
   'adadamp': {},
-  'several updates per call': {'updates_per_call': 20},
   'noise_scale': {
+    'updates_per_call': 20,
     'controller.name': 'noise_scale',
     'optimizer.name': 'adam',
     'learning_rate.base': 0.001,
@@ -92,6 +102,27 @@ def same_results(a, b):
     assert summaries[0][key] == summaries[1][key]
 
 
+def stopped(config, workdir, devices, after):
+  """The summary of a run that is asked to stop after a record of an update.
+
+  Two calls later it does: one was dispatched when the record was yielded, and
+  the next says that a stop was asked for, which is read after another one.
+  """
+  stop, files, record = threading.Event(), Workdir(workdir), {}
+  parts = build(config, jax.devices()[:devices])
+  checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep)
+  log = Log(config, files, Console(0, enabled=False), enabled=True)
+  with contextlib.ExitStack() as stack:
+    for close in (files.unlock, checkpoints.close, log.close):
+      stack.callback(close)
+    for kind, record in loop(parts, save=checkpoints.save, stop=stop):
+      log.write(kind, record)
+      if kind == 'train' and record['update'] == after:
+        stop.set()
+  assert record['status'] == 'preempted'
+  return record
+
+
 @pytest.fixture(scope='module', params=sorted(RULES))
 def uninterrupted(request, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('whole')
@@ -142,7 +173,6 @@ def test_resumed_on_other_devices(tmp_path, rule):
   """
   overrides = {'max_updates': 100, 'controller.name': rule}
   config = digits(**OVERRIDES | overrides)
-  train(config, tmp_path / 'whole', devices=jax.devices()[:1])
   stop = threading.Event()
   stop.set()
   moved = tmp_path / 'moved'
@@ -153,6 +183,7 @@ def test_resumed_on_other_devices(tmp_path, rule):
   assert last['status'] == 'completed'
   if rule != 'adadamp':
     return
+  train(config, tmp_path / 'whole', devices=jax.devices()[:1])
   a, b = records(tmp_path / 'whole'), records(moved)
   assert [x['batch_size'] for x in a] == [x['batch_size'] for x in b]
   np.testing.assert_allclose(
@@ -171,7 +202,7 @@ def test_resumed_with_less_room_on_the_device(tmp_path):
     'controller.adadamp.decay': 0.5,
     'learning_rate.base': 0.1,
     'model.name': 'strided_cnn',
-    'model.strided_cnn.channels': (4, 4),
+    'model.strided_cnn.channels': (4,),
     'model.strided_cnn.hidden_size': 8,
     'model.strided_cnn.batch_norm_group': 8,
   }
@@ -252,7 +283,7 @@ def test_a_truncated_checkpoint_falls_back(tmp_path, capfd):
   whole = tmp_path / 'whole'
   train(config, whole, devices=jax.devices()[:1])
   broken = tmp_path / 'broken'
-  train(config, broken, devices=jax.devices()[:1])
+  shutil.copytree(whole, broken)
   newest = broken / 'checkpoints' / '60'
   largest = max(
     (p for p in newest.rglob('*') if p.is_file()),
@@ -264,3 +295,30 @@ def test_a_truncated_checkpoint_falls_back(tmp_path, capfd):
   assert 'update 60 cannot be read' in capfd.readouterr().err
   assert summary['status'] == 'completed'
   same_results(whole, broken)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path, capfd):
+  """In one line; it is not taken for a damaged one, which would be removed."""
+  config = digits(max_updates=30)
+  counts = {'replicas': 1, 'next_sync': 0, 'syncs': 20, 'sync_bytes': 0}
+  old = {
+    'progress': {'next_evaluation': 1437, 'update': 20, 'examples': 320},
+    'decisions': {'nominal': 16.0, 'evaluated_examples': 0, 'controller': []},
+    'agreement': counts | {'drops': 0, 'tuning': None},
+    'configured_replicas': 1,
+    'data': {'training': 'some', 'evaluation': 'others'},
+  }
+  files = Workdir(tmp_path)
+  files.open(config)
+  files.unlock()
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', 3)
+  for update in (10, 20):
+    checkpoints.save(update, {'params': np.zeros(3)}, old)
+  checkpoints.close()
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(CheckpointError, match='an earlier version') as refused:
+    train(config, tmp_path, devices=jax.devices()[:1])
+  assert 'start in another workdir' in str(refused.value)
+  assert '\n' not in str(refused.value)
+  assert 'cannot be read' not in capfd.readouterr().err
+  assert sorted(tmp_path.rglob('*')) == before

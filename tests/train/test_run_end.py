@@ -10,8 +10,10 @@ import pytest
 from adabatch import data
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
-from adabatch.search.population import Population
-from adabatch.train import experiment, optimization, train
+from adabatch.devices.population import Member
+from adabatch.search.population import Mode, make_population, run
+from adabatch.train import build as build_lib
+from adabatch.train import optimizer, train
 from tests.experiments import column, digits
 
 EXAMPLES = 200  # in an epoch
@@ -43,8 +45,7 @@ def config(**overrides):
 
 
 def build(**overrides):
-  c = config(**overrides)
-  return c, experiment.build(c, jax.devices()[:1], SPLITS)
+  return build_lib.build(config(**overrides), jax.devices()[:1], SPLITS)
 
 
 # The slow twin: a loop that does what a run does, but for the training.
@@ -97,7 +98,7 @@ def test_a_decay_ends_with_the_run(decay, end, rule):
   for unit in ('epochs', 'run'):
     if decay == 'piecewise' and unit == 'epochs':
       continue  # it has boundaries of its own
-    c, parts = build(
+    parts = build(
       **ENDS[end],
       **{
         'controller.name': rule,
@@ -115,7 +116,7 @@ def test_a_decay_ends_with_the_run(decay, end, rule):
     total = sum(size for _, size in done)
     assert parts.length.exact
     assert abs(parts.length.examples - total) <= (rule == 'padadamp')
-    multiplier = optimization.make_decay(c, parts.extent)
+    multiplier = optimizer.make_decay(parts.config, parts.extent)
     for examples, _ in (done[0], done[len(done) // 2], done[-1]):
       expected = DECAYS[decay](examples / parts.length.examples)
       assert float(multiplier(examples)) == pytest.approx(expected, rel=1e-4)
@@ -125,7 +126,7 @@ def test_a_decay_ends_with_the_run(decay, end, rule):
 @pytest.mark.parametrize('decay', ['cosine', 'linear'])
 def test_a_batch_that_grows_with_the_decay_of_its_own_run(decay, exponent):
   """The decay is over the run's length, which depends on the decay."""
-  _, parts = build(
+  parts = build(
     max_updates=60,
     **{
       'controller.name': 'from_lr_schedule',
@@ -145,24 +146,24 @@ def test_a_batch_that_grows_with_the_decay_of_its_own_run(decay, exponent):
 def test_a_rule_that_measures_is_given_the_most_there_can_be():
   """So that the rate is not 0 before the run is over."""
   adaptive = {'controller.name': 'adadamp'}
-  _, parts = build(max_updates=25, **adaptive)
+  parts = build(max_updates=25, **adaptive)
   assert parts.length == (25, 25 * 64, False)
-  _, parts = build(epochs=1.5, **adaptive)
+  parts = build(epochs=1.5, **adaptive)
   assert parts.length[1:] == (300, True)
-  _, parts = build(epochs=1.5, max_updates=25, **adaptive)
+  parts = build(epochs=1.5, max_updates=25, **adaptive)
   assert parts.length[1:] == (300, True)  # 25 updates are enough for these
 
 
 def test_a_tuned_number_of_replicas_is_not_known_before(capsys):
   replicas = {'sync.name': 'local_sgd', 'sync.tune.enabled': True}
-  c, parts = build(
+  parts = build(
     max_updates=25, **replicas, **{'learning_rate.decay.name': 'cosine'}
   )
   assert parts.length.examples == 100 * EXAMPLES
   assert not parts.length.exact
-  (line,) = experiment.remarks(c, parts)
+  (line,) = build_lib.remarks(parts)
   assert 'before what sync.tune will decide' in line
-  _, parts = build(**replicas)
+  parts = build(**replicas)
   assert parts.length.exact
   with pytest.raises(ConfigError, match=r'sync\.tune\.enabled tunes'):
     build(**{'sync.tune.enabled': True})
@@ -213,16 +214,24 @@ def test_the_rate_of_a_real_run(tmp_path):
   assert rates[-1] == pytest.approx(0.02 * 1e-3, rel=1e-4)
 
 
+@pytest.mark.usefixtures('compile_quickly')
 @pytest.mark.parametrize('end', ENDS)
 def test_a_search_and_a_run_agree(end):
-  _, parts = build(**ENDS[end])
+  # Evaluated after every update, as often as a member says where it is.
+  parts = build(**ENDS[end], **{'eval.every_epochs': 16 / EXAMPLES})
   done = list(updates_of(parts))
   assert parts.length.updates == len(done)
-  programs = Population(config(**ENDS[end]), parts, ())
-  assert programs.total_updates == len(done)
-  for update, (examples, _) in enumerate(done):
-    assert programs.examples(update) == examples
-  assert programs.examples(len(done)) == sum(done[-1])
+  ((_, outcome),) = run(
+    make_population(parts, ()),
+    parts,
+    [Member(0, ())],
+    Mode(1, updates_per_call=4),
+    limit=lambda member, known: None,
+  )
+  assert outcome.updates == len(done)
+  assert [(e.update, e.examples) for e in outcome.evaluations] == [
+    (update, sum(one)) for update, one in enumerate(done, start=1)
+  ]
 
 
 # The size of the set.
@@ -240,9 +249,9 @@ def test_epochs_are_exact_where_batches_are_large(tmp_path):
       'controller.every': 1,
     },
   )
-  parts = experiment.build(c, jax.devices()[:1], splits)
+  parts = build_lib.build(c, jax.devices()[:1], splits)
   assert parts.ladder.batch_sizes[-1] == 180
-  (line,) = experiment.remarks(c, parts)
+  (line,) = build_lib.remarks(parts)
   assert 'controller.max_batch_size=1024 is capped at 180' in line
   summary = train(c, tmp_path, devices=jax.devices()[:1], splits=splits)
   assert summary['epochs'] == 4.0
@@ -251,7 +260,7 @@ def test_epochs_are_exact_where_batches_are_large(tmp_path):
 
 @pytest.mark.parametrize('replicas', [1, 3])
 def test_replicas_share_the_largest_batch(replicas):
-  _, parts = build(
+  parts = build(
     **{
       'controller.name': 'adadamp',
       'controller.initial_batch_size': 15,

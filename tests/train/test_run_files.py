@@ -13,11 +13,13 @@ from tensorboardX.proto import event_pb2
 
 from adabatch import config as config_lib
 from adabatch.config import ConfigError
+from adabatch.config import files as files_lib
+from adabatch.config import keys as keys_lib
+from adabatch.config.files import finite
 from adabatch.train import console as console_lib
-from adabatch.train import workdir as workdir_lib
-from adabatch.train.clock import Clock
 from adabatch.train.console import Console
-from adabatch.train.metrics import MetricsWriter, finite
+from adabatch.train.log import Log, MetricsWriter
+from adabatch.train.reports import Clock
 from adabatch.train.workdir import Workdir
 
 # The clock.
@@ -451,7 +453,7 @@ def test_files_are_written_whole_or_not_at_all(workdir, monkeypatch):
     raise OSError('the power went off')
 
   with monkeypatch.context() as m:
-    m.setattr(workdir_lib.os, 'replace', fail)
+    m.setattr(files_lib.os, 'replace', fail)
     with pytest.raises(OSError, match='power'):
       workdir.write_summary({'updates': 2})
   assert workdir.read_summary() == {'updates': 1}
@@ -475,6 +477,90 @@ def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / 'elsewhere')
   workdir.open(config())
   assert (tmp_path / 'mine' / 'config.json').exists()
+
+
+# Where the records of a run go.
+
+START = {'update': 0, 'examples': 0, 'over': False}
+EVALUATION = {
+  'update': 16,
+  'examples': 250,
+  'epoch': 2.5,
+  'seconds': 1.0,
+  'split': 'validation',
+  'loss': 0.5,
+  'accuracy': 0.98765,
+}
+
+
+def logged(workdir, records, *, enabled=True):
+  """What the console shows of them."""
+  stream = io.StringIO()
+  console = Console(
+    6400, enabled=enabled, stream=stream, seconds_between_lines=0.0
+  )
+  log = Log(config(), workdir, console, enabled=enabled)
+  assert not (workdir.path / 'metrics.jsonl').exists()
+  for kind, record in records:
+    log.write(kind, record)
+  log.close()
+  return stream.getvalue().splitlines()
+
+
+def test_each_record_goes_where_it_belongs(workdir):
+  replicas = {'update': 2, 'replicas': 2, 'before': 1, 'why': 'because'}
+  shown = logged(
+    workdir,
+    [
+      ('start', START),
+      ('note', {'update': 0, 'text': 'the size is capped'}),
+      ('replicas', replicas),
+      ('train', train_record(50)),
+      ('eval', EVALUATION),
+      ('summary', {'status': 'completed', 'best': {'loss': math.nan}}),
+    ],
+  )
+  assert shown == [
+    'the size is capped',
+    'update 50  epoch 5.00  B 32  lr 0.1  loss 0.0400  1,000 examples/s  '
+    '5 s left',
+    'epoch 2.50  update 16  validation  loss 0.5000  accuracy 0.9877',
+  ]
+  assert lines(workdir.path) == [
+    {'kind': 'replicas', **replicas},
+    {'kind': 'train', **train_record(50)},
+    {'kind': 'eval', **EVALUATION},
+  ]
+  assert (1.0, 'eval/validation/seconds') in {
+    (value, tag) for _, tag, value in events(workdir.path)
+  }
+  expected = {'status': 'completed', 'best': {'loss': None}}
+  assert workdir.read_summary() == expected
+  written = json.loads((workdir.path / 'config.json').read_text())
+  assert written == json.loads(json.dumps(config().to_dict()))
+
+
+def test_nothing_is_written_before_everything_was_accepted(workdir):
+  assert logged(workdir, []) == []
+  assert not workdir.path.exists()
+
+
+def test_a_run_that_is_over_leaves_its_config_alone(workdir):
+  workdir.open(config(epochs=1.0))
+  before = (workdir.path / 'config.json').read_text()
+  assert logged(workdir, [('start', START | {'over': True})]) == []
+  assert (workdir.path / 'config.json').read_text() == before
+
+
+def test_only_the_first_process_writes(workdir):
+  records = [
+    ('start', START),
+    ('note', {'update': 0, 'text': 'the size is capped'}),
+    ('train', train_record(1)),
+    ('summary', {'status': 'completed'}),
+  ]
+  assert logged(workdir, records, enabled=False) == []
+  assert not workdir.path.exists()
 
 
 # The config.
@@ -516,7 +602,7 @@ def test_a_hint_only_where_something_is_close(key, hint):
 
 def test_every_key_says_what_it_means():
   """In a comment behind it or on the line before."""
-  source = Path(config_lib.__file__).read_text().splitlines()
+  source = Path(keys_lib.__file__).read_text().splitlines()
   keys = [
     (before, line)
     for before, line in zip(source, source[1:], strict=False)

@@ -6,34 +6,45 @@ import numpy as np
 import pytest
 
 from adabatch.controllers import buckets
+from adabatch.controllers.buckets import Bucket, Plan
+from adabatch.devices.messages import Call
 from adabatch.optim import sync
-from adabatch.train.agreement import Agreement
-from adabatch.train.learner_tuning import Tuning, TuningRule, again, observe
+from adabatch.train.calls import Progress
+from adabatch.train.replicas import Replicas
+from adabatch.train.reports import Clock
+from adabatch.train.tuning import Tuning, TuningRule, again, observe
 
 BATCH = 8
+PLAN = Plan(BATCH, BATCH, 1.0, Bucket(BATCH, 1, 1))
 
 
-def syncs(rule, updates, *, most=1, examples=0):
+def after(updates):
+  """Where a run is whose batches were all alike."""
+  examples = updates * BATCH
+  return Progress(next_evaluation=10**9, update=updates, examples=examples)
+
+
+def as_saved(replicas):
+  return json.loads(json.dumps(replicas.host()))
+
+
+def syncs(rule, updates, *, most=1):
   """Updates that end in a sync, as the loop would find them."""
-  agreement = Agreement(rule, replicas=4)
-  update, found, calls = 0, [], []
-  while update < updates:
-    agreement.start(update, examples, BATCH, 1.0)
-    agree, count = agreement.coming(
-      update, examples, BATCH, 1.0, most=most, left=updates - update
-    )
+  replicas = Replicas(rule, replicas=4)
+  at, found, calls = after(0), [], []
+  while at.update < updates:
+    agree, count = replicas.next(at, PLAN, most=most, left=updates - at.update)
     assert 1 <= count <= most
     calls.append(count)
     if agree:
-      found += range(update + 1, update + count + 1)
-    update, examples = update + count, examples + count * BATCH
-    agreement.done(update, count=count, agreed=agree, bytes_each=10)
+      found += range(at.update + 1, at.update + count + 1)
+    call = Call(at.update, at.examples, count, PLAN, agree)
+    replicas.dispatched(call, bytes_each=10)
+    at.dispatched(call)
     # As if the run were resumed after each call.
-    saved = json.loads(json.dumps(agreement.to_json()))
-    agreement = Agreement(rule, replicas=4)
-    agreement.restore(saved)
-  assert agreement.counts.syncs == len(found)
-  assert agreement.counts.sync_bytes == 10 * len(found)
+    replicas = Replicas(rule, replicas=4, saved=as_saved(replicas))
+  assert replicas.counts.syncs == len(found)
+  assert replicas.counts.sync_bytes == 10 * len(found)
   return found, calls
 
 
@@ -72,38 +83,34 @@ def test_qsr_waits_longer_as_the_rate_falls():
 def test_a_call_ends_where_the_rate_drops():
   """For replicas restart between two calls."""
   rule = sync.sma(1, 1.0, 0.9, replicas=4)
-  agreement = Agreement(rule, replicas=4, drops=(3.5 * BATCH,))
-  agreement.start(0, 0, BATCH, 1.0)
-  first = agreement.coming(0, 0, BATCH, 1.0, most=9, left=20)
-  later = agreement.coming(4, 4 * BATCH, BATCH, 1.0, most=9, left=16)
+  replicas = Replicas(rule, replicas=4, drops=(3.5 * BATCH,))
+  first = replicas.next(after(0), PLAN, most=9, left=20)
+  later = replicas.next(after(4), PLAN, most=9, left=16)
   assert (first, later) == ((True, 4), (True, 9))
 
 
 def test_a_period_ends_where_the_rate_drops():
   """Or what the replicas did in it would be lost."""
   rule = sync.sma(10, 1.0, 0.9, replicas=4)
-  agreement = Agreement(rule, replicas=4, drops=(3.5 * BATCH,))
-  agreement.start(0, 0, BATCH, 1.0)
-  assert agreement.coming(0, 0, BATCH, 1.0, most=9, left=20) == (False, 3)
-  done = 3 * BATCH
-  assert agreement.coming(3, done, BATCH, 1.0, most=9, left=17) == (True, 1)
+  replicas = Replicas(rule, replicas=4, drops=(3.5 * BATCH,))
+  assert replicas.next(after(0), PLAN, most=9, left=20) == (False, 3)
+  assert replicas.next(after(3), PLAN, most=9, left=17) == (True, 1)
 
 
 def test_one_model_agrees_at_every_update():
-  agreement = Agreement(None, replicas=1)
-  agreement.start(0, 0, BATCH, 1.0)
-  assert agreement.coming(0, 0, BATCH, 1.0, most=7, left=9) == (False, 7)
-  agreement.done(7, count=7, agreed=False, bytes_each=10)
-  assert (agreement.counts.syncs, agreement.counts.sync_bytes) == (7, 70)
+  replicas = Replicas(None, replicas=1)
+  assert replicas.next(after(0), PLAN, most=7, left=9) == (False, 7)
+  replicas.dispatched(Call(0, 0, 7, PLAN, False), bytes_each=10)
+  assert (replicas.counts.syncs, replicas.counts.sync_bytes) == (7, 70)
 
 
 def test_a_drop_restarts_once():
   rule = sync.sma(1, 1.0, 0.9, replicas=4)
-  agreement = Agreement(rule, replicas=4, drops=(80.0, 160.0))
-  due = [agreement.restart_due(e) for e in (0, 79, 80, 88, 159, 168, 400)]
+  replicas = Replicas(rule, replicas=4, drops=(80.0, 160.0))
+  due = [replicas.restart_due(e) for e in (0, 79, 80, 88, 159, 168, 400)]
   assert due == [False, False, True, False, False, True, False]
   still = sync.sma(1, 1.0, 0.9, replicas=4, restarts=False)
-  assert not Agreement(still, replicas=4, drops=(80.0,)).restart_due(80)
+  assert not Replicas(still, replicas=4, drops=(80.0,)).restart_due(80)
 
 
 # How many learners a device trains.
@@ -161,16 +168,80 @@ def test_another_batch_size_begins_anew():
   assert again(Tuning(3, 'settled')) == Tuning(3)
 
 
+class Search:
+  """A run of 100 examples a second, whatever the number of replicas."""
+
+  def __init__(self, *, rows, saved=None):
+    self.replicas = Replicas(
+      sync.local_sgd(4),
+      replicas=4,
+      tuning=RULE,
+      window=3,
+      rows=rows,
+      saved=saved,
+    )
+    self.at = after(0)
+    self.clock = Clock(now=lambda: self.at.examples / 100)
+
+  def train(self, updates, plan=PLAN):
+    call = Call(self.at.update, self.at.examples, updates, plan, True)
+    self.replicas.dispatched(call, bytes_each=10)
+    self.at.dispatched(call)
+
+  def tune(self, plan=PLAN):
+    return self.replicas.tune(self.at, plan, self.clock.seconds)
+
+  def windows(self, count):
+    """So many are measured; how each of them changed the number."""
+    changes = []
+    for _ in range(count):
+      self.tune()
+      self.train(3)
+      changes.append(self.tune())
+    return changes
+
+
+def test_windows_follow_one_another():
+  """They end after three updates; the next one begins an update later."""
+  search, due = Search(rows=2), []
+  for _ in range(9):
+    due.append(search.replicas.tuning_due(search.at, PLAN))
+    if due[-1]:
+      assert search.tune() is None
+    search.train(1)
+  assert due == [True, False, False, True, True, False, False, True, True]
+
+
+def test_a_window_ends_with_another_batch_size():
+  """And what was tried is taken back; also where nothing is tried any more."""
+  search = Search(rows=2)
+  assert search.windows(5)[-1] == (4, 6, '100 examples/s')
+  search.tune()
+  search.train(1)
+  assert not search.replicas.tuning_due(search.at, PLAN)
+  larger = PLAN._replace(bucket=Bucket(2 * BATCH, 1, 1))
+  assert search.replicas.tuning_due(search.at, larger)
+  assert search.tune(larger) == (6, 4, 'another batch size')
+  search.train(3, larger)
+  search.tune(larger)
+  assert search.replicas.counts.tuning['measured'] == (100.0,)
+
+  search.windows(20)
+  assert search.replicas.settled
+  search.train(9)
+  assert not search.replicas.tuning_due(search.at, PLAN)
+  assert search.replicas.tuning_due(search.at, larger)
+  search.tune(larger)
+  assert not search.replicas.settled
+
+
 def test_the_search_is_kept_in_checkpoints():
-  agreement = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
-  for _ in range(7):
-    agreement.observe(100.0)
-  saved = json.loads(json.dumps(agreement.to_json()))
-  other = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
-  other.restore(saved)
-  assert other.counts == agreement.counts
-  assert other.counts.replicas == 6  # three on each of two rows are tried
-  assert other.observe(100.0) == agreement.observe(100.0)
+  search = Search(rows=2)
+  search.windows(7)
+  other = Search(rows=2, saved=as_saved(search.replicas))
+  assert other.replicas.counts == search.replicas.counts
+  assert other.replicas.counts.replicas == 6  # three on each of two rows
+  assert other.windows(5) == search.windows(5)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +249,10 @@ def test_the_search_is_kept_in_checkpoints():
 )
 def test_a_search_goes_on_with_other_devices(rows, replicas, here):
   """As near as can be to the number there was."""
-  agreement = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=2)
-  for _ in range(7):
-    agreement.observe(100.0)
-  assert agreement.counts.replicas == 6
-  other = Agreement(sync.local_sgd(4), replicas=4, tuning=RULE, rows=rows)
-  other.restore(json.loads(json.dumps(agreement.to_json())))
+  search = Search(rows=2)
+  search.windows(7)
+  assert search.replicas.counts.replicas == 6
+  other = Search(rows=rows, saved=as_saved(search.replicas)).replicas
   assert other.counts.replicas == replicas
   assert other.counts.tuning['here'] == here
 

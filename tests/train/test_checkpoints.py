@@ -22,8 +22,8 @@ from jax.sharding import (
   SingleDeviceSharding,
 )
 
-from adabatch.devices import train_state
-from adabatch.train.checkpoint import CheckpointError, Checkpoints
+from adabatch.devices import state as state_lib
+from adabatch.train.checkpoints import CheckpointError, Checkpoints
 
 
 class State(NamedTuple):
@@ -128,7 +128,7 @@ def test_a_train_state_comes_back_exactly(tmp_path, opened, keep_gradient):
       return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
 
   def make(seed):
-    state = train_state.create(
+    state = state_lib.create(
       Model(),
       jnp.ones((1, 4)),
       optax.chain(optax.clip(1.0), optax.adamw(0.1, mu_dtype=jnp.bfloat16)),
@@ -298,8 +298,8 @@ def test_nothing_else_is_said(three, tmp_path):
   delete(directory / '3' / 'state' / 'ocdbt.process_0')
   code = f"""
 import gc, pathlib
-from adabatch.checkpoint import Checkpoints
-from tests.train.test_checkpoint import make_state
+from adabatch.train.checkpoints import Checkpoints
+from tests.train.test_checkpoints import make_state
 checkpoints = Checkpoints(pathlib.Path({str(directory)!r}), 3)
 assert checkpoints.restore(make_state(0)).update == 2
 checkpoints.close()

@@ -7,8 +7,8 @@ import pytest
 from adabatch import controllers
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
-from adabatch.train import experiment, optimization
-from adabatch.train.run_end import Extent
+from adabatch.train import optimizer, rules
+from adabatch.train.run_length import Extent
 from tests.experiments import digits
 
 # Three epochs of 1000 examples, in batches up to 128.
@@ -22,9 +22,7 @@ GRADUAL = {
 
 def test_a_warmup_that_would_do_nothing_is_refused():
   def make(**overrides):
-    return optimization.make_learning_rate(
-      digits(**GRADUAL | overrides), EXTENT
-    )
+    return optimizer.make_learning_rate(digits(**GRADUAL | overrides), EXTENT)
 
   for overrides, part in (
     ({}, "scaling='none' is the target already: set .*warmup.start"),
@@ -81,7 +79,7 @@ def test_beta2_at_its_floor_is_told(overrides, reached):
   constant = config.controller.name == 'constant'
   name = 'initial_batch_size' if constant else 'max_batch_size'
   largest = config.controller[name]
-  line = optimization.beta2_at_its_floor(config, largest)
+  line = optimizer.beta2_at_its_floor(config, largest)
   if reached is None:
     assert line is None
   else:
@@ -130,9 +128,9 @@ def test_rules_between_updates_leave_the_devices_alone():
       'learning_rate.decay.final': 0.1,
     }
   )
-  controller = experiment.make_controller(config, EXTENT)
-  rate = optimization.unwarmed_rate(config, EXTENT)
-  scaled = optimization.unwarmed_rate(
+  controller = rules.make_controller(config, EXTENT)
+  rate = optimizer.unwarmed_rate(config, EXTENT)
+  scaled = optimizer.unwarmed_rate(
     digits(**{'learning_rate.scaling': 'sqrt'}), EXTENT
   )
   with jax.transfer_guard('disallow_explicit'):

@@ -2,42 +2,49 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh
 
 from adabatch import config as config_lib
-from adabatch import controllers, data
+from adabatch import data
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
-from adabatch.controllers import BatchSizeController, buckets
+from adabatch.controllers import BatchSizeController
 from adabatch.controllers.buckets import Ladder
-from adabatch.devices import parallel
-from adabatch.devices.updates import Sync
+from adabatch.data.source import Inputs
+from adabatch.devices import layout
+from adabatch.devices.mesh import BACKENDS, make_devices
+from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract
 from adabatch.models.tasks import Task, classification, language_modelling
 from adabatch.optim import sync
-from adabatch.train.inputs import Inputs, TextCache, open_inputs
-from adabatch.train.optimization import (
+from adabatch.train.calls import Due, RunEnd, make_due, make_end
+from adabatch.train.decisions import Decisions
+from adabatch.train.inputs import TextCache, open_inputs
+from adabatch.train.optimizer import (
   beta2_at_its_floor,
-  damping_exponent,
   lasts_as_the_run,
   learning_rate_drops,
-  make_decay,
   make_optimizer,
   unwarmed_rate,
 )
-from adabatch.train.run_end import (
+from adabatch.train.replicas import Replicas
+from adabatch.train.rules import (
+  count_replicas,
+  estimates_noise,
+  make_controller,
+  make_ladder,
+)
+from adabatch.train.run_length import (
   Extent,
-  RunEnd,
   RunLength,
-  make_end,
   run_length,
 )
+from adabatch.train.tuning import TuningRule
 
 TASKS = {
   'classification': classification,
@@ -47,45 +54,39 @@ LANGUAGE_MODELS = ('transformer', 'lstm')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-class Experiment(NamedTuple):
+class Parts(NamedTuple):
   """The parts of a run, all checked, nothing written or placed on a device.
 
   Attributes:
-    model, task, tx, controller, ladder: see their modules.
-    inputs: the two splits and how to make batches of them.
-    network_input: shape and dtype of a batch of one of the network's inputs.
-    compiler_options: what the programs are compiled with.
-    mesh: all devices.
+    config: the whole config.
+    recipe: what the devices are given to do.
+    controller: the batch-size rule.
+    ladder: the sizes that are run.
     end: where it ends, if no target is reached before.
     extent: what its schedules are laid out over.
     length: how long it becomes.
-    estimate_noise: whether a rule reads the gradient noise.
-    sync: how replicas agree; None where one model is trained.
-    replicas: how many there are; 1 of one model.
+    due: when what is due.
     learning_rate_drops: where the learning rate drops, in examples.
   """
 
-  model: nn.Module
-  task: Task
-  tx: Any
+  config: Config
+  recipe: Recipe
   controller: BatchSizeController
   ladder: Ladder
-  inputs: Inputs
-  network_input: jax.ShapeDtypeStruct
-  compiler_options: dict[str, Any]
-  mesh: Mesh
   end: RunEnd
   extent: Extent
   length: RunLength
-  estimate_noise: bool
-  sync: Sync | None
-  replicas: int
+  due: Due
   learning_rate_drops: tuple[float, ...]
 
-
-def count_replicas(config: Config) -> int:
-  """How many models are trained side by side."""
-  return 1 if config.sync.name == 'synchronous' else config.sync.replicas
+  @property
+  def fingerprints(self) -> dict[str, str]:
+    """Of the data."""
+    inputs = self.recipe.inputs
+    return {
+      'training': inputs.train.fingerprint,
+      'evaluation': inputs.evaluation.fingerprint,
+    }
 
 
 def make_sync(config: Config, extent: Extent) -> Sync | None:
@@ -118,176 +119,29 @@ def make_sync(config: Config, extent: Extent) -> Sync | None:
   return Sync(rule, s.average_momentum)
 
 
-def check_controller(config: Config) -> None:
-  """Refuses rules that would ask for something else than they are to."""
-  c, scaling = config.controller, config.learning_rate.scaling
-  if c.name == 'cabs' and scaling in ('linear', 'adascale'):
-    raise ConfigError(
-      'controller.name=cabs takes a batch size in proportion to the learning '
-      f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
-      "the batch size, without an end: set it to 'none' or 'sqrt'"
-    )
-  # Rules that grow without an end are damped beyond the largest size; a size
-  # that was written down is meant.
-  sizes: dict[str, list[float]] = {}
-  if c.name == 'step_table':
-    with refusing('controller.step_table'):
-      entries = controllers.parse_table(c.step_table.table)
-    sizes = {'step_table.table': [size for _, size in entries]}
-  if c.name == 'ramp_up':
-    sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
-  smallest, largest = c.initial_batch_size, c.max_batch_size
-  for key, written in sizes.items():
-    for size in written:
-      if not smallest <= size <= largest:
-        bound = 'initial' if size < smallest else 'max'
-        raise ConfigError(
-          f'controller.{key} asks for a batch of {size:g}, outside {smallest} '
-          f'to {largest}: change it or controller.{bound}_batch_size'
-        )
-
-
-def make_controller(config: Config, extent: Extent) -> BatchSizeController:
-  """The batch-size rule with its wrappers."""
-  check_controller(config)
-  c = config.controller
-  factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
-  parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
-  if c.name == 'padadamp' and c.padadamp.rate is None:
-    parameters['rate'] = controllers.padadamp_rate(
-      initial_batch_size=c.initial_batch_size,
-      max_batch_size=extent.max_batch_size,
-      epochs=extent.run / extent.epoch,
-      num_examples=extent.epoch,
-    )
-  if c.name == 'geodamp':
-    del parameters['lr_factor']
-  if c.name == 'from_lr_schedule':
-    with refusing('controller.every'):
-      due = controllers.every_due(updates=c.every, wait=c.wait)
-    parameters = {'schedule': make_decay(config, extent), 'due': due}
-  accepted = inspect.signature(factory).parameters
-  if c.min_batch_size is not None:
-    if 'floor' not in accepted:
-      raise ConfigError(
-        f'controller.min_batch_size={c.min_batch_size} has no meaning for '
-        f'controller.name={c.name!r}, whose size never falls below its own '
-        'schedule: leave it unset'
-      )
-    parameters['floor'] = False
-  if 'initial_updates' in accepted:
-    # What comes before the first decision tells where the run began.
-    parameters['initial_updates'] = c.wait or c.every
-  with refusing(f'controller.{c.name}'):
-    controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
-  with refusing('controller.every'):
-    controller = controllers.every(controller, updates=c.every, wait=c.wait)
-  # Around `every`, so that they see decisions and not the updates between.
-  if c.smooth:
-    with refusing('controller.smooth'):
-      controller = controllers.smooth(controller, c.smooth)
-  if c.monotone:
-    controller = controllers.monotone(controller)
-  if c.growth_limit is not None:
-    with refusing('controller.growth_limit'):
-      controller = controllers.limit_growth(controller, c.growth_limit)
-  if c.hysteresis is not None:
-    with refusing('controller.hysteresis'):
-      controller = controllers.hysteresis(controller, c.hysteresis)
-  return controller
-
-
-def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
-  """Whether anything reads the gradient noise."""
-  adascale = config.learning_rate.scaling == 'adascale'
-  return adascale or 'gradient_noise' in controller.needs
-
-
-def make_ladder(
-  config: Config, devices: int, num_examples: int | None = None
-) -> Ladder:
-  """The batch sizes that can be run; their parts tell the gradient noise.
-
-  None is larger than the training split of `num_examples`: a batch would hold
-  examples twice, and a run of few epochs would be over with it.
-  """
-  c, b = config.controller, config.buckets
-  if c.max_batch_size < c.initial_batch_size:
-    raise ConfigError(
-      f'controller.initial_batch_size={c.initial_batch_size} is above '
-      f'controller.max_batch_size={c.max_batch_size}: lower the first or raise '
-      'the second'
-    )
-  smallest = c.initial_batch_size
-  if c.min_batch_size is not None:
-    if c.min_batch_size > smallest:
-      raise ConfigError(
-        f'controller.min_batch_size={c.min_batch_size} is above '
-        f'controller.initial_batch_size={smallest}: lower the first or raise '
-        'the second'
-      )
-    smallest = c.min_batch_size
-  replicas = count_replicas(config)
-  largest = c.max_batch_size
-  if num_examples is not None:
-    if c.initial_batch_size > num_examples:
-      raise ConfigError(
-        f'controller.initial_batch_size={c.initial_batch_size} is above the '
-        f'{num_examples} examples of the training split: lower it'
-      )
-    largest = min(largest, num_examples // replicas * replicas)
-  rule = make_controller(config, Extent(1, 1, c.max_batch_size))
-  # A constant size needs no ladder, and no program compiled for the next rung.
-  largest = smallest if c.name == 'constant' else largest
-  for key, size in (('initial', smallest), ('max', largest)):
-    if size % replicas:
-      key = 'min' if size == c.min_batch_size else key
-      raise ConfigError(
-        f'controller.{key}_batch_size={size} cannot be shared equally by '
-        f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
-      )
-  with refusing('buckets'):
-    return buckets.ladder(
-      smallest,
-      largest,
-      devices=devices // math.gcd(devices, replicas),
-      max_per_device=b.max_per_device,
-      growth=b.growth,
-      rounding=b.rounding,
-      group_size=_group_size(config),
-      replicas=replicas,
-      min_microbatches=2 if estimates_noise(config, rule) else 1,
-      damping_exponent=damping_exponent(config),
-    )
-
-
-def remarks(config: Config, e: Experiment) -> Iterator[str]:
+def remarks(parts: Parts) -> Iterator[str]:
   """Lines on what a run makes of its config that may not be expected."""
-  top, asked = e.ladder.batch_sizes[-1], config.controller.max_batch_size
+  config, inputs = parts.config, parts.recipe.inputs
+  for document in (*inputs.skipped_train, *inputs.skipped_evaluation):
+    yield f'skipped document {document}'
+  top, asked = parts.ladder.batch_sizes[-1], config.controller.max_batch_size
   if config.controller.name != 'constant' and top < asked:
     yield (
       f'controller.max_batch_size={asked} is capped at {top}: the training '
-      f'split has {e.extent.epoch} examples'
+      f'split has {parts.extent.epoch} examples'
     )
   if (line := beta2_at_its_floor(config, top)) is not None:
     yield line
-  if not e.length.exact and lasts_as_the_run(config):
+  if not parts.length.exact and lasts_as_the_run(config):
     tuned = config.sync.tune.enabled
     name = f'controller.name={config.controller.name!r}'
     decides = 'sync.tune' if tuned else name
     yield (
       f'max_updates={config.max_updates} may end the run before the '
-      f'{e.length.examples} examples over which learning_rate.decay is laid '
-      f'out: nobody knows before what {decides} will decide; to be sure set '
-      'learning_rate.decay.length'
+      f'{parts.length.examples} examples over which learning_rate.decay is '
+      f'laid out: nobody knows before what {decides} will decide; to be sure '
+      'set learning_rate.decay.length'
     )
-
-
-def _group_size(config: Config) -> int | None:
-  """Examples of the network's BatchNorm groups, if it has any."""
-  parameters = config.model[config.model.name]
-  groups = 'batch_norm_group' in parameters and parameters.batch_norm_group
-  return groups or None
 
 
 def make_model(
@@ -345,9 +199,9 @@ def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:
   )
 
 
-def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
+def compiler_options(config: Config, platform: str) -> dict[str, Any]:
   """What XLA needs to be told."""
-  if mesh.devices.flat[0].platform != 'cpu':
+  if platform != 'cpu':
     return {}
   options: dict[str, Any] = {}
   if config.smoke:
@@ -380,7 +234,7 @@ def check(config: Config, devices: int) -> None:
   config_lib.check_keys(config, models=MODELS)
   check_numbers(config)
   choose(
-    dict.fromkeys(parallel.BACKENDS),
+    dict.fromkeys(BACKENDS),
     config.parallel.backend,
     'parallel.backend',
   )
@@ -424,7 +278,7 @@ def build(
   devices: Sequence[Any] | None = None,
   splits: tuple[data.Split, data.Split] | None = None,
   cache: TextCache | None = None,
-) -> Experiment:
+) -> Parts:
   """Checks the whole config and makes the parts of the run.
 
   Args:
@@ -438,16 +292,17 @@ def build(
     ConfigError: for anything that cannot be run, in one line.
     data.DatasetError: for a data set that is not there.
   """
-  mesh = parallel.make_mesh(devices)
+  made = make_devices(devices, backend=config.parallel.backend)
   # Before the data is read: a wrong name must not cost minutes.
-  check(config, mesh.size)
+  check(config, made.size)
   task = make_task(config)
   inputs = open_inputs(config, splits, cache)
   num_examples = inputs.train.num_examples
-  ladder = make_ladder(config, mesh.size, num_examples)
+  ladder = make_ladder(config, made.size, num_examples)
   example = network_input(task, inputs)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   check_model(config, model, example)
+  made = made._replace(options=compiler_options(config, made.platform))
   end = make_end(config, num_examples)
   extent = Extent(num_examples, end.examples, ladder.batch_sizes[-1])
   length = run_length(
@@ -459,21 +314,88 @@ def build(
   )
   extent = extent._replace(run=length.examples)
   controller = make_controller(config, extent)
-  return Experiment(
+  noise, replicas = estimates_noise(config, controller), count_replicas(config)
+  recipe = Recipe(
     model=model,
     task=task,
     tx=make_optimizer(config, extent),
-    controller=controller,
-    ladder=ladder,
     inputs=inputs,
     network_input=example,
-    compiler_options=compiler_options(config, mesh),
-    mesh=mesh,
+    devices=made,
+    seed=config.seed,
+    needs=controller.needs,
+    estimate_noise=noise,
+    # Needed where a replica may train on a single example. That depends on the
+    # config alone and never on the devices, so that a checkpoint fits any
+    # number of them.
+    keep_gradient=noise and ladder.batch_sizes[0] == replicas,
+    sync=make_sync(config, extent),
+    replicas=replicas,
+    updates_per_call=config.updates_per_call,
+    evaluated_at_once=config.eval.max_per_device,
+    subset_size=config.controller.subset_size,
+    group_size=ladder.group_size,
+    split_names=(config.data.train_split, config.data.eval_split),
+  )
+  _check_readers(config, recipe)
+  return Parts(
+    config=config,
+    recipe=recipe,
+    controller=controller,
+    ladder=ladder,
     end=end,
     extent=extent,
     length=length,
-    estimate_noise=estimates_noise(config, controller),
-    sync=make_sync(config, extent),
-    replicas=count_replicas(config),
+    due=make_due(config, num_examples),
     learning_rate_drops=learning_rate_drops(config, extent),
+  )
+
+
+def _check_readers(config: Config, recipe: Recipe) -> None:
+  """Refuses devices and replicas for which the processes cannot read."""
+  if not recipe.inputs.streaming:
+    return
+  rows = recipe.devices.with_replicas(recipe.replicas).processes
+  with refusing('sync.replicas' if recipe.sync else 'a streamed set'):
+    readers = layout.streamed(rows, recipe.replicas).residue
+  if config.sync.tune.enabled and recipe.replicas < len(readers):
+    raise ConfigError(
+      'sync.tune.enabled with a streamed set needs a replica for each process, '
+      f'got sync.replicas={recipe.replicas} and {len(readers)} processes'
+    )
+
+
+def make_replicas(
+  parts: Parts, saved: dict[str, Any] | None = None
+) -> Replicas:
+  """When replicas agree, and how their number changes."""
+  recipe, tune = parts.recipe, parts.config.sync.tune
+  return Replicas(
+    None if recipe.sync is None else recipe.sync.rule(recipe.replicas),
+    replicas=recipe.replicas,
+    drops=parts.learning_rate_drops,
+    tuning=(
+      TuningRule(tune.most, tune.threshold, tune.windows)
+      if tune.enabled
+      else None
+    ),
+    window=tune.window,
+    rows=math.gcd(recipe.replicas, recipe.devices.size),
+    saved=saved,
+  )
+
+
+def make_decisions(
+  parts: Parts,
+  measure: Callable[[], tuple[dict[str, float], int]],
+  saved: dict[str, Any] | None = None,
+) -> Decisions:
+  """The batch-size rule at work."""
+  return Decisions(
+    parts.controller,
+    parts.ladder,
+    measure,
+    initial_batch_size=parts.config.controller.initial_batch_size,
+    num_examples=parts.extent.epoch,
+    saved=saved,
   )

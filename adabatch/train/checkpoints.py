@@ -5,6 +5,7 @@ controller state, examples, clock, counters). It is written in the background
 and becomes visible only when it is whole.
 """
 
+import functools
 import inspect
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 
-class Record(NamedTuple):
+class Saved(NamedTuple):
   """A restored checkpoint.
 
   Attributes:
@@ -54,12 +55,15 @@ class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
   def __init__(self, directory: pathlib.Path, keep: int):
-    """Opens (and creates) the directory; the newest `keep` are kept."""
-    self._directory = directory.absolute()
-    self._manager = ocp.CheckpointManager(
+    """The newest `keep` are kept; the directory is created with the first."""
+    self._directory, self._keep = directory.absolute(), keep
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
       ),
     )
 
@@ -74,7 +78,7 @@ class Checkpoints:
       ),
     )
 
-  def restore(self, template: Any, warn=print) -> Record | None:
+  def restore(self, template: Any, warn=print) -> Saved | None:
     """The newest readable record; None if there is none at all.
 
     A record that cannot be read (a disk that filled up, a file cut short) is
@@ -82,39 +86,47 @@ class Checkpoints:
 
     Args:
       template: a state of the right structure, shapes and shardings; or a
-        function that makes one from the record's host side.
+        function that makes one from the record's host side, or raises a
+        CheckpointError if the record is whole but not one to go on from.
       warn: called with one line for each record that could not be read.
 
     Raises:
       CheckpointError: if there are records and none can be read.
     """
+    if not self._directory.is_dir() or not any(self._directory.iterdir()):
+      return None
     updates = sorted(self._manager.all_steps(), reverse=True)
     if not updates:
       return None
-    hook = sys.unraisablehook
+    hook, broken = sys.unraisablehook, []
     _silence_abandoned_reads()
-    for position, update in enumerate(updates):
-      try:
-        record = self._read(update, template)
-      # Where data are missing Orbax raises `Exception` itself.
-      except Exception as error:  # noqa: BLE001
-        reason = (str(error).splitlines() or [''])[0][:200]
-        warn(
-          f'checkpoint of update {update} cannot be read '
-          f'({type(error).__name__}: {reason}); trying the one before'
-        )
-        continue
-      if position == 0:
+    try:
+      for update in updates:
+        try:
+          record = self._read(update, template)
+        except CheckpointError:
+          raise
+        # Where data are missing Orbax raises `Exception` itself.
+        except Exception as error:  # noqa: BLE001
+          reason = (str(error).splitlines() or [''])[0][:200]
+          warn(
+            f'checkpoint of update {update} cannot be read '
+            f'({type(error).__name__}: {reason}); trying the one before'
+          )
+          broken.append(update)
+          continue
+        for given_up in broken:
+          self._manager.delete(given_up)
+        return record
+    finally:
+      if not broken:
         sys.unraisablehook = hook
-      for broken in updates[:position]:
-        self._manager.delete(broken)
-      return record
     raise CheckpointError(
       f'none of the checkpoints in {self._directory} can be read: restore '
       'them from a copy, or start in another workdir'
     )
 
-  def _read(self, update: int, template: Any) -> Record:
+  def _read(self, update: int, template: Any) -> Saved:
     def read(**args) -> Any:
       return self._manager.restore(update, args=ocp.args.Composite(**args))
 
@@ -123,11 +135,13 @@ class Checkpoints:
       template = template(host)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     state = read(state=ocp.args.StandardRestore(abstract))['state']
-    return Record(update, state, host)
+    return Saved(update, state, host)
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    """Waits for what is being written."""
+    if '_manager' in vars(self):
+      self._manager.close()

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 
-class StepCache:
+class Programs:
   """Key (a bucket and what is done with it) -> executable, compiled once each.
 
   Lowering (tracing) happens in the caller's thread, because tracing contexts
@@ -31,7 +31,7 @@ class StepCache:
     """`lower` maps a key to an object with `.compile()`."""
     self._lower = lower
     self._programs: dict[Hashable, Future] = {}
-    self._used: set[Hashable] = set()
+    self._used: dict[Hashable, Any] = {}
     self._dropped = 0
     self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
     # All threads add to `compile_seconds`.
@@ -48,6 +48,14 @@ class StepCache:
   def used(self) -> frozenset[Any]:
     """The keys that `get` was asked for."""
     return frozenset(self._used)
+
+  def ready(self, key: Hashable) -> bool:
+    """Whether `get` has returned the program, so that nothing is waited for."""
+    return self._used.get(key) is not None
+
+  def __getitem__(self, key: Hashable) -> Any:
+    """The program of a key that is ready."""
+    return self._used[key]
 
   @contextlib.contextmanager
   def _counted(self) -> Iterator[None]:
@@ -78,9 +86,9 @@ class StepCache:
     start = time.perf_counter()
     future = self._programs.get(key) or self._start(key)
     first = not self._used
-    self._used.add(key)
+    self._used.setdefault(key)
     self.prefetch(likely_next)
-    program = future.result()
+    self._used[key] = program = future.result()
     waited = time.perf_counter() - start
     if first:
       self.first_seconds = waited
@@ -90,19 +98,43 @@ class StepCache:
 
   def prefetch(self, key) -> None:
     """Starts to compile a program, unless another still waits to be used."""
-    waiting = self._programs.keys() - self._used
+    waiting = self._programs.keys() - self._used.keys()
     if key is not None and key not in self._programs and not waiting:
       self._start(key)
 
   def drop_unused(self) -> None:
     """Forgets what was compiled ahead, because it will not be asked for."""
-    for key in self._programs.keys() - self._used:
+    for key in self._programs.keys() - self._used.keys():
       # What has not begun to compile counts for nothing.
       self._dropped += not self._programs.pop(key).cancel()
 
   def close(self) -> None:
     """Drops what has not started; a compilation under way is waited for."""
     self._worker.shutdown(wait=True, cancel_futures=True)
+
+
+# Makes what is entered while a program is compiled.
+Compiling = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class CompiledOnce:
+  """A jitted function of the same shapes each time.
+
+  Attributes:
+    run: the function; compiles it at the first call, and is the executable
+      from then on.
+  """
+
+  def __init__(
+    self, function: Any, compiling: Compiling = contextlib.nullcontext
+  ):
+    self._function, self._compiling = function, compiling
+    self.run: Callable[..., Any] = self._first
+
+  def _first(self, *args: Any) -> Any:
+    with self._compiling():
+      self.run = self._function.lower(*args).compile()
+    return self.run(*args)
 
 
 def use_persistent_cache() -> None:

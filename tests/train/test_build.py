@@ -16,8 +16,10 @@ from adabatch import controllers, data, models, optim
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
 from adabatch.models import tasks
-from adabatch.train import experiment, inputs, optimization
-from adabatch.train.run_end import Extent, RunEnd
+from adabatch.train import build as build_lib
+from adabatch.train import inputs, optimizer, rules
+from adabatch.train.calls import Due
+from adabatch.train.run_length import Extent, RunEnd
 from tests.experiments import digits
 
 EXAMPLES = 1000  # in an epoch
@@ -40,13 +42,13 @@ def splits(examples=EXAMPLES):
 
 
 def build(**overrides):
-  return experiment.build(digits(**overrides), jax.devices()[:2], splits())
+  return build_lib.build(digits(**overrides), jax.devices()[:2], splits())
 
 
 def sizes(steps, **overrides):
   """What the rule asks for where (update, examples) are as given."""
   config = digits(**overrides)
-  controller = experiment.make_controller(config, extent(config))
+  controller = rules.make_controller(config, extent(config))
   state, sizes = controller.init(), []
   for update, examples in steps:
     signals = Signals(update, examples, examples / EXAMPLES)
@@ -75,7 +77,7 @@ def test_decay(name, overrides, halfway):
   config = digits(
     **DECAY, **{f'learning_rate.decay.{k}': v for k, v in keys.items()}
   )
-  decay = optimization.make_decay(config, extent(config))
+  decay = optimizer.make_decay(config, extent(config))
   # At half the length a straight line, and half a cosine, are half-way.
   left = 0.125 if name == 'polynomial' else 0.5
   assert float(decay(0)) == pytest.approx(1.0)
@@ -101,7 +103,7 @@ def test_piecewise_decay(unit, boundaries):
       'learning_rate.decay.factor': 0.5,
     },
   )
-  decay = optimization.make_decay(config, extent(config))
+  decay = optimizer.make_decay(config, extent(config))
   got = [float(decay(e)) for e in (499, 500, 1999, 2000)]
   assert got == [1.0, 0.5, 0.5, 0.25]
 
@@ -117,7 +119,7 @@ def test_warmup_that_grows_with_the_batch_size():
       'learning_rate.warmup.epochs_per_example': 0.01,
     }
   )
-  tx = optimization.make_learning_rate(config, extent(config))
+  tx = optimizer.make_learning_rate(config, extent(config))
   for examples, factor in ((0, 1), (999, 1), (1000, 5)):
     _, state = tx.update(
       jnp.ones(1), tx.init(jnp.ones(1)), batch_size=50, examples=examples
@@ -160,7 +162,7 @@ def test_optimizer(name, in_examples, everywhere):
     beta2_reference_batch_size=8 if in_examples else None,
   )
   results = []
-  for tx in (optimization.make_optimizer(config, extent(config)), expected):
+  for tx in (optimizer.make_optimizer(config, extent(config)), expected):
     state, p = tx.init(params), params
     for gradient in (0.5, -0.25, 1.0):
       gradients = jax.tree.map(lambda x, g=gradient: g * x + g, params)
@@ -235,7 +237,7 @@ def test_wrappers(overrides, expected):
 def test_only_a_floor_of_its_own_lets_the_size_fall_below_the_first():
   def floor(**overrides):
     config = digits(**{'controller.name': 'cabs'} | overrides)
-    controller = experiment.make_controller(config, extent(config))
+    controller = rules.make_controller(config, extent(config))
     _, state = controller.update(controller.init(), Signals())
     signals = Signals(
       update=20,
@@ -263,7 +265,7 @@ def test_a_run_began_with_what_comes_before_its_first_decision(
 ):
   keys = {'name': name, 'every': every, 'wait': wait}
   keys |= {f'{name}.{key}': value for key, value in FORGETFUL[name].items()}
-  controller = experiment.make_controller(
+  controller = rules.make_controller(
     digits(**{f'controller.{key}': value for key, value in keys.items()}),
     EXAMPLES,
   )
@@ -323,10 +325,68 @@ def test_task_and_length():
   assert parts.end == RunEnd(1235)
   logits, batch = jnp.array([[1.0, -2.0]]), {'label': jnp.array([0])}
   for got, expected in (
-    (parts.task, tasks.classification(0.3)),
-    (build().task, tasks.classification()),
+    (parts.recipe.task, tasks.classification(0.3)),
+    (build().recipe.task, tasks.classification()),
   ):
     assert got.loss(logits, batch) == expected.loss(logits, batch)
+
+
+def test_what_the_devices_are_given():
+  parts = build(
+    seed=5,
+    updates_per_call=6,
+    **{
+      'eval.max_per_device': 7,
+      'eval.every_epochs': 0.25,
+      'eval.growth': 1.5,
+      'checkpoint.every_updates': 8,
+      'log.every_updates': 9,
+      'controller.adadamp.loss_source': 'subset',
+      'controller.subset_size': 11,
+      'data.train_split': 'train[:5]',
+      'data.eval_split': 'train[5:]',
+      'parallel.backend': 'pmap',
+    },
+  )
+  recipe = parts.recipe
+  assert (recipe.seed, recipe.updates_per_call) == (5, 6)
+  assert (recipe.evaluated_at_once, recipe.subset_size) == (7, 11)
+  assert recipe.needs == parts.controller.needs
+  assert 'subset_loss' in recipe.needs
+  assert recipe.split_names == ('train[:5]', 'train[5:]')
+  assert (recipe.devices.size, recipe.devices.backend) == (2, 'pmap')
+  assert recipe.network_input.shape == (1, 2, 2, 1)
+  assert (recipe.replicas, recipe.sync) == (1, None)
+  assert parts.due == Due(250.0, 1.5, 8, 9)
+  assert parts.extent.epoch == EXAMPLES
+  replicas = build(**{'sync.name': 'local_sgd', 'sync.replicas': 4}).recipe
+  assert replicas.replicas == 4
+  assert replicas.sync is not None
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize(
+  ('overrides', 'kept'),
+  [
+    ({'controller.initial_batch_size': 1}, True),
+    ({'controller.initial_batch_size': 2}, False),
+    ({'controller.initial_batch_size': 2, 'sync.replicas': 2}, True),
+    ({'controller.initial_batch_size': 4, 'sync.replicas': 2}, False),
+    (
+      {'controller.initial_batch_size': 1, 'controller.name': 'adadamp'},
+      False,
+    ),
+  ],
+)
+def test_a_gradient_is_kept_for_the_noise_of_single_examples(
+  overrides, kept, devices
+):
+  """Whatever the devices, so that a checkpoint fits any number of them."""
+  keys = {'controller.name': 'norm_test'} | overrides
+  if 'sync.replicas' in keys:
+    keys['sync.name'] = 'local_sgd'
+  parts = build_lib.build(digits(**keys), jax.devices()[:devices], splits())
+  assert parts.recipe.keep_gradient == kept
 
 
 @pytest.mark.parametrize(
@@ -339,7 +399,7 @@ def test_task_and_length():
 )
 def test_noise_is_estimated_where_it_is_read(overrides, estimated):
   parts = build(**overrides)
-  assert parts.estimate_noise == estimated
+  assert parts.recipe.estimate_noise == estimated
   assert parts.ladder.min_microbatches == 1 + estimated
 
 
@@ -433,7 +493,7 @@ def test_refused_before_the_data_are_read(case, monkeypatch):
   overrides, word = REFUSED[case]
   monkeypatch.setattr(data, 'load', load)
   with pytest.raises(ConfigError, match=word) as error:
-    experiment.build(digits(**overrides))
+    build_lib.build(digits(**overrides))
   assert '\n' not in str(error.value)
 
 
@@ -470,17 +530,17 @@ def with_network(net, table, monkeypatch):
 def test_a_network_of_somebody_else_is_refused(net, table, words, monkeypatch):
   config = with_network(net, table, monkeypatch)
   with pytest.raises(ConfigError, match=words) as error:
-    experiment.check(config, 1)
+    build_lib.check(config, 1)
   assert '\n' not in str(error.value)
 
 
 def test_a_network_of_somebody_else_has_keys_of_its_own(monkeypatch):
   config = with_network(network(), {'width': 3}, monkeypatch)
-  experiment.check(config, 1)
-  assert experiment.make_model(config, 10).width == 3
+  build_lib.check(config, 1)
+  assert build_lib.make_model(config, 10).width == 3
   config.model.theirs = ConfigDict({'width': 3})
   with pytest.raises(ConfigError, match="unknown config key 'model.theirs"):
-    experiment.check(config, 1)
+    build_lib.check(config, 1)
 
 
 def test_a_network_with_plain_batch_norm_is_refused(monkeypatch):

@@ -12,50 +12,10 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from adabatch.config import Config
 from adabatch.config.files import finite
-from adabatch.train.in_flight import Update
-
-
-def train_record(
-  done: Update,
-  logged: tuple[int, float],
-  num_examples: int,
-  tokens_per_example: int | None = None,
-  distances: dict[str, float] | None = None,
-) -> dict[str, Any]:
-  """The record of one update.
-
-  Args:
-    done: the update.
-    logged: examples and seconds at the record before.
-    num_examples: size of an epoch.
-    tokens_per_example: of text.
-    distances: of replicas at the last sync, by name.
-  """
-  examples, seconds = logged
-  record = {
-    'update': done.update,
-    'examples': done.examples,
-    'epoch': done.examples / num_examples,
-    'seconds': done.seconds,
-    'loss': done.report.loss,
-    'batch_size': done.plan.batch_size,
-    'nominal_batch_size': done.nominal,
-    'damping': done.plan.damping,
-    'learning_rate': done.report.learning_rate,
-    'examples_per_second': (done.examples - examples)
-    / max(done.seconds - seconds, 1e-9),
-  }
-  if tokens_per_example is not None:
-    record['tokens'] = done.examples * tokens_per_example
-    record['tokens_per_second'] = (
-      record['examples_per_second'] * tokens_per_example
-    )
-  if done.noise is not None:
-    # Of this update alone: noisy, and without meaning where |G|^2 <= 0.
-    trace, norm = done.noise
-    record['gradient_noise_scale'] = trace / norm if norm > 0 else None
-  return record | (distances or {})
+from adabatch.train.console import Console
+from adabatch.train.workdir import Workdir
 
 
 def _keep_lines_until(path: pathlib.Path, update: int) -> None:
@@ -100,3 +60,41 @@ class MetricsWriter:
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+class Log:
+  """Where the records of a run go: files, TensorBoard, console.
+
+  Nothing is written before the first record, which says that everything was
+  accepted.
+  """
+
+  def __init__(
+    self, config: Config, files: Workdir, console: Console, *, enabled: bool
+  ):
+    """Silent where `enabled` is false: only one process writes."""
+    self._config, self._files, self._console = config, files, console
+    self._enabled = enabled
+    self._writer: MetricsWriter | None = None
+
+  def write(self, kind: str, record: dict[str, Any]) -> None:
+    """One record of `loop`."""
+    if not self._enabled:
+      return
+    if kind == 'start':
+      if not record['over']:
+        self._files.open(self._config)
+      self._writer = MetricsWriter(self._files.path, record['update'])
+      self._console.start(record['examples'])
+    elif kind == 'note':
+      self._console.say(record['text'])
+    elif kind == 'summary':
+      self._files.write_summary(record)
+    else:
+      assert self._writer is not None, 'the first record is `start`'
+      self._writer.write(kind, record)
+      self._console.show(kind, record)
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()

@@ -1,5 +1,7 @@
 """Updates and evaluation on the devices against slow twins in NumPy."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,13 @@ from flax import linen as nn
 
 from adabatch import data, optim
 from adabatch.controllers import buckets
-from adabatch.devices import parallel, train_state
-from adabatch.devices.evaluate import Evaluator, Measurements, resident_pieces
-from adabatch.devices.feeds import ResidentFeed
-from adabatch.devices.updates import Updates
+from adabatch.data.source import Inputs
+from adabatch.devices import state as state_lib
+from adabatch.devices.evaluation import Evaluator, Measurements, resident_pieces
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.messages import Call
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.trainer import Trainer
 from adabatch.models import tasks
 
 CLASSES, EXAMPLES, SMOOTHING = 3, 40, 0.2
@@ -58,21 +63,37 @@ def split():
   return data.from_arrays(arrays, CLASSES)
 
 
-def make_updates(split, devices, *, per_call=1, backend='shard_map', seed=3):
-  mesh = parallel.make_mesh(jax.devices()[:devices])
-  return Updates(
-    Regression(),
-    tasks.classification(SMOOTHING),
-    optim.make_optimizer('momentum', rule, momentum=MOMENTUM),
-    load,
-    ResidentFeed(split, data.Order(EXAMPLES, seed), mesh),
-    network_input=split.arrays['image'][:1],
-    seed=seed,
-    mesh=mesh,
-    backend=backend,
-    estimate_noise=True,
-    keep_gradient=True,
-    updates_per_call=per_call,
+def make_recipe(split, devices, *, backend='shard_map', **kwargs):
+  image = split.arrays['image']
+  return Recipe(
+    model=Regression(),
+    task=tasks.classification(SMOOTHING),
+    tx=optim.make_optimizer('momentum', rule, momentum=MOMENTUM),
+    inputs=Inputs(
+      train=split,
+      evaluation=split,
+      streaming=False,
+      workers=0,
+      load_train=lambda seed: load,
+      load=load,
+    ),
+    network_input=jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype),
+    devices=make_devices(jax.devices()[:devices], backend=backend),
+    **kwargs,
+  )
+
+
+def make_trainer(split, devices, *, per_call=1, backend='shard_map', seed=3):
+  return Trainer(
+    make_recipe(
+      split,
+      devices,
+      backend=backend,
+      seed=seed,
+      estimate_noise=True,
+      keep_gradient=True,
+      updates_per_call=per_call,
+    )
   )
 
 
@@ -162,7 +183,7 @@ SIZES = ((5, 3), (11, 2), (16, 1), (64, 2), (4, 2))
 def test_updates_equal_numpy(
   split, devices, max_per_device, per_call, backend, start
 ):
-  updates = make_updates(split, devices, per_call=per_call, backend=backend)
+  trainer = make_trainer(split, devices, per_call=per_call, backend=backend)
   ladder = buckets.ladder(
     4,
     16,
@@ -171,14 +192,16 @@ def test_updates_equal_numpy(
     growth=4.0,
     rounding='exact',
   )
-  twin = Twin(updates.state, split)
-  position = start
+  twin = Twin(trainer.state, split)
+  position, update = start, 0
   for nominal, count in SIZES:
     plan = buckets.plan(nominal, ladder)
-    program = updates.cache.get(updates.variant(plan.bucket, False))
     for done in range(0, count, per_call):
       now, stop = min(per_call, count - done), done > 0
-      got = np.asarray(updates.run(program, position, plan, now, stop=stop))
+      call = Call(update, position, now, plan)
+      trainer.compile(call)
+      got = np.asarray(trainer.dispatch(call, stop=stop))
+      update += now
       assert got.shape == (1, per_call, 9)
       got = got[0]
       for row in got[:now]:
@@ -189,31 +212,61 @@ def test_updates_equal_numpy(
         assert row[5] == stop * devices
         assert row[6] == plan.batch_size
       assert not got[now:].any()
-    np.testing.assert_allclose(weights_of(updates.state), twin.w, atol=1e-5)
-    mean = updates.state.model_state['stats']['mean']
+    np.testing.assert_allclose(weights_of(trainer.state), twin.w, atol=1e-5)
+    mean = trainer.state.model_state['stats']['mean']
     np.testing.assert_allclose(mean, twin.mean, atol=1e-6)
-  updates.cache.close()
+  trainer.close()
 
 
 def test_the_seed_gives_the_parameters(split):
   kernels = [
-    weights_of(make_updates(split, 1, seed=seed).state).tolist()
+    weights_of(make_trainer(split, 1, seed=seed).state).tolist()
     for seed in (3, 3, 4)
   ]
   assert kernels[0] == kernels[1] != kernels[2]
 
 
 def test_no_array_is_copied_to_the_devices_unasked(split):
-  updates = make_updates(split, 1)
+  trainer = make_trainer(split, 1)
   plan = buckets.plan(4, buckets.ladder(4, 16, devices=1))
-  double = jax.jit(lambda x: 2 * x)
-  double(np.ones(3))
+  call = Call(0, 0, 1, plan)
+  trainer.compile(call)
+  trainer.dispatch(call, stop=False)
+  # Were the state on the host, each update would copy it.
+  trainer.state = jax.device_get(trainer.state)
   with pytest.raises(Exception, match='[Dd]isallowed'):
-    updates.run(
-      lambda state, arrays, batch: (state, double(np.ones(3))),
-      *(0, plan, 1),
-      stop=False,
-    )
+    trainer.dispatch(call, stop=False)
+  trainer.close()
+
+
+LAGGING = np.array([0.5, -1.0, 0.25, 2.0], np.float32)
+
+
+def lagging(recipe):
+  """A state on the devices whose running mean is that of no data."""
+  state = state_lib.create(
+    recipe.model,
+    np.zeros(recipe.network_input.shape, np.float32),
+    recipe.tx,
+    jax.random.key(0),
+  )
+  statistics = {'stats': {'mean': LAGGING}}
+  return recipe.devices.place(
+    state._replace(model_state=statistics, opt_state=())
+  )
+
+
+def evaluated(state, split, chosen, mean):
+  """Metrics of some examples and |mean gradient|^2, with a running mean."""
+  n, label = len(chosen), split.arrays['label'][chosen]
+  x = with_bias(split.arrays['image'][chosen].reshape(n, -1) - mean)
+  p = softmax(x @ weights_of(state))
+  gradient = x.T @ (p - np.eye(CLASSES)[label]) / n
+  metrics = {
+    'loss': -np.log(p[np.arange(n), label]).mean(),
+    'accuracy': (p.argmax(1) == label).mean(),
+  }
+  return metrics, np.sum(gradient**2)
 
 
 @pytest.mark.parametrize(
@@ -229,106 +282,92 @@ def test_no_array_is_copied_to_the_devices_unasked(split):
 def test_evaluation_equals_numpy(
   split, devices, max_per_device, limit, backend
 ):
-  mesh = parallel.make_mesh(jax.devices()[:devices])
-  fresh = train_state.create(
-    Regression(),
-    split.arrays['image'][:1],
-    optim.make_optimizer('sgd', 0.1),
-    jax.random.key(0),
-  )
-  mean = np.array([0.5, -1.0, 0.25, 2.0], np.float32)
-  state = parallel.replicate(
-    fresh._replace(model_state={'stats': {'mean': mean}}, opt_state=()), mesh
-  )
+  recipe = make_recipe(split, devices, backend=backend)
+  state = lagging(recipe)
+  arrays = recipe.devices.place(split.arrays)
   evaluator = Evaluator(
-    Regression(),
-    tasks.classification(SMOOTHING),
-    load,
-    resident_pieces(
-      parallel.replicate(split.arrays, mesh), limit, mesh, max_per_device
-    ),
-    mesh=mesh,
-    backend=backend,
+    recipe, resident_pieces(arrays, limit, recipe.devices, max_per_device)
   )
-  x = with_bias(split.arrays['image'][:limit].reshape(limit, -1) - mean)
-  label = split.arrays['label'][:limit]
-  p = softmax(x @ weights_of(state))
-  gradient = x.T @ (p - np.eye(CLASSES)[label]) / limit
+  expected, norm = evaluated(state, split, np.arange(limit), LAGGING)
   # Twice: what was summed must not stay.
   for _ in range(2):
-    assert evaluator.metrics(state) == pytest.approx(
-      {
-        'loss': -np.log(p[np.arange(limit), label]).mean(),
-        'accuracy': (p.argmax(1) == label).mean(),
-      },
-      rel=1e-5,
-    )
+    assert evaluator.metrics(state) == pytest.approx(expected, rel=1e-5)
     assert evaluator.gradient_norm_squared(state) == pytest.approx(
-      np.sum(gradient**2), rel=1e-4
+      norm, rel=1e-4
     )
 
 
-class Fake:
-  """An evaluator whose answers tell what it was asked."""
+class Recorded:
+  """A split that notes what is read from it."""
 
-  def __init__(self, arrays, examples):
-    self.arrays, self.examples = arrays, examples
+  def __init__(self, split):
+    self._split, self.read_indices = split, []
 
-  def metrics(self, state):
-    return {'loss': f'{self.arrays} loss of {state}', 'accuracy': 1.0}
+  def __getattr__(self, name):
+    return getattr(self._split, name)
 
-  def gradient_norm_squared(self, state):
-    return f'{self.arrays} norm of {state}'
-
-
-class FakeCalibration:
-  """Over ten examples."""
-
-  examples = 10
-
-  def __call__(self, state):
-    return f'calibrated {state}'
+  def read(self, indices, positions=None):
+    self.read_indices.append(indices)
+    return self._split.read(indices, positions)
 
 
-def test_measurements_cost_what_they_evaluate():
-  def measure(*needs, calibration=None):
-    made = []
+def test_measurements_cost_what_they_evaluate(split):
+  """And are of the examples they say, with calibrated statistics."""
+  state = lagging(make_recipe(split, 2))
 
-    def evaluator(pieces):
-      made.append(pieces[0])
-      return Fake(*pieces)
+  def measure(*needs, statistics=True):
+    source, compiled = Recorded(split), []
+    recipe = make_recipe(
+      source, 2, seed=3, needs=frozenset(needs), subset_size=10
+    )
+
+    @contextlib.contextmanager
+    def compiling():
+      compiled.append(needs)
+      yield
 
     measurements = Measurements(
-      frozenset(needs),
-      evaluator,
-      full=lambda: ('all', 100),
-      subset=lambda: ('some', 10),
-      calibration=calibration,
+      recipe,
+      recipe.devices.place(split.arrays),
+      lambda name: pytest.fail,  # no record is damaged
+      compiling,
+      has_statistics=statistics,
     )
-    return made, *measurements.take('x')
+    values, cost = measurements.take(state)
+    return source.read_indices, len(compiled), values, cost
 
-  assert measure('loss', 'gradient_noise') == ([], {}, 0)
-  assert measure('full_loss', 'loss') == (
-    ['all'],
-    {'full_loss': 'all loss of x'},
-    100,
-  )
-  assert measure('subset_loss', 'subset_gradient_norm_squared') == (
-    ['some'],
-    {
-      'subset_loss': 'some loss of x',
-      'subset_gradient_norm_squared': 'some norm of x',
-    },
-    20,
-  )
-  made, values, cost = measure('subset_loss', 'full_gradient_norm_squared')
-  assert sorted(made) == ['all', 'some']
-  assert len(values) == 2
-  assert cost == 110
+  def approx(loss, norm, source):
+    return pytest.approx(
+      {f'{source}_loss': loss, f'{source}_gradient_norm_squared': norm},
+      rel=1e-4,
+    )
+
+  # What needs no pass costs nothing, whatever statistics there are.
+  assert measure('loss', 'gradient_noise') == ([], 0, {}, 0)
+  both = 'subset_loss', 'subset_gradient_norm_squared'
+  (subset, drawn), _, values, cost = measure(*both)
+  assert [len(set(indices)) for indices in (subset, drawn)] == [10, 10]
+  assert set(subset) != set(drawn)
+  images = split.arrays['image'].reshape(EXAMPLES, -1)
+  mean = images[drawn].mean(0)
+  metrics, norm = evaluated(state, split, subset, mean)
+  assert values == approx(metrics['loss'], norm, 'subset')
   # Statistics are calibrated once for the loss and the norm.
-  needs = 'subset_loss', 'subset_gradient_norm_squared'
-  _, values, cost = measure(*needs, calibration=FakeCalibration)
-  assert values['subset_loss'] == 'some loss of calibrated x'
-  assert values['subset_gradient_norm_squared'] == 'some norm of calibrated x'
-  assert cost == 30
-  assert measure('loss', calibration=FakeCalibration) == ([], {}, 0)
+  assert cost == 10 + 2 * 10
+  (again,), programs, values, cost = measure(*both, statistics=False)
+  assert again.tolist() == subset.tolist()
+  metrics, norm = evaluated(state, split, subset, LAGGING)
+  assert values == approx(metrics['loss'], norm, 'subset')
+  assert cost == 2 * 10
+  assert programs == 3  # the loss, the gradient and its norm
+
+  metrics, norm = evaluated(state, split, np.arange(EXAMPLES), mean)
+  (again,), _, values, cost = measure('full_loss', 'loss')
+  assert again.tolist() == drawn.tolist()
+  assert values == pytest.approx({'full_loss': metrics['loss']}, rel=1e-4)
+  assert cost == 10 + EXAMPLES
+  reads, _, values, cost = measure('subset_loss', 'full_gradient_norm_squared')
+  assert len(reads) == 2
+  assert values.keys() == {'subset_loss', 'full_gradient_norm_squared'}
+  assert values['full_gradient_norm_squared'] == pytest.approx(norm, rel=1e-4)
+  assert cost == 10 + 10 + EXAMPLES

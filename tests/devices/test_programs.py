@@ -5,6 +5,7 @@ it to take its time; no test sleeps or measures.
 """
 
 import collections
+import contextlib
 import random
 import threading
 
@@ -12,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adabatch.devices import step_cache
-from adabatch.devices.step_cache import StepCache
+from adabatch.devices import programs as programs_lib
+from adabatch.devices.programs import CompiledOnce, Programs
 
 PATIENCE = 30  # seconds after which a test that would hang fails
 
@@ -63,16 +64,16 @@ def compiler():
 
 
 @pytest.fixture
-def cache(compiler):
-  cache = StepCache(compiler.lower)
-  yield cache
+def programs(compiler):
+  programs = Programs(compiler.lower)
+  yield programs
   for event in compiler.held.values():
     event.set()
-  cache.close()
+  programs.close()
 
 
 @pytest.mark.parametrize('seed', range(30))
-def test_never_more_programs_than_visited_and_one(compiler, cache, seed):
+def test_never_more_programs_than_visited_and_one(compiler, programs, seed):
   """Whatever is asked for, and whatever is said to be likely."""
   rng = random.Random(seed)
   buckets = range(rng.randint(1, 12))
@@ -81,117 +82,139 @@ def test_never_more_programs_than_visited_and_one(compiler, cache, seed):
     bucket = rng.choice(buckets)
     likely = rng.choice([None, bucket, *buckets])
     if rng.random() < 0.2:
-      cache.prefetch(likely)
+      programs.prefetch(likely)
       assert len(set(compiler.lowered) - visited) <= 1
     visited.add(bucket)
-    assert cache.get(bucket, likely) == f'program {bucket}'
-    assert len(cache.used) == len(visited)
-    assert cache.compilations <= len(visited) + 1
+    assert programs.get(bucket, likely) == f'program {bucket}'
+    assert len(programs.used) == len(visited)
+    assert programs.compilations <= len(visited) + 1
     assert len(set(compiler.lowered)) == len(compiler.lowered)
-    assert cache.compilations == len(compiler.lowered)
-  cache.close()  # may drop the one that nobody asked for
+    assert programs.compilations == len(compiler.lowered)
+  programs.close()  # may drop the one that nobody asked for
   assert visited <= set(compiler.compiled) <= set(compiler.lowered)
   assert set(compiler.compiled.values()) == {1}
 
 
-def test_a_ladder_costs_its_rungs_and_nothing_else(compiler, cache):
+def test_a_ladder_costs_its_rungs_and_nothing_else(compiler, programs):
   for rung in range(6):
     for _ in range(3):
-      cache.get(rung, rung + 1 if rung < 5 else None)
-  assert cache.compilations == len(cache.used) == 6
+      programs.get(rung, rung + 1 if rung < 5 else None)
+  assert programs.compilations == len(programs.used) == 6
   assert compiler.lowered == list(range(6))
 
 
-def test_another_program_waits_until_the_likely_one_was_used(compiler, cache):
-  cache.get('a', 'b')
-  cache.get('a', 'c')
+def test_a_program_is_ready_once_it_was_waited_for(compiler, programs):
+  """One that is compiled ahead may take its time yet."""
+  compiler.errors['broken'] = RuntimeError('out of memory')
+  assert not programs.ready('now')
+  programs.get('now', 'next')
+  assert programs.ready('now')
+  assert programs['now'] == 'program now'
+  assert not programs.ready('next')
+  programs.get('next')
+  assert programs.ready('next')
+  with pytest.raises(RuntimeError):
+    programs.get('broken')
+  assert not programs.ready('broken')
+  programs.drop_unused()
+  assert programs.ready('now')
+  assert programs['next'] == 'program next'
+
+
+def test_another_program_waits_until_the_likely_one_was_used(
+  compiler, programs
+):
+  programs.get('a', 'b')
+  programs.get('a', 'c')
   assert compiler.lowered == ['a', 'b']
-  cache.get('b', 'c')
+  programs.get('b', 'c')
   assert compiler.lowered == ['a', 'b', 'c']
 
 
-def test_the_next_program_compiles_while_this_one_runs(compiler, cache):
+def test_the_next_program_compiles_while_this_one_runs(compiler, programs):
   release = compiler.hold('next')
   # `get` returns although `next` is held up ...
-  assert cache.get('now', 'next') == 'program now'
+  assert programs.get('now', 'next') == 'program now'
   assert compiler.started['next'].wait(PATIENCE)
   # ... and again, as training goes on.
-  assert cache.get('now', 'next') == 'program now'
+  assert programs.get('now', 'next') == 'program now'
   assert not release.is_set()
   release.set()
-  assert cache.get('next') == 'program next'
+  assert programs.get('next') == 'program next'
   assert compiler.compiled['next'] == 1
 
 
-def test_this_program_and_the_next_compile_at_the_same_time(compiler, cache):
+def test_this_program_and_the_next_compile_at_the_same_time(compiler, programs):
   """`now` is only ready once `next` has started, so neither waits."""
   compiler.held['now'] = compiler.started['next']
-  assert cache.get('now', 'next') == 'program now'
+  assert programs.get('now', 'next') == 'program now'
 
 
-def test_an_unexpected_bucket_does_not_wait_for_the_likely_one(compiler, cache):
+def test_an_unexpected_bucket_does_not_wait_for_the_likely_one(
+  compiler, programs
+):
   compiler.hold('likely')
-  cache.get('now', 'likely')
+  programs.get('now', 'likely')
   assert compiler.started['likely'].wait(PATIENCE)
-  assert cache.get('unexpected') == 'program unexpected'
+  assert programs.get('unexpected') == 'program unexpected'
 
 
-def test_get_waits_for_the_program_that_is_on_its_way(compiler, cache):
+def test_get_waits_for_the_program_that_is_on_its_way(compiler, programs):
   release = compiler.hold('next')
-  cache.get('now', 'next')
+  programs.get('now', 'next')
   assert compiler.started['next'].wait(PATIENCE)
   threading.Timer(0.01, release.set).start()
-  assert cache.get('next') == 'program next'
+  assert programs.get('next') == 'program next'
   assert compiler.compiled['next'] == 1
 
 
-def test_compiling_is_left_to_other_threads(compiler, cache):
+def test_compiling_is_left_to_other_threads(compiler, programs):
   """Lowering is not, which the fake asserts."""
-  cache.get('now', 'next')
-  cache.get('next')
+  programs.get('now', 'next')
+  programs.get('next')
   assert threading.main_thread() not in compiler.threads.values()
   assert set(compiler.threads) == {'now', 'next'}
 
 
-def test_errors_of_the_compiler_reach_the_caller(compiler, cache):
+def test_errors_of_the_compiler_reach_the_caller(compiler, programs):
   compiler.errors['now'] = RuntimeError('out of memory')
   for _ in range(2):
     with pytest.raises(RuntimeError, match='out of memory'):
-      cache.get('now')
+      programs.get('now')
   assert compiler.compiled['now'] == 1
 
 
-def test_errors_of_a_likely_program_wait_until_it_is_needed(compiler, cache):
+def test_errors_of_a_likely_program_wait_until_it_is_needed(compiler, programs):
   compiler.errors['next'] = RuntimeError('out of memory')
-  assert cache.get('now', 'next') == 'program now'
+  assert programs.get('now', 'next') == 'program now'
   assert compiler.started['next'].wait(PATIENCE)
-  assert cache.get('now', 'next') == 'program now'
+  assert programs.get('now', 'next') == 'program now'
   with pytest.raises(RuntimeError, match='out of memory'):
-    cache.get('next')
+    programs.get('next')
 
 
-def test_what_will_not_be_asked_for_makes_room(compiler, cache):
+def test_what_will_not_be_asked_for_makes_room(compiler, programs):
   """Else nothing more would be compiled ahead; it was compiled all the same."""
-  cache.get('now', 'never')
+  programs.get('now', 'never')
   assert compiler.started['never'].wait(PATIENCE)
-  cache.prefetch('soon')
+  programs.prefetch('soon')
   assert compiler.lowered == ['now', 'never']
-  cache.drop_unused()
-  cache.prefetch('soon')
+  programs.drop_unused()
+  programs.prefetch('soon')
   assert compiler.lowered == ['now', 'never', 'soon']
-  assert cache.compilations == 3
-  assert cache.used == {'now'}
+  assert programs.compilations == 3
+  assert programs.used == {'now'}
 
 
 def test_errors_of_lowering_reach_the_caller():
   def lower(bucket):
     raise TypeError(f'cannot trace {bucket}')
 
-  cache = StepCache(lower)
+  programs = Programs(lower)
   with pytest.raises(TypeError, match='cannot trace now'):
-    cache.get('now')
-  assert cache.compilations == len(cache.used) == 0
-  cache.close()
+    programs.get('now')
+  assert programs.compilations == len(programs.used) == 0
+  programs.close()
 
 
 class Time:
@@ -206,7 +229,7 @@ class Time:
 
 def test_waiting_is_a_stall_after_the_first_program_only(monkeypatch):
   time = Time()
-  monkeypatch.setattr(step_cache, 'time', time)
+  monkeypatch.setattr(programs_lib, 'time', time)
   cost = {'a': 8.0, 'b': 2.0}
 
   class Slow:
@@ -218,17 +241,17 @@ def test_waiting_is_a_stall_after_the_first_program_only(monkeypatch):
       time.seconds += cost[self.bucket]
       return self.bucket
 
-  cache = StepCache(Slow)
-  cache.get('a')
-  assert (cache.first_seconds, cache.stall_seconds) == (9.0, 0.0)
-  cache.get('a')
-  assert (cache.first_seconds, cache.stall_seconds) == (9.0, 0.0)
-  cache.get('b')
-  assert (cache.first_seconds, cache.stall_seconds) == (9.0, 3.0)
-  cache.get('b')
-  assert cache.stall_seconds == 3.0
-  assert cache.compile_seconds == 12.0
-  cache.close()
+  programs = Programs(Slow)
+  programs.get('a')
+  assert (programs.first_seconds, programs.stall_seconds) == (9.0, 0.0)
+  programs.get('a')
+  assert (programs.first_seconds, programs.stall_seconds) == (9.0, 0.0)
+  programs.get('b')
+  assert (programs.first_seconds, programs.stall_seconds) == (9.0, 3.0)
+  programs.get('b')
+  assert programs.stall_seconds == 3.0
+  assert programs.compile_seconds == 12.0
+  programs.close()
 
 
 def test_seconds_of_threads_that_end_together_all_count(monkeypatch):
@@ -260,23 +283,23 @@ def test_seconds_of_threads_that_end_together_all_count(monkeypatch):
         assert reading.wait(PATIENCE)
       return self.bucket
 
-  monkeypatch.setattr(step_cache, 'time', Clock)
-  cache = StepCache(Compiled)
-  cache.prefetch('a')
-  cache.get('b')
+  monkeypatch.setattr(programs_lib, 'time', Clock)
+  programs = Programs(Compiled)
+  programs.prefetch('a')
+  programs.get('b')
   done.set()
-  cache.get('a')
-  cache.close()
-  assert cache.compile_seconds == 2.0
+  programs.get('a')
+  programs.close()
+  assert programs.compile_seconds == 2.0
 
 
-def test_closing_drops_what_has_not_started(compiler, cache):
+def test_closing_drops_what_has_not_started(compiler, programs):
   """Two compilations run at a time: the third has to wait, and is dropped."""
   for bucket in ('a', 'b'):
     compiler.hold(bucket)
-  futures = [cache._start(bucket) for bucket in ('a', 'b', 'c')]
+  futures = [programs._start(bucket) for bucket in ('a', 'b', 'c')]
   assert all(compiler.started[b].wait(PATIENCE) for b in ('a', 'b'))
-  closing = threading.Thread(target=cache.close)
+  closing = threading.Thread(target=programs.close)
   closing.start()
   while not futures[2].cancelled():
     assert closing.is_alive()
@@ -289,14 +312,36 @@ def test_closing_drops_what_has_not_started(compiler, cache):
 
 def test_programs_of_jax_are_compiled_once():
   function = jax.jit(lambda x: 2 * x)
-  cache = StepCache(
+  programs = Programs(
     lambda n: function.lower(jax.ShapeDtypeStruct((n,), jnp.float32))
   )
   for size in (4, 8, 4):
-    got = cache.get(size, 8)(jnp.ones(size))
+    got = programs.get(size, 8)(jnp.ones(size))
     assert got.tolist() == [2.0] * size
-  assert cache.compilations == 2
-  cache.close()
+  assert programs.compilations == 2
+  programs.close()
+
+
+def test_a_function_is_compiled_at_its_first_call():
+  """Within what is entered meanwhile, such as a clock that stands still."""
+  entered, traced = [], []
+
+  @contextlib.contextmanager
+  def compiling():
+    entered.append(len(traced))
+    yield
+    entered.append(len(traced))
+
+  def double(x):
+    traced.append(x)
+    return 2 * x
+
+  function = CompiledOnce(jax.jit(double), compiling)
+  assert entered == []
+  for x in (1.0, 3.0):
+    assert function.run(jnp.float32(x)) == 2 * x
+  assert entered == [0, 1]
+  assert CompiledOnce(jax.jit(double)).run(jnp.float32(2.0)) == 4.0
 
 
 @pytest.fixture
@@ -315,7 +360,7 @@ def cache_settings():
 def test_the_persistent_cache_lies_with_the_users_caches(monkeypatch, tmp_path):
   jax.config.update('jax_compilation_cache_dir', None)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  step_cache.use_persistent_cache()
+  programs_lib.use_persistent_cache()
   expected = tmp_path / 'adabatch' / 'programs'
   assert jax.config.jax_compilation_cache_dir == str(expected)
 
@@ -323,5 +368,5 @@ def test_the_persistent_cache_lies_with_the_users_caches(monkeypatch, tmp_path):
 @pytest.mark.usefixtures('cache_settings')
 def test_the_persistent_cache_stays_where_the_user_put_it(tmp_path):
   jax.config.update('jax_compilation_cache_dir', str(tmp_path))
-  step_cache.use_persistent_cache()
+  programs_lib.use_persistent_cache()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path)

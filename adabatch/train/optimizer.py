@@ -6,7 +6,7 @@ from typing import Any
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
-from adabatch.train.run_end import Extent
+from adabatch.train.run_length import Extent
 
 DECAYS = {
   'constant': lambda length, d, convert: optim.constant(),

@@ -1,0 +1,254 @@
+"""Images on disk that are read while training goes on, a few at a time."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import pathlib
+import resource
+from typing import Any
+
+import cv2
+import numpy as np
+
+from adabatch.data import jpeg, labels, tfds_records
+from adabatch.data.formats import CorruptRecord, UnsupportedImage, line
+from adabatch.data.source import Chunk, Shape
+from adabatch.data.tfds_records import DatasetError
+
+# Files that a process has open beside its records.
+_OTHER_FILES = 512
+
+
+class ImageRecords:
+  """One split of an image-classification set on disk; see `open_images`.
+
+  Attributes:
+    num_examples: how many records there are.
+    num_classes: labels are in [0, num_classes).
+    fingerprint: what the data is, in short; another string for other data.
+    shapes: of one example: 'image', uint8 [S, S, C], and 'label', int32 [].
+    cropped: whether images are cut to squares here.
+  """
+
+  def __init__(
+    self,
+    split: tfds_records.ImageSplit,
+    fingerprint: str,
+    image_shape: tuple[int, int, int],
+    *,
+    seed: int,
+    crop: bool,
+    flip: bool,
+    eval_resize: int,
+    min_area: float,
+  ) -> None:
+    self.num_examples = split.num_examples
+    self.num_classes = split.num_classes
+    self.fingerprint = fingerprint
+    self.shapes = {
+      'image': Shape(image_shape, np.dtype(np.uint8)),
+      'label': Shape((), np.dtype(np.int32)),
+    }
+    self._split = split
+    self._seed = seed
+    self.cropped = crop
+    self._flip = flip
+    self._eval_resize = eval_resize
+    self._min_area = min_area
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Open files stay in their process.
+    return {k: v for k, v in self.__dict__.items() if k != '_records'}
+
+  def read(
+    self, indices: np.ndarray, positions: np.ndarray | None = None
+  ) -> Chunk:
+    """Decodes examples.
+
+    Args:
+      indices: int64 [n], records in [0, num_examples).
+      positions: int64 [n], the places in the one order, for a random crop and
+        flip that follow from (seed, position) alone; None for the crop in the
+        middle. Images of a set opened without `image_size` are always as
+        stored.
+
+    Returns:
+      'image', uint8 [n, S, S, C]; 'label', int32 [n]; 'weight', float32 [n].
+
+    Raises:
+      DatasetError: for a label that is no class.
+    """
+    n = len(indices)
+    images = np.empty((n, *self.shapes['image'].shape), np.uint8)
+    classes = np.zeros(n, np.int32)
+    weights = np.ones(n, np.float32)
+    skipped = []
+    for row, index in enumerate(indices.tolist()):
+      position = None if positions is None else int(positions[row])
+      try:
+        classes[row] = self._example(index, position, images[row])
+      # array_record raises RuntimeError or IndexError for a damaged file.
+      except (CorruptRecord, RuntimeError, IndexError) as error:
+        images[row], classes[row], weights[row] = 0, 0, 0
+        skipped.append((index, line(error)))
+    arrays = {'image': images, 'label': classes, 'weight': weights}
+    return Chunk(arrays, tuple(skipped))
+
+  def check_labels(self) -> None:
+    """Refuses labels that are no classes, as far as that is cheap.
+
+    Raises:
+      DatasetError: for the first one.
+    """
+    labels.check_records(self._split, self._records)
+
+  @functools.cached_property
+  def _records(self) -> Any:
+    if multiprocessing.parent_process():
+      cv2.setNumThreads(1)  # one core for each worker
+    _allow_open_files(len(self._split.shards))
+    return tfds_records.open_records(self._split.shards)
+
+  def _example(self, index: int, position: int | None, out: np.ndarray) -> int:
+    """Fills `out` and returns the label."""
+    # One record at a time: a damaged one does not spoil its neighbours, and
+    # array_record starts a thread for each file when asked for several.
+    encoded, label = self._split.parse(self._records[index])
+    labels.check_one(label, self._split, index)
+    size, _, channels = out.shape
+    if not self.cropped:
+      pixels = jpeg.decode(encoded, channels)
+      if pixels.shape != out.shape:
+        raise CorruptRecord(_other_size(pixels.shape, out.shape))
+      out[:] = pixels
+      return label
+    height, width = jpeg.image_size(encoded)
+    flip = False
+    if position is None:
+      box = jpeg.central_box(height, width, self._eval_resize, size)
+    else:
+      words = jpeg.position_words(self._seed, position)
+      flip = self._flip and jpeg.flips(words)
+      box = jpeg.random_resized_box(
+        height, width, words, min_area=self._min_area
+      )
+    jpeg.decode_crop(encoded, box, size, channels, flip=flip, out=out)
+    return label
+
+
+def open_images(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  seed: int = 0,
+  image_size: int | None = None,
+  flip: bool = True,
+  eval_resize: int = 256,
+  min_area: float = 0.08,
+) -> ImageRecords:
+  """Opens one split of a TFDS image-classification set, to be read in parts.
+
+  Args:
+    name: a TFDS name, 'NAME[/CONFIG][:VERSION]'; without a version, the newest
+      on disk.
+    split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
+    data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
+      ~/tensorflow_datasets.
+    seed: of the crops and flips, 0 <= seed < 2**64.
+    image_size: images become squares of this many pixels, cropped at random
+      for training, cut from the middle for evaluation. None for images as
+      they are stored, which must then have one size.
+    flip: whether half of the random crops are mirrored.
+    eval_resize: for evaluation, the shorter side is resized to this many
+      pixels before the square is cut, so that image_size / eval_resize of it
+      are seen.
+    min_area: the smallest share of an image that a random crop shows.
+
+  Raises:
+    DatasetError: if the set is not prepared, has no such split, is no
+      image-classification set, or does not fit the other arguments.
+  """
+  if image_size is not None and not 1 <= image_size <= eval_resize:
+    raise DatasetError(
+      f'image_size={image_size}: give 1 <= image_size <= '
+      f'eval_resize={eval_resize}'
+    )
+  if not 0 < min_area <= 1:
+    raise DatasetError(f'min_area={min_area}: give 0 < min_area <= 1')
+  if not 0 <= seed < 2**64:
+    raise DatasetError(f'seed={seed}: give 0 <= seed < 2**64')
+  found = tfds_records.find_images(name, split, data_dir)
+  try:
+    sizes = [pathlib.Path(s.filename).stat().st_size for s in found.shards]
+  except OSError as error:
+    raise tfds_records.damaged(found, error, data_dir) from None
+  channels = found.image_shape[-1]
+  if image_size is not None:
+    shape = image_size, image_size, channels
+  else:
+    shape = _stored_shape(found, data_dir)
+  fingerprint = (
+    f'{name} {found.version} {split}, {found.num_examples} examples, '
+    f'{found.num_classes} classes, {sum(sizes)} bytes'
+  )
+  return ImageRecords(
+    found,
+    fingerprint,
+    shape,
+    seed=seed,
+    crop=image_size is not None,
+    flip=flip,
+    eval_resize=eval_resize,
+    min_area=min_area,
+  )
+
+
+def _stored_shape(
+  split: tfds_records.ImageSplit, data_dir: str | os.PathLike[str] | None
+) -> tuple[int, int, int]:
+  """The shape of the images; of the first, where the set does not say."""
+  height, width, channels = split.image_shape
+  if height is not None and width is not None:
+    return height, width, channels
+  records = tfds_records.open_records(split.shards)
+  ends = []
+  index = 0
+  try:
+    for index in (0, len(records) - 1):
+      encoded, _ = split.parse(records[index])
+      ends.append((*jpeg.image_size(encoded), channels))
+  except UnsupportedImage as error:
+    raise DatasetError(
+      f"data set '{split.name}', split '{split.split}', record {index}: {error}"
+    ) from None
+  except (CorruptRecord, RuntimeError, IndexError) as error:
+    raise tfds_records.damaged(split, error, data_dir) from None
+  if ends[0] != ends[1]:
+    raise DatasetError(
+      f"data set '{split.name}', split '{split.split}': "
+      f'{_other_size(ends[1], ends[0])}: set image_size'
+    )
+  return ends[0]
+
+
+def _other_size(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+  return (
+    f'images differ in size ({wanted[0]}x{wanted[1]} and {found[0]}x{found[1]})'
+  )
+
+
+def _allow_open_files(count: int) -> None:
+  """Raises the limit of this process, where `count` more files need it.
+
+  ImageNet has 1,024 files, array_record keeps all of them open, and 1,024 is
+  what many systems allow unless they are asked.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = count + _OTHER_FILES
+  if hard != resource.RLIM_INFINITY:
+    wanted = min(wanted, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

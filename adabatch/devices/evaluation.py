@@ -1,0 +1,363 @@
+"""Exact means over a whole split: metrics, and what rules need of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from adabatch import data
+from adabatch.data.source import Data
+from adabatch.devices import evaluation_steps
+from adabatch.devices.mesh import BY_DEVICE, WHOLE, Devices
+from adabatch.devices.programs import CompiledOnce, Compiling
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.replicas import State
+from adabatch.devices.stream import Window, empty
+from adabatch.optim import gradient_noise
+
+# Name of a split -> what is told of its unreadable records: (record, reason).
+Skipped = Callable[[str], Callable[[int, str], None]]
+
+
+class Pieces(NamedTuple):
+  """A split in pieces of one shape, as `evaluation_steps` takes them.
+
+  Attributes:
+    open: () -> iterator over (data, first) of each piece, the same number of
+      them on every process.
+    where: the data of a piece lie.
+    slots: examples that one device takes of a piece.
+    limit: examples of `data` that are real, from the first.
+    examples: examples in all.
+  """
+
+  open: Callable[[], Iterator[tuple[Data, Any]]]
+  where: str
+  slots: int
+  limit: int
+  examples: int
+
+
+def resident_pieces(
+  arrays: Data,
+  limit: int,
+  devices: Devices,
+  max_per_device: int,
+  multiple: int = 1,
+) -> Pieces:
+  """The first `limit` examples of arrays that lie on every device.
+
+  Every example counts exactly once: the slots beyond the last are empty. A
+  device takes a multiple of `multiple` slots, which may be above
+  `max_per_device`.
+  """
+  slots = min(max_per_device, -(-limit // devices.size))
+  slots = -(-slots // multiple) * multiple
+  chunks = -(-limit // (slots * devices.size))
+  firsts = np.arange(chunks * devices.size, dtype=np.int32) * slots
+  placed = [
+    devices.place(row, BY_DEVICE)
+    for row in firsts.reshape(chunks, devices.size)
+  ]
+  return Pieces(
+    lambda: ((arrays, first) for first in placed), WHOLE, slots, limit, limit
+  )
+
+
+def streamed_pieces(
+  split: Any,
+  devices: Devices,
+  max_per_device: int,
+  *,
+  workers: int,
+  skipped: Callable[[int, str], None],
+) -> Pieces:
+  """A whole split, read anew at each pass in the order in which it is stored.
+
+  Args:
+    split: what `data.read_chunks` reads.
+    devices: of all processes.
+    max_per_device: most examples a device takes at once.
+    workers: processes that read; 0 for a thread.
+    skipped: is told of records that could not be read: (record, reason).
+  """
+  own, processes = len(devices.own), jax.process_count()
+  slots = min(max_per_device, -(-split.num_examples // devices.size))
+  here = jax.process_index()
+  mine = len(range(here, split.num_examples, processes))
+  most = -(-split.num_examples // processes)
+  zeros = devices.place(np.zeros(devices.size, np.int32), BY_DEVICE)
+
+  def pieces() -> Iterator[tuple[Data, Any]]:
+    reader = data.read_chunks(
+      split,
+      None,
+      0,
+      stop=split.num_examples,
+      process=here,
+      processes=processes,
+      workers=workers,
+    )
+    try:
+      window = Window(reader, skipped)
+      for start in range(0, most, own * slots):
+        # An empty slot has the weight 0.
+        arrays = empty(split.shapes, (own * slots,))
+        rows = slice(0, min(own * slots, mine - start))
+        if rows.stop > 0:
+          window.copy(start, {name: a[rows] for name, a in arrays.items()})
+          window.forget(start + rows.stop)
+        shares = {
+          name: a.reshape(own, slots, *a.shape[1:])
+          for name, a in arrays.items()
+        }
+        yield devices.place_own(shares), zeros
+    finally:
+      reader.close()
+
+  return Pieces(pieces, BY_DEVICE, slots, slots, split.num_examples)
+
+
+def _accumulating(
+  body: Any, recipe: Recipe, pieces: Pieces, compiling: Compiling
+) -> Callable[[State, Any], Any]:
+  """(state, zeros) -> what the body sums up over all pieces."""
+  devices = recipe.devices
+  program = CompiledOnce(
+    devices.spmd(
+      body,
+      arguments=(WHOLE, WHOLE, pieces.where, WHOLE, BY_DEVICE),
+      donate=(3,),
+    ),
+    compiling,
+  )
+
+  place = devices.placer()
+
+  def total(state: State, zeros: Any) -> Any:
+    sums = place(zeros)
+    for arrays, first in pieces.open():
+      if pieces.where == BY_DEVICE:
+        # Pieces of a large split must not pile up in the devices' memory: one
+        # is at work, and the next was read and sent meanwhile.
+        jax.block_until_ready(sums)
+      sums = program.run(state.params, state.model_state, arrays, sums, first)
+    return sums
+
+  return total
+
+
+def _zeros(tree: Any) -> Any:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+class Evaluator:
+  """Means in evaluation mode over a split, each example counted once.
+
+  Attributes:
+    examples: how many there are.
+    skipped: how many of them could not be read, the last time.
+  """
+
+  def __init__(
+    self, recipe: Recipe, pieces: Pieces, compiling: Compiling = nullcontext
+  ):
+    """Programs are compiled within what `compiling` makes, once they are first
+    used."""
+    self._task = recipe.task
+    self.examples, self.skipped = pieces.examples, 0
+    body = recipe.model, recipe.task, recipe.inputs.load
+    size = pieces.slots, pieces.limit
+    self._metrics, self._gradient = (
+      _accumulating(make(*body, *size), recipe, pieces, compiling)
+      for make in (
+        evaluation_steps.evaluation_step,
+        evaluation_steps.gradient_step,
+      )
+    )
+    self._norm = CompiledOnce(jax.jit(gradient_noise.squared_norm), compiling)
+
+  def _count(self, weight: Any) -> None:
+    self.skipped = self.examples - round(float(weight))
+    if not weight > 0:
+      raise data.DatasetError(
+        f'none of the {self.examples} examples to be evaluated can be read'
+      )
+
+  def metrics(self, state: State) -> dict[str, float]:
+    """What the task reports of the split."""
+    zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
+    sums, weight = jax.device_get(self._metrics(state, (zeros, np.float32(0))))
+    self._count(weight)
+    # Device results come back sorted by name.
+    names = self._task.metric_names
+    means = {name: float(sums[name]) / float(weight) for name in names}
+    return self._task.summarize(means)
+
+  def gradient_norm_squared(self, state: State) -> float:
+    """|mean gradient|^2 of the evaluation-mode loss."""
+    zeros = _zeros(state.params), np.float32(0)
+    total, weight = self._gradient(state, zeros)
+    norm, weight = jax.device_get((self._norm.run(total), weight))
+    self._count(weight)
+    return float(norm) / float(weight) ** 2
+
+
+class Calibration:
+  """Running statistics as they would be at the parameters there are.
+
+  Those in the state lag behind, and before the first update they are whatever
+  they were initialised with; the loss in evaluation mode then says nothing of
+  the parameters.
+
+  Attributes:
+    examples: that a calibration goes over.
+  """
+
+  def __init__(
+    self, recipe: Recipe, pieces: Pieces, compiling: Compiling = nullcontext
+  ):
+    """`pieces` hold whole BatchNorm groups of examples in random order."""
+    self.examples = pieces.examples
+    body = evaluation_steps.calibration_step(
+      recipe.model,
+      recipe.task,
+      recipe.inputs.load,
+      pieces.slots,
+      pieces.limit,
+      devices=recipe.devices.size,
+      rng=jax.random.key(recipe.seed),
+    )
+    self._sum = _accumulating(body, recipe, pieces, compiling)
+    finish = recipe.devices.jit(evaluation_steps.calibrated)
+    self._finish = CompiledOnce(finish, compiling)
+
+  def __call__(self, state: State) -> State:
+    """The same state with calibrated statistics; the given one stays."""
+    zeros = _zeros(state.model_state)
+    sums = self._sum(state, (zeros, zeros, np.float32(0)))
+    return state._replace(model_state=self._finish.run(state.model_state, sums))
+
+
+def _whole(recipe: Recipe, which: int, arrays: Any, skipped: Skipped) -> Pieces:
+  """A whole split: 0, that of training, or 1, of evaluation."""
+  inputs, name = recipe.inputs, recipe.split_names[which]
+  split = inputs.evaluation if which else inputs.train
+  if inputs.streaming:
+    return streamed_pieces(
+      split,
+      recipe.devices,
+      recipe.evaluated_at_once,
+      workers=inputs.workers,
+      skipped=skipped(name),
+    )
+  if arrays is None:
+    arrays = recipe.devices.place(split.arrays)
+  return _resident(recipe, arrays, split.num_examples)
+
+
+def _resident(
+  recipe: Recipe, arrays: Data, examples: int, multiple: int = 1
+) -> Pieces:
+  return resident_pieces(
+    arrays, examples, recipe.devices, recipe.evaluated_at_once, multiple
+  )
+
+
+def make_evaluator(
+  recipe: Recipe, skipped: Skipped, compiling: Compiling
+) -> Evaluator:
+  """Of the evaluation split."""
+  return Evaluator(recipe, _whole(recipe, 1, None, skipped), compiling)
+
+
+class Measurements:
+  """The signals that cost a pass over data, for the rules that need them.
+
+  `full_*` go over the whole training split, `subset_*` over a fixed part of it,
+  in evaluation mode with calibrated statistics.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    train_arrays: Data | None,
+    skipped: Skipped,
+    compiling: Compiling,
+    *,
+    has_statistics: bool,
+  ):
+    """Makes only what `recipe.needs` asks for.
+
+    Args:
+      recipe: what is trained.
+      train_arrays: the training split on the devices; None if it is a stream.
+      skipped: is told of records that cannot be read.
+      compiling: makes what is entered while a program is compiled.
+      has_statistics: whether the model has any, such as BatchNorm's.
+    """
+    self._recipe, self._skipped = recipe, skipped
+    self._needs = recipe.needs
+    sources = {
+      'full': lambda: _whole(recipe, 0, train_arrays, skipped),
+      'subset': self._subset,
+    }
+    self._evaluators = {
+      source: Evaluator(recipe, make(), compiling)
+      for source, make in sources.items()
+      if any(name.startswith(f'{source}_') for name in self._needs)
+    }
+    self._calibration = None
+    if self._evaluators and has_statistics:
+      self._calibration = Calibration(
+        recipe, self._calibration_pieces(), compiling
+      )
+
+  def _drawn(self, stream: int) -> tuple[np.ndarray, Data]:
+    """Examples of the training split, drawn because some sets are sorted."""
+    recipe, split = self._recipe, self._recipe.inputs.train
+    size = min(recipe.subset_size, split.num_examples)
+    key = [recipe.seed, stream] if stream else recipe.seed
+    rng = np.random.Generator(np.random.Philox(key))
+    chosen = rng.permutation(split.num_examples)[:size]
+    chunk = split.read(np.sort(chosen), None)
+    for record, reason in chunk.skipped:
+      self._skipped(recipe.split_names[0])(record, reason)
+    return chosen, chunk.arrays
+
+  def _subset(self) -> Pieces:
+    chosen, arrays = self._drawn(0)
+    arrays = self._recipe.devices.place(arrays)
+    return _resident(self._recipe, arrays, len(chosen))
+
+  def _calibration_pieces(self) -> Pieces:
+    # In the order drawn: a group of one class would not be one of training.
+    chosen, arrays = self._drawn(1)
+    order = np.argsort(np.argsort(chosen))
+    arrays = {name: array[order] for name, array in arrays.items()}
+    return _resident(
+      self._recipe,
+      self._recipe.devices.place(arrays),
+      len(chosen),
+      self._recipe.group_size or 1,
+    )
+
+  def take(self, state: State) -> tuple[dict[str, float], int]:
+    """The signals by name, and how many examples were evaluated for them."""
+    values, cost = {}, 0
+    if self._calibration is not None:
+      state = self._calibration(state)
+      cost += self._calibration.examples
+    for source, evaluator in self._evaluators.items():
+      measures = {
+        f'{source}_loss': lambda e=evaluator: e.metrics(state)['loss'],
+        f'{source}_gradient_norm_squared': (
+          lambda e=evaluator: e.gradient_norm_squared(state)
+        ),
+      }
+      for name in self._needs & measures.keys():
+        values[name] = measures[name]()
+        cost += evaluator.examples
+    return values, cost

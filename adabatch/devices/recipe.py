@@ -1,0 +1,69 @@
+"""What the devices are given to do, in one record."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import linen as nn
+
+from adabatch.data.source import Inputs
+from adabatch.devices.mesh import Devices
+from adabatch.models.tasks import Task
+from adabatch.optim.sync import SyncRule
+
+
+class Sync(NamedTuple):
+  """What replicas need to agree.
+
+  Attributes:
+    rule: number of replicas -> how they agree.
+    average_momentum: whether their optimizers' states are averaged as well.
+  """
+
+  rule: Callable[[int], SyncRule]
+  average_momentum: bool
+
+
+class Recipe(NamedTuple):
+  """What is trained on what, how, and what is measured of it.
+
+  Attributes:
+    model: called as `model.apply(variables, inputs, train=, rows=)`.
+    task: inputs, losses and metrics of examples.
+    tx: optimizer; its update takes `batch_size`, `damping`, `examples` and
+      `gradient_noise`, and its state holds `learning_rate`.
+    inputs: both splits.
+    network_input: shape and dtype of a batch of one of the network's inputs.
+    devices: all of them, along one axis.
+    seed: of parameters, dropout, augmentation and the order of the data.
+    needs: the signals that the batch-size rule reads.
+    estimate_noise: whether anything reads the gradient noise.
+    keep_gradient: whether to carry the previous gradient, for the noise of
+      batches of one example.
+    sync: how replicas agree; None where one model is trained.
+    replicas: how many there are at first; 1 of one model.
+    updates_per_call: most updates that one call of a program does.
+    evaluated_at_once: most examples that a device evaluates at once.
+    subset_size: examples of the measurements that go over a part.
+    group_size: examples of a BatchNorm group; None where there are none.
+    split_names: of training and evaluation, for messages.
+  """
+
+  model: nn.Module
+  task: Task
+  tx: optax.GradientTransformationExtraArgs
+  inputs: Inputs
+  network_input: jax.ShapeDtypeStruct
+  devices: Devices
+  seed: Any = 0
+  needs: frozenset[str] = frozenset()
+  estimate_noise: bool = False
+  keep_gradient: bool = False
+  sync: Sync | None = None
+  replicas: int = 1
+  updates_per_call: int = 1
+  evaluated_at_once: int = 1024
+  subset_size: int = 1024
+  group_size: int | None = None
+  split_names: tuple[str, str] = ('training', 'evaluation')

@@ -1,0 +1,279 @@
+"""A train state on the devices, and all that is done with it."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from adabatch import data
+from adabatch.controllers.buckets import Plan
+from adabatch.devices import replicas as replicas_lib
+from adabatch.devices import state as state_lib
+from adabatch.devices.evaluation import (
+  Measurements,
+  Skipped,
+  make_evaluator,
+)
+from adabatch.devices.feeds import BATCH, ResidentFeed
+from adabatch.devices.mesh import BY_REPLICA, WHOLE, Devices
+from adabatch.devices.messages import Call, pack
+from adabatch.devices.programs import Compiling, Programs
+from adabatch.devices.recipe import Recipe
+from adabatch.devices.replicas import State, SyncState
+from adabatch.devices.step import Variant, train_step
+from adabatch.devices.stream import StreamingFeed
+
+
+class Restored(NamedTuple):
+  """A state to go on from.
+
+  Attributes:
+    state: as `template` has it.
+    replicas: that it holds.
+  """
+
+  state: Any
+  replicas: int
+
+
+def _devices(recipe: Recipe, replicas: int) -> Devices:
+  if recipe.sync is None:
+    return recipe.devices
+  return recipe.devices.with_replicas(replicas)
+
+
+def _where(recipe: Recipe) -> Any:
+  if recipe.sync is None:
+    return WHOLE
+  return SyncState(WHOLE, WHOLE, WHOLE, BY_REPLICA)
+
+
+def _create(recipe: Recipe, replicas: int, rng: jax.Array) -> State:
+  example = np.zeros(recipe.network_input.shape, recipe.network_input.dtype)
+  state = state_lib.create(
+    recipe.model, example, recipe.tx, rng, keep_gradient=recipe.keep_gradient
+  )
+  if recipe.sync is None:
+    return state
+  return replicas_lib.create(state, recipe.sync.rule(replicas), replicas)
+
+
+def template(recipe: Recipe, replicas: int) -> Any:
+  """Shapes and places of a state with so many replicas, to restore into."""
+  shapes = jax.eval_shape(
+    lambda rng: _create(recipe, replicas, rng), jax.random.key(recipe.seed)
+  )
+  devices = _devices(recipe, replicas)
+
+  def placed(where, tree):
+    sharding = devices.shardings(where)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+  return jax.tree.map(placed, _where(recipe), shapes)
+
+
+class Trainer:
+  """The train state, and one program for each variant.
+
+  Attributes:
+    state: a TrainState, or a SyncState where replicas are trained.
+    replicas: how many; 1 of a TrainState.
+    devices: with an axis of replicas for a SyncState.
+    feed: where the examples come from.
+    programs: the compiled programs.
+    updates_per_call: most updates that one call does.
+    calls_in_flight: how many may be under way.
+    apart: whether a process sees the reports of its own replicas alone.
+    sync_bytes: what a replica gives to an average; see
+      `replicas.agreed_bytes`.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    restored: Restored | None = None,
+    *,
+    replicas: int | None = None,
+    skipped: Skipped = lambda split: lambda record, reason: None,
+    compiling: Compiling = nullcontext,
+  ):
+    """Starts from fresh parameters, or from what was restored.
+
+    Args:
+      recipe: what is trained.
+      restored: a state to go on from.
+      replicas: with how many to go on; None: as the recipe says.
+      skipped: is told of records that cannot be read.
+      compiling: makes what is entered while a program for measurements is
+        compiled.
+    """
+    self._recipe, self._where = recipe, _where(recipe)
+    # Rows of the mesh are as the recipe says, however many train now.
+    self.devices = _devices(recipe, recipe.replicas)
+    self.replicas = recipe.replicas
+    self.feed = _make_feed(recipe, self.devices, skipped)
+    self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
+    self.calls_in_flight = self.devices.calls_in_flight
+    if recipe.inputs.streaming:
+      # Each of them holds a batch in the devices' memory.
+      self.calls_in_flight = min(self.calls_in_flight, 2)
+    # Where replicas lie with several processes, their reports travel only when
+    # somebody wants to read them, so that they need not wait for one another.
+    self.apart = recipe.replicas > 1 and jax.process_count() > 1
+    self.programs = Programs(self._lower)
+    self._bucket = self._program = None  # of the last call
+    self._finite = self.devices.jit(state_lib.is_finite)
+    if restored is None:
+      self.state: State = self.devices.jit(
+        lambda rng: _create(recipe, recipe.replicas, rng),
+        out_shardings=self.devices.shardings(self._where),
+      )(jax.random.key(recipe.seed))
+    else:
+      self.state = restored.state
+      replicas = self.replicas if replicas is None else replicas
+      if {restored.replicas, replicas} != {self.replicas}:
+        self.resize(replicas)
+    self.sync_bytes = replicas_lib.agreed_bytes(
+      self.state, recipe.sync is not None and recipe.sync.average_momentum
+    )
+    self.evaluator = make_evaluator(recipe, skipped, compiling)
+    self._measurements = Measurements(
+      recipe,
+      self.feed.data,
+      skipped,
+      compiling,
+      has_statistics=bool(jax.tree.leaves(self.state.model_state)),
+    )
+
+  # Updates.
+
+  def variant(self, call: Call) -> Variant:
+    """The program that runs a call."""
+    return Variant(call.plan.bucket, call.agree, self.replicas)
+
+  def ready(self, call: Call) -> bool:
+    """Whether nothing has to be compiled for a call, or looked for ahead."""
+    variant = self.variant(call)
+    if not self.programs.ready(variant) or call.plan.bucket != self._bucket:
+      return False
+    self._program = self.programs[variant]
+    return True
+
+  def compile(self, call: Call, ahead: Variant | None = None) -> None:
+    """Waits for the program of a call; one that may come next is begun."""
+    self._bucket = call.plan.bucket
+    self._program = self.programs.get(self.variant(call), ahead)
+
+  def dispatch(self, call: Call, *, stop: bool) -> jax.Array:
+    """Dispatches the updates of a call.
+
+    Args:
+      call: of at most `updates_per_call` updates, of the kind that `ready` or
+        `compile` was last asked for.
+      stop: whether this process was asked to stop.
+
+    Returns:
+      Their reports, still on their way: float32 [replicas, updates_per_call,
+      9], a Report in each of the first `count` rows.
+    """
+    assert self._program is not None, 'compile() fetches it'
+    arrays, batch = self.feed.take(call, self.updates_per_call, stop=stop)
+    with jax.transfer_guard('disallow'):
+      self.state, reports = self._program(self.state, arrays, batch)
+    return reports
+
+  def _lower(self, variant: Variant) -> Any:
+    recipe, bucket = self._recipe, variant.bucket
+    body = train_step(
+      recipe, variant, self.feed.layout, unroll=self.devices.unroll
+    )
+    several = recipe.sync is not None
+    program = self.devices.spmd(
+      body,
+      arguments=(
+        self._where,
+        self.feed.where,
+        BATCH,
+      ),
+      results=(self._where, BY_REPLICA if several else WHOLE),
+      donate=(0,),
+    )
+    # A batch of the right shapes, for what is in it does not matter.
+    first = self.feed.layout.lane
+    slots = *first.shape, self.updates_per_call, bucket.slots_per_device
+    call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
+    batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
+    example = self.feed.example(bucket)
+    if self.devices.backend == 'pmap':
+      example = self.devices.zeros(example)  # shapes are not enough
+    with jax.transfer_guard('allow'):
+      placed = self.devices.place(batch, BATCH)
+      return program.lower(self.state, example, placed)
+
+  # What replicas need beside updates.
+
+  def restart(self) -> None:
+    """Replicas start from the anchor, and that from rest."""
+    assert self._recipe.sync is not None
+    rule = self._recipe.sync.rule(self.replicas)
+    self._change(lambda state: replicas_lib.restart(rule, state), donate=True)
+
+  def resize(self, replicas: int) -> None:
+    """Goes on with another number of replicas; see `replicas.resize`."""
+    self._change(lambda state: replicas_lib.resize(state, replicas))
+    self.replicas = replicas
+    self.feed.share(replicas)
+    self.programs.drop_unused()
+
+  def _change(
+    self, change: Callable[[Any], Any], *, donate: bool = False
+  ) -> None:
+    self.state = self.devices.jit(
+      change,
+      out_shardings=self.devices.shardings(self._where),
+      donate_argnums=0 if donate else (),
+    )(self.state)
+
+  # What is measured.
+
+  def evaluate(self) -> dict[str, float]:
+    """Metrics of the evaluation split."""
+    return self.evaluator.metrics(self.state)
+
+  def measure(self) -> tuple[dict[str, float], int]:
+    """The signals that cost a pass over data; see `Measurements`."""
+    return self._measurements.take(self.state)
+
+  def finite(self) -> bool:
+    """Whether parameters, statistics and optimizers hold finite numbers."""
+    return bool(self._finite(self.to_save()))
+
+  def to_save(self) -> Any:
+    """The state as arrays of all processes."""
+    return self.devices.of_all_processes(self.state)
+
+  def close(self) -> None:
+    """Ends reading and compiling."""
+    self.feed.close()
+    self.programs.close()
+
+
+def _make_feed(
+  recipe: Recipe, devices: Devices, skipped: Skipped
+) -> ResidentFeed | StreamingFeed:
+  split = recipe.inputs.train
+  order = data.Order(split.num_examples, recipe.seed)
+  if not recipe.inputs.streaming:
+    return ResidentFeed(split.arrays, order, devices, recipe.replicas)
+  return StreamingFeed(
+    split,
+    order,
+    devices,
+    recipe.replicas,
+    workers=recipe.inputs.workers,
+    skipped=skipped(recipe.split_names[0]),
+  )

@@ -1,0 +1,271 @@
+"""Where a run is, where it ends, and what it does next.
+
+Everything here is pure: what is due is a function of the config and of the
+progress, so that a run goes on where it was. The loop, searches and populations
+all ask here.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from adabatch.config import Config, ConfigError
+from adabatch.controllers import GradientNoise
+from adabatch.controllers.buckets import Plan
+from adabatch.devices.messages import Call, Report
+
+
+def next_multiple(examples: int, span: float) -> int:
+  """Examples after which the next whole multiple of a span is reached.
+
+  >>> next_multiple(176, 35.2), next_multiple(12, 0.4 * 60)
+  (212, 24)
+  """
+  # The factors, because in binary 176 // 35.2 is 4 and a product of the kind
+  # of 0.4 * 60 may come out above 24.
+  spans = math.floor(examples / span * (1 + 1e-12))
+  return math.ceil((spans + 1) * span * (1 - 1e-12))
+
+
+def better(a: float, b: float, *, higher: bool) -> float:
+  """The better one of two values of a metric; a number is better than NaN.
+
+  >>> better(0.5, math.nan, higher=True), better(0.5, 0.25, higher=True)
+  (0.5, 0.5)
+  """
+  if math.isnan(a) or math.isnan(b):
+    return b if math.isnan(a) else a
+  return max(a, b) if higher else min(a, b)
+
+
+class RunEnd(NamedTuple):
+  """What ends a run, unless a target is reached before.
+
+  Attributes:
+    examples: that are trained on, those of `epochs`; the last batch is cut
+      there.
+    updates: `max_updates`, or infinity.
+
+  >>> end = RunEnd(100, 9)
+  >>> end.over(6, 96), end.over(7, 100), end.over(9, 40)
+  (False, True, True)
+  """
+
+  examples: int
+  updates: float = math.inf
+
+  def over(self, update: int, examples: int) -> bool:
+    """Whether the run ends after so many updates and examples."""
+    return examples >= self.examples or update >= self.updates
+
+  def cut(self, examples: int, batch_size: int) -> int:
+    """Real examples of the next batch, after so many.
+
+    >>> RunEnd(100).cut(80, 16), RunEnd(100).cut(96, 16)
+    (16, 4)
+    """
+    return min(batch_size, self.examples - examples)
+
+  def left(self, update: int, examples: int, batch_size: int) -> int:
+    """Updates until the end if all are of this size; a cut one counts.
+
+    >>> RunEnd(100).left(0, 0, 16), RunEnd(100, 6).left(2, 32, 16)
+    (7, 4)
+    """
+    updates = -(-(self.examples - examples) // batch_size)
+    return int(min(updates, self.updates - update))
+
+  def whole(self, examples: int, batch_size: int) -> int:
+    """How many batches of this size come before one that is cut.
+
+    >>> RunEnd(100).whole(32, 16)
+    4
+    """
+    return (self.examples - examples) // batch_size
+
+
+def make_end(config: Config, num_examples: int) -> RunEnd:
+  """The end that a config asks for.
+
+  Args:
+    config: read are `epochs` and `max_updates`.
+    num_examples: of the training split.
+
+  Raises:
+    ConfigError: for less than one example.
+  """
+  examples = round(config.epochs * num_examples)
+  if not examples:
+    raise ConfigError(
+      f'epochs={config.epochs} of {num_examples} examples is less than one '
+      'example'
+    )
+  limit = config.max_updates
+  return RunEnd(examples, math.inf if limit is None else limit)
+
+
+class Due(NamedTuple):
+  """When what is due, beside decisions.
+
+  Attributes:
+    evaluation_span: examples between two evaluations, at least.
+    evaluation_growth: ratio of the examples at two evaluations, at least.
+    checkpoint: updates between two checkpoints.
+    log: updates between two train records.
+  """
+
+  evaluation_span: float
+  evaluation_growth: float
+  checkpoint: int
+  log: int
+
+  def next_evaluation(self, examples: int) -> int:
+    """Examples after which the next evaluation is due.
+
+    >>> Due(35.2, 1.0, 1, 1).next_evaluation(176)
+    212
+    >>> Due(35.2, 1.05, 1, 1).next_evaluation(1000)
+    1050
+    """
+    grown = math.ceil(examples * self.evaluation_growth * (1 - 1e-12))
+    return max(next_multiple(examples, self.evaluation_span), grown)
+
+
+def make_due(config: Config, num_examples: int) -> Due:
+  """As a config says, where the training split has `num_examples`."""
+  return Due(
+    config.eval.every_epochs * num_examples,
+    config.eval.growth,
+    config.checkpoint.every_updates,
+    config.log.every_updates,
+  )
+
+
+class Update(NamedTuple):
+  """One update that is done.
+
+  Attributes:
+    update, examples: done with it.
+    seconds: what the training clock showed then.
+    plan: what it ran.
+    decides: whether a decision is due after it.
+    report: what it reported, all replicas together.
+    noise: its estimates of the gradient noise, if it has any.
+  """
+
+  update: int
+  examples: int
+  seconds: float
+  plan: Plan
+  decides: bool
+  report: Report
+  noise: GradientNoise | None
+
+
+@dataclasses.dataclass
+class Progress:
+  """Where a run is; with the decisions, the host's side of a checkpoint.
+
+  Attributes:
+    next_evaluation: examples after which the next evaluation is due.
+    update, examples: dispatched so far.
+    seconds: training clock.
+    evaluated: update of the last evaluation.
+    final, best: metrics of the last evaluation and the best ones, by split.
+    reached: where the target was reached, once it was.
+    skipped_records: trained on with weight 0, because they could not be read.
+    skipped_evaluation_records: left out of the last evaluation.
+    distances: of the replicas at the last sync, by name.
+  """
+
+  next_evaluation: int
+  update: int = 0
+  examples: int = 0
+  seconds: float = 0.0
+  evaluated: int = 0
+  final: dict = dataclasses.field(default_factory=dict)
+  best: dict = dataclasses.field(default_factory=dict)
+  reached: dict | None = None
+  skipped_records: int = 0
+  skipped_evaluation_records: int = 0
+  distances: dict = dataclasses.field(default_factory=dict)
+
+  def over(self, end: RunEnd) -> bool:
+    """Whether the run is at its own end, and not cut short."""
+    return end.over(self.update, self.examples) or self.reached is not None
+
+  def dispatched(self, call: Call) -> None:
+    self.update += call.count
+    self.examples += call.count * call.plan.batch_size
+
+  def evaluated_with(
+    self,
+    split: str,
+    metrics: dict[str, float],
+    higher_is_better: dict[str, bool],
+    due: Due,
+    target: Config,
+  ) -> None:
+    """After an evaluation.
+
+    Args:
+      split: of which.
+      metrics: of it.
+      higher_is_better: by name of the metric.
+      due: when the next one is.
+      target: `config.target`.
+    """
+    self.evaluated = self.update
+    self.next_evaluation = due.next_evaluation(self.examples)
+    self.final[split] = metrics
+    best = self.best.setdefault(split, dict(metrics))
+    for name, higher in higher_is_better.items():
+      best[name] = better(best[name], metrics[name], higher=higher)
+    if target.value is None or self.reached is not None:
+      return
+    value, higher = metrics[target.metric], higher_is_better[target.metric]
+    if value > target.value if higher else value < target.value:
+      self.reached = {
+        'updates': self.update,
+        'examples': self.examples,
+        'seconds': self.seconds,
+      }
+
+  def host(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def updates_until(
+  at: Progress,
+  batch_size: int,
+  end: RunEnd,
+  due: Due,
+  *,
+  most: float = math.inf,
+  cut: float = math.inf,
+) -> int:
+  """How many updates alike there are until anything but a decision is due.
+
+  That is an evaluation, a checkpoint, the end, or a batch that the end cuts,
+  which is of another size than those before it.
+
+  Args:
+    at: where the run is.
+    batch_size: of all of them.
+    end: of the run.
+    due: evaluations and checkpoints.
+    most: that are asked for.
+    cut: update at which the run is cut short.
+
+  >>> where = Progress(next_evaluation=100, update=7, examples=40)
+  >>> updates_until(where, 16, RunEnd(1000), Due(100, 1.0, 50, 1), most=20)
+  4
+  """
+  least = min(
+    most,
+    end.left(at.update, at.examples, batch_size),
+    -(-(at.next_evaluation - at.examples) // batch_size),
+    due.checkpoint - at.update % due.checkpoint,
+    cut - at.update,
+  )
+  return int(min(least, max(end.whole(at.examples, batch_size), 1)))

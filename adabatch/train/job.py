@@ -1,0 +1,136 @@
+"""A run in its directory: checkpoints, files and console around the loop."""
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from adabatch import data
+from adabatch.config import Config, ConfigError
+from adabatch.config.smoke import shrink
+from adabatch.devices.mesh import is_first_process
+from adabatch.devices.programs import use_persistent_cache
+from adabatch.devices.trainer import template
+from adabatch.train.build import Parts, build, check
+from adabatch.train.calls import Progress
+from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
+from adabatch.train.console import Console
+from adabatch.train.inputs import TextCache
+from adabatch.train.log import Log
+from adabatch.train.loop import loop
+from adabatch.train.stop import stop_on_signals
+from adabatch.train.workdir import Workdir
+
+
+def train(
+  config: Config,
+  workdir: str | os.PathLike[str],
+  *,
+  devices: Sequence[Any] | None = None,
+  splits: tuple[data.Split, data.Split] | None = None,
+  stop: threading.Event | None = None,
+  cache: TextCache | None = None,
+  last_update: int | None = None,
+) -> dict[str, Any]:
+  """Trains to the end of the config, or resumes a run that was cut short.
+
+  Args:
+    config: see `adabatch.config.default`.
+    workdir: directory of the run; made if it does not exist.
+    devices: devices to use; None for all of all processes.
+    splits: training and evaluation split of your own arrays, made with
+      `data.from_arrays`; None to load what `config.data` names.
+    stop: set it to stop the run cleanly, as SIGTERM does.
+    cache: for the tokens of a text set; None: in `workdir`.
+    last_update: cuts the run short there, without an evaluation that it would
+      not have had; unlike `max_updates` it may be another one whenever the run
+      is resumed.
+
+  Returns:
+    What `summary.json` holds.
+
+  Raises:
+    ConfigError: for a config or a directory that cannot be used.
+    data.DatasetError: for a data set that is not there.
+  """
+  if config.compilation_cache:
+    use_persistent_cache()
+  stop = stop or threading.Event()
+  check(config, len(jax.devices() if devices is None else devices))
+  if config.smoke:
+    config = shrink(config)
+  files, first = Workdir(workdir), is_first_process()
+  files.check(config)
+  cache = cache or TextCache(files.text_directory, first)
+  cut = math.inf if last_update is None else last_update
+  with contextlib.ExitStack() as stack:
+    stack.callback(files.unlock)  # which a text set has locked already
+    parts = build(config, devices, splits, cache)
+    stack.enter_context(stop_on_signals(stop))
+    if first:
+      files.lock()
+    files.check(config)
+    console = stack.enter_context(
+      contextlib.closing(Console(parts.length.examples, enabled=first))
+    )
+    checkpoints = stack.enter_context(
+      contextlib.closing(
+        Checkpoints(files.path / 'checkpoints', config.checkpoint.keep)
+      )
+    )
+    saved = _restore(parts, checkpoints, files, console)
+    summary = files.read_summary()
+    if summary is not None and _complete(parts, saved, summary, cut):
+      console.say(f'{files.path} is complete: nothing to do')
+      return summary
+    log = stack.enter_context(
+      contextlib.closing(Log(config, files, console, enabled=first))
+    )
+    record: dict[str, Any] = {}
+    for kind, record in loop(
+      parts, saved, checkpoints.save, stop=stop, cut=cut, warn=console.warn
+    ):
+      log.write(kind, record)
+    return record
+
+
+def _restore(
+  parts: Parts, checkpoints: Checkpoints, files: Workdir, console: Console
+) -> Saved | None:
+  """The newest checkpoint, if it is of a run on the same data."""
+
+  def state(host: dict[str, Any]) -> Any:
+    if 'replicas' not in host:
+      raise CheckpointError(
+        f'the checkpoints in {files.path} were written by an earlier version '
+        'of adabatch, which this one cannot go on from: start in another '
+        'workdir'
+      )
+    return template(parts.recipe, host['replicas']['replicas'])
+
+  saved = checkpoints.restore(state, warn=console.say)
+  if saved is None:
+    return None
+  for which, here in parts.fingerprints.items():
+    if (there := saved.host['data'][which]) != here:
+      raise ConfigError(
+        f'{files.path} belongs to a run on other {which} data ({there} there, '
+        f'{here} here); choose another workdir'
+      )
+  console.say(f'resumed at update {saved.update} from {files.path}')
+  return saved
+
+
+def _complete(
+  parts: Parts, saved: Saved | None, summary: dict[str, Any], cut: float
+) -> bool:
+  """Whether the run has been done to its end, or to where it is cut."""
+  # A run that was cut short may have gone beyond where it is now to end.
+  if saved is None or summary['status'] == 'preempted':
+    return False
+  at = Progress(**saved.host['progress'])
+  return at.over(parts.end) or at.update >= cut

@@ -1,0 +1,192 @@
+"""What was dispatched, when it was done, and what is made of its reports."""
+
+import collections
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+
+from adabatch.controllers import GradientNoise
+from adabatch.devices.messages import Call, Report, combine
+from adabatch.train.build import Parts
+from adabatch.train.calls import Progress, Update
+from adabatch.train.decisions import Decisions
+from adabatch.train.records import Record, note, train_record
+from adabatch.train.skipped import count_skipped
+
+
+class Diverged(Exception):
+  """An update whose loss, gradient or result is not finite."""
+
+  def __init__(self, update: int, what: str):
+    super().__init__(f'the {what} of update {update} is not finite')
+    self.update = update
+
+
+class Clock:
+  """Seconds of training, without evaluation, checkpoints and compilation.
+
+  >>> now = iter([0.0, 2.0, 7.0, 8.0]).__next__
+  >>> clock = Clock(now=now)
+  >>> with clock.paused():  # from 2.0 to 7.0
+  ...   pass
+  >>> clock.seconds  # at 8.0
+  3.0
+  """
+
+  def __init__(
+    self, seconds: float = 0.0, now: Callable[[], float] = time.perf_counter
+  ):
+    """`seconds` is where a resumed clock goes on."""
+    self._now = now
+    self._before = seconds
+    self._since: float | None = now()
+
+  @property
+  def seconds(self) -> float:
+    running = 0.0 if self._since is None else self._now() - self._since
+    return self._before + running
+
+  @property
+  def running(self) -> bool:
+    return self._since is not None
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Stops the clock; a pause inside a pause changes nothing."""
+    if self._since is None:
+      yield
+      return
+    self._before = self.seconds
+    self._since = None
+    try:
+      yield
+    finally:
+      self._since = self._now()
+
+
+class Reports:
+  """Of calls on their way to the devices, oldest first.
+
+  Each update is checked, fed to the batch-size rule, and recorded where that is
+  due.
+
+  Attributes:
+    stopping: whether a process was asked to stop.
+  """
+
+  def __init__(
+    self,
+    parts: Parts,
+    at: Progress,
+    decisions: Decisions,
+    clock: Clock,
+    gather: Callable[[jax.Array], jax.Array] | None = None,
+  ):
+    """Nothing is on its way.
+
+    Args:
+      parts: of the run.
+      at: where it is; kept up to date.
+      decisions: the batch-size rule at work.
+      clock: of the training.
+      gather: makes the reports of all replicas known to every process, where
+        each has only those of its own.
+    """
+    self._parts, self._at, self._decisions = parts, at, decisions
+    self._clock, self._gather = clock, gather
+    self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
+    self._fetched = clock.seconds
+    self._told = decisions.losses_below_minimum > 0
+    self._last: Update | None = None
+    self._logged = at.examples, at.seconds
+    self.stopping = False
+
+  def add(self, call: Call, reports: jax.Array) -> None:
+    """A call and what it will report: [replicas, at least count, 9]."""
+    self._queue.append((call, reports))
+
+  def wait(self, keep: int) -> None:
+    """Waits for this process's devices until `keep` calls are on their way."""
+    if len(self._queue) > keep:
+      jax.block_until_ready(self._queue[-1 - keep][1])
+
+  def observe(self, keep: int = 0) -> Iterator[Record]:
+    """Waits for the oldest until `keep` calls are on their way.
+
+    The updates of one call end at unknown times; they are taken to be equally
+    long.
+
+    Raises:
+      Diverged: if one is not finite.
+    """
+    if self._gather is not None:
+      # The reports are gathered behind all that was dispatched; and on a CPU
+      # two collectives at once could wait for each other for ever.
+      self.wait(0)
+    while len(self._queue) > keep:
+      call, reports = self._queue.popleft()
+      if self._gather is not None:
+        reports = self._gather(reports)
+      rows = jax.device_get(reports)
+      now, since = self._clock.seconds, self._fetched
+      self._fetched = now
+      for i in range(1, call.count + 1):
+        report = combine(rows[:, i - 1])
+        yield from self._observe(
+          Update(
+            update=call.update + i,
+            examples=call.examples + i * call.plan.batch_size,
+            seconds=since + (now - since) * i / call.count,
+            plan=call.plan,
+            decides=call.decides and i == call.count,
+            report=report,
+            noise=_noise(report),
+          )
+        )
+
+  def _observe(self, done: Update) -> Iterator[Record]:
+    parts, at, report = self._parts, self._at, done.report
+    if not math.isfinite(report.loss + report.gradient_norm_squared):
+      raise Diverged(done.update, 'loss or gradient')
+    self.stopping |= report.stop > 0
+    if self._decisions.measured:
+      self._decisions.observe(done)
+      if done.decides and not self._told:
+        yield from self._tell(done)
+    self._last, inputs = done, parts.recipe.inputs
+    if inputs.streaming and not inputs.tokens_per_example:
+      count_skipped(done, at, parts.config, inputs)
+    if math.isfinite(report.replica_squared_distance):
+      names = 'replica_squared_distance', 'mean_squared_distance'
+      at.distances = {name: getattr(report, name) for name in names}
+    if done.decides or done.update % parts.due.log == 0:
+      yield from self.log_last()
+
+  def _tell(self, done: Update) -> Iterator[Record]:
+    """Says so when the rule reads a loss that it cannot follow."""
+    self._told = self._decisions.losses_below_minimum > 0
+    if self._told:
+      yield note(
+        self._at,
+        f'update {done.update}: the loss is not above '
+        f'controller.{self._parts.config.controller.name}.minimum_loss, so the '
+        f'batch size stays at {self._decisions.nominal:.6g}; summary.json '
+        'counts how often',
+      )
+
+  def log_last(self) -> Iterator[Record]:
+    """The record of the last update, if there is none yet."""
+    done = self._last
+    if done is None or done.examples <= self._logged[0]:
+      return
+    record = train_record(done, self._logged, self._parts, self._at.distances)
+    self._logged = done.examples, done.seconds
+    yield 'train', record
+
+
+def _noise(report: Report) -> GradientNoise | None:
+  estimate = GradientNoise(report.trace_covariance, report.squared_norm)
+  return estimate if all(map(math.isfinite, estimate)) else None

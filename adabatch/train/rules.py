@@ -1,0 +1,167 @@
+"""From a config to the batch-size rule and the sizes that it may ask for."""
+
+import inspect
+import math
+from typing import Any
+
+from adabatch import controllers
+from adabatch.config import Config, ConfigError, choose, refusing
+from adabatch.controllers import BatchSizeController, buckets
+from adabatch.controllers.buckets import Ladder
+from adabatch.train.optimizer import damping_exponent, make_decay
+from adabatch.train.run_length import Extent
+
+
+def count_replicas(config: Config) -> int:
+  """How many models are trained side by side."""
+  return 1 if config.sync.name == 'synchronous' else config.sync.replicas
+
+
+def check_controller(config: Config) -> None:
+  """Refuses rules that would ask for something else than they are to."""
+  c, scaling = config.controller, config.learning_rate.scaling
+  if c.name == 'cabs' and scaling in ('linear', 'adascale'):
+    raise ConfigError(
+      'controller.name=cabs takes a batch size in proportion to the learning '
+      f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
+      "the batch size, without an end: set it to 'none' or 'sqrt'"
+    )
+  # Rules that grow without an end are damped beyond the largest size; a size
+  # that was written down is meant.
+  sizes: dict[str, list[float]] = {}
+  if c.name == 'step_table':
+    with refusing('controller.step_table'):
+      entries = controllers.parse_table(c.step_table.table)
+    sizes = {'step_table.table': [size for _, size in entries]}
+  if c.name == 'ramp_up':
+    sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
+  smallest, largest = c.initial_batch_size, c.max_batch_size
+  for key, written in sizes.items():
+    for size in written:
+      if not smallest <= size <= largest:
+        bound = 'initial' if size < smallest else 'max'
+        raise ConfigError(
+          f'controller.{key} asks for a batch of {size:g}, outside {smallest} '
+          f'to {largest}: change it or controller.{bound}_batch_size'
+        )
+
+
+def make_controller(config: Config, extent: Extent) -> BatchSizeController:
+  """The batch-size rule with its wrappers."""
+  check_controller(config)
+  c = config.controller
+  factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
+  parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
+  if c.name == 'padadamp' and c.padadamp.rate is None:
+    parameters['rate'] = controllers.padadamp_rate(
+      initial_batch_size=c.initial_batch_size,
+      max_batch_size=extent.max_batch_size,
+      epochs=extent.run / extent.epoch,
+      num_examples=extent.epoch,
+    )
+  if c.name == 'geodamp':
+    del parameters['lr_factor']
+  if c.name == 'from_lr_schedule':
+    with refusing('controller.every'):
+      due = controllers.every_due(updates=c.every, wait=c.wait)
+    parameters = {'schedule': make_decay(config, extent), 'due': due}
+  accepted = inspect.signature(factory).parameters
+  if c.min_batch_size is not None:
+    if 'floor' not in accepted:
+      raise ConfigError(
+        f'controller.min_batch_size={c.min_batch_size} has no meaning for '
+        f'controller.name={c.name!r}, whose size never falls below its own '
+        'schedule: leave it unset'
+      )
+    parameters['floor'] = False
+  if 'initial_updates' in accepted:
+    # What comes before the first decision tells where the run began.
+    parameters['initial_updates'] = c.wait or c.every
+  with refusing(f'controller.{c.name}'):
+    controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
+  with refusing('controller.every'):
+    controller = controllers.every(controller, updates=c.every, wait=c.wait)
+  # Around `every`, so that they see decisions and not the updates between.
+  if c.smooth:
+    with refusing('controller.smooth'):
+      controller = controllers.smooth(controller, c.smooth)
+  if c.monotone:
+    controller = controllers.monotone(controller)
+  if c.growth_limit is not None:
+    with refusing('controller.growth_limit'):
+      controller = controllers.limit_growth(controller, c.growth_limit)
+  if c.hysteresis is not None:
+    with refusing('controller.hysteresis'):
+      controller = controllers.hysteresis(controller, c.hysteresis)
+  return controller
+
+
+def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
+  """Whether anything reads the gradient noise."""
+  adascale = config.learning_rate.scaling == 'adascale'
+  return adascale or 'gradient_noise' in controller.needs
+
+
+def make_ladder(
+  config: Config, devices: int, num_examples: int | None = None
+) -> Ladder:
+  """The batch sizes that can be run; their parts tell the gradient noise.
+
+  None is larger than the training split of `num_examples`: a batch would hold
+  examples twice, and a run of few epochs would be over with it.
+  """
+  c, b = config.controller, config.buckets
+  if c.max_batch_size < c.initial_batch_size:
+    raise ConfigError(
+      f'controller.initial_batch_size={c.initial_batch_size} is above '
+      f'controller.max_batch_size={c.max_batch_size}: lower the first or raise '
+      'the second'
+    )
+  smallest = c.initial_batch_size
+  if c.min_batch_size is not None:
+    if c.min_batch_size > smallest:
+      raise ConfigError(
+        f'controller.min_batch_size={c.min_batch_size} is above '
+        f'controller.initial_batch_size={smallest}: lower the first or raise '
+        'the second'
+      )
+    smallest = c.min_batch_size
+  replicas = count_replicas(config)
+  largest = c.max_batch_size
+  if num_examples is not None:
+    if c.initial_batch_size > num_examples:
+      raise ConfigError(
+        f'controller.initial_batch_size={c.initial_batch_size} is above the '
+        f'{num_examples} examples of the training split: lower it'
+      )
+    largest = min(largest, num_examples // replicas * replicas)
+  rule = make_controller(config, Extent(1, 1, c.max_batch_size))
+  # A constant size needs no ladder, and no program compiled for the next rung.
+  largest = smallest if c.name == 'constant' else largest
+  for key, size in (('initial', smallest), ('max', largest)):
+    if size % replicas:
+      key = 'min' if size == c.min_batch_size else key
+      raise ConfigError(
+        f'controller.{key}_batch_size={size} cannot be shared equally by '
+        f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
+      )
+  with refusing('buckets'):
+    return buckets.ladder(
+      smallest,
+      largest,
+      devices=devices // math.gcd(devices, replicas),
+      max_per_device=b.max_per_device,
+      growth=b.growth,
+      rounding=b.rounding,
+      group_size=_group_size(config),
+      replicas=replicas,
+      min_microbatches=2 if estimates_noise(config, rule) else 1,
+      damping_exponent=damping_exponent(config),
+    )
+
+
+def _group_size(config: Config) -> int | None:
+  """Examples of the network's BatchNorm groups, if it has any."""
+  parameters = config.model[config.model.name]
+  groups = 'batch_norm_group' in parameters and parameters.batch_norm_group
+  return groups or None

@@ -1,0 +1,105 @@
+"""Through how many files an update goes, and how often it changes the file.
+
+    python -m tests.way_of_a_batch_size
+
+An update is what happens from its dispatch to the next one: while it runs, the
+one before reports; where a decision is due after it, it reports as well, and
+the batch size of the next is chosen. What lies between two stretches of equal
+updates, what is due there and the plan of the next stretch, is counted on its
+own. Counted are the files of adabatch whose functions are called, and the
+changes from one to another.
+"""
+
+import collections
+import functools
+import itertools
+import pathlib
+import sys
+
+import jax
+
+from adabatch.train.build import build
+from adabatch.train.loop import loop
+from configs import digits_mlp
+
+HOUSE = pathlib.Path(__file__).parents[1] / 'adabatch'
+# Where a way begins.
+UPDATE = ('devices/trainer.py', 'dispatch')
+PLAN = ('train/loop.py', 'between')
+
+Way = tuple[str, ...]
+
+
+@functools.cache  # asked for at every call of a function
+def name_in_house(file: str) -> str | None:
+  path = pathlib.Path(file)
+  return str(path.relative_to(HOUSE)) if HOUSE in path.parents else None
+
+
+def ways_of_updates(updates: int) -> tuple[list[Way], list[Way]]:
+  """The files in the order in which they were entered.
+
+  Returns:
+    Of each update, and of each plan, of which there is one before the first.
+  """
+  config = digits_mlp.get_config()
+  config.max_updates = updates
+  records = loop(build(config, jax.devices()[:1]))
+  ways: dict[tuple[str, str], list[list[str]]] = {UPDATE: [], PLAN: []}
+  way: list[str] = []
+  planning = None
+
+  def enter(frame, event, argument):
+    nonlocal way, planning
+    del argument
+    code = frame.f_code
+    if event != 'call' or (name := name_in_house(code.co_filename)) is None:
+      return
+    begins = name, code.co_name
+    # A generator is entered anew after each record.
+    if begins == UPDATE or (begins == PLAN and frame is not planning):
+      way, planning = [], frame
+      ways[begins].append(way)
+    if not way or way[-1] != name:
+      way.append(name)
+
+  sys.setprofile(enter)
+  try:
+    for _ in records:
+      pass
+  finally:
+    sys.setprofile(None)
+  done, plans = ([tuple(w) for w in ways[k]] for k in (UPDATE, PLAN))
+  return done, plans
+
+
+def count(way: Way) -> tuple[int, int]:
+  """Files entered, and changes from one to another."""
+  return len(set(way)), sum(a != b for a, b in itertools.pairwise(way))
+
+
+def usual_ways() -> dict[str, Way]:
+  """Of each kind the most frequent."""
+  every = digits_mlp.get_config().controller.every
+  updates, plans = ways_of_updates(4 * every + 5)
+  kinds = {
+    'ordinary update': [w for i, w in enumerate(updates, 1) if i % every],
+    # Programs are still compiled before the first decisions.
+    'deciding update': updates[every - 1 :: every][2:],
+    'plan': plans,
+  }
+  return {
+    kind: collections.Counter(ways).most_common(1)[0][0]
+    for kind, ways in kinds.items()
+  }
+
+
+def main() -> None:
+  for kind, way in usual_ways().items():
+    files, changes = count(way)
+    print(f'{kind}: {files} files, {changes} changes of file')
+    print('  ' + ' > '.join(way))
+
+
+if __name__ == '__main__':
+  main()
