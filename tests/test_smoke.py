@@ -24,7 +24,7 @@ from adabatch.study.trials import INFEASIBLE
 from adabatch.train import train
 from adabatch.train.build import check
 from adabatch.train.optimizer import make_learning_rate
-from adabatch.train.run_length import Extent
+from adabatch.train.run_end import Extent
 from tests.experiments import digits, records
 from tests.models.test_networks import NETWORKS, TRAINED
 from tests.tfds_sets import PREPARED

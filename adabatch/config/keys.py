@@ -364,7 +364,8 @@ def check_keys(config: Config, models: Collection[str] = ()) -> None:
 # number of replicas. That data elsewhere are the same, their fingerprint tells.
 # How many examples a device takes at once changes the order of sums, and with a
 # rule that reads the gradient noise what it is estimated from, as another
-# number of devices does: the estimates stay within their spread.
+# number of devices does: the estimates stay within their spread. Any other key,
+# a new one too, makes a directory of before refuse to go on.
 FREE = frozenset(
   [
     'buckets.max_per_device',

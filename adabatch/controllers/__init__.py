@@ -37,6 +37,8 @@ from adabatch.controllers.wrappers import (
   smooth,
 )
 
+# A new rule also needs a table in `config/keys.py`, ranges, and a case in
+# `tests/controllers`; arguments that are no keys come from `train/rules.py`.
 CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'constant': constant,
   'adadamp': adadamp,

@@ -45,6 +45,12 @@ class Signals(NamedTuple):
       without the damping that a size above B_max causes: a rule must not read
       its own effect.
 
+  A new signal is a field here and, if an update reports it, a name in
+  `OF_UPDATES`, a field of `devices.messages.Report` made in `devices.step`, and
+  a line in `train.decisions.Decisions.observe`; if it takes a pass over data,
+  its name begins with `full_` or `subset_` and
+  `devices.evaluation.Measurements.take` makes it.
+
   >>> Signals(update=3, loss=1.5).full_loss is None
   True
   """
@@ -62,6 +68,8 @@ class Signals(NamedTuple):
   learning_rate: float | None = None
 
 
+# What needs no training to be known.
+PROGRESS = frozenset(['update', 'examples', 'epoch'])
 # What an update reports: there is none of it before the first one.
 OF_UPDATES = frozenset(
   ['loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate']

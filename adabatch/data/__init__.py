@@ -1,4 +1,9 @@
-"""Data sets, their one order, and augmentation on the device."""
+"""Data sets, their one order, and augmentation on the device.
+
+A set that fits in memory is a `Split` (`from_arrays`); one that is read while
+it is trained on offers what `source.Source` says. Which of them a config opens
+is decided in `adabatch.train.inputs`.
+"""
 
 from adabatch.data.augment import (
   position_halves,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from adabatch.data import jpeg, labels, tfds_records
-from adabatch.data.formats import CorruptRecord, UnsupportedImage, line
+from adabatch.data.image_formats import CorruptRecord, UnsupportedImage, line
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.tfds_records import DatasetError
 

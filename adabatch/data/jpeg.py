@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from adabatch.data import formats
-from adabatch.data.formats import CorruptRecord
+from adabatch.data import image_formats
+from adabatch.data.image_formats import CorruptRecord
 
 # simplejpeg's colour spaces, by number of channels.
 _COLORSPACES = {1: 'GRAY', 3: 'RGB'}
@@ -79,7 +79,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
   """Height and width of an encoded image, from its header.
 
   Args:
-    encoded: JPEG, PNG or whatever else `formats.decode` reads.
+    encoded: JPEG, PNG or whatever else `image_formats.decode` reads.
 
   Returns:
     (height, width) in pixels.
@@ -93,7 +93,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
   frame = _frame(encoded)
   if frame:
     return frame.height, frame.width
-  with formats.opened(encoded) as opened:
+  with image_formats.opened(encoded) as opened:
     return opened.height, opened.width  # Pillow refuses empty ones
 
 
@@ -101,7 +101,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   """A whole image.
 
   Args:
-    encoded: JPEG, PNG or whatever else `formats.decode` reads.
+    encoded: JPEG, PNG or whatever else `image_formats.decode` reads.
     channels: 1 (grey), 3 (RGB) or 4 (RGBA).
 
   Returns:
@@ -116,7 +116,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   frame = _frame(encoded)
   if frame and frame.components in (1, 3) and channels in _COLORSPACES:
     return _decode_jpeg(encoded, channels, frame.height, frame.width, 1)
-  return formats.decode(encoded, channels)
+  return image_formats.decode(encoded, channels)
 
 
 def decode_crop(
@@ -139,7 +139,7 @@ def decode_crop(
   Damage below the rectangle may go unseen.
 
   Args:
-    encoded: JPEG, PNG or whatever else `formats.decode` reads.
+    encoded: JPEG, PNG or whatever else `image_formats.decode` reads.
     box: the rectangle (top, left, height, width) in pixels of the image.
     size: height and width of the result.
     channels: 1 (grey), 3 (RGB) or 4 (RGBA).

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adabatch.data import tfds_records
-from adabatch.data.formats import CorruptRecord
+from adabatch.data.image_formats import CorruptRecord
 from adabatch.data.tfds_records import DatasetError
 
 # Labels are looked at before training as far as reading them costs about a

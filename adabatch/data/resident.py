@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adabatch.data import jpeg, labels, order, tfds_records
-from adabatch.data.formats import CorruptRecord, UnsupportedImage
+from adabatch.data.image_formats import CorruptRecord, UnsupportedImage
 from adabatch.data.source import Chunk
 from adabatch.data.tfds_records import DatasetError
 

@@ -39,7 +39,9 @@ class Shape(NamedTuple):
 class Source(Protocol):
   """What `read_chunks` reads from; picklable, for other processes.
 
-  Where it has `num_classes`, its labels or tokens are in [0, num_classes).
+  A run also asks a split for `shapes` (a `Shape` by name of each entry),
+  `num_classes` (labels or tokens are below it) and `fingerprint` (text that
+  tells these data from others).
   """
 
   @property

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from adabatch.data import tfds_records, tokenizers
-from adabatch.data.formats import CorruptRecord
+from adabatch.data.image_formats import CorruptRecord
 from adabatch.data.tfds_records import DatasetError, Shard
 
 

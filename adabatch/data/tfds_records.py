@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data.formats import CorruptRecord, line
+from adabatch.data.image_formats import CorruptRecord, line
 
 _NAME = re.compile(
   r'(?P<set>[a-z_]\w*)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?',

@@ -4,7 +4,8 @@ Needs only jax, numpy and optax. The transforms read keyword extra arguments of
 `update`: `batch_size` (true global batch), `damping` (a power of min(1, B_max /
 B_nominal)), `examples` (seen before this update) and, optionally,
 `gradient_noise` (a pair S, |G|^2). All are scalars that may be traced, so new
-values never compile again; arguments they do not know are ignored.
+values never compile again; arguments they do not know are ignored. How replicas
+agree is in `adabatch.optim.sync`.
 """
 
 from adabatch.optim.adam import (

@@ -2,7 +2,8 @@
 
 With a moving batch size nobody knows the number of updates in advance, so
 every schedule here is a function of the examples seen; any optax schedule that
-starts at 1, its count read as examples, serves as well.
+starts at 1, its count read as examples, serves as well. Configs know those of
+`adabatch.train.optimizer.DECAYS`.
 
 Called with a number, a schedule computes on the host and returns a NumPy
 scalar, equal up to rounding to what it returns for an array of JAX.

@@ -248,6 +248,8 @@ def sma(
   )
 
 
+# A new one also needs a table in `config/keys.py`, ranges, and its slow twin in
+# `tests/devices/test_sync.py`.
 SYNC_RULES: dict[str, Callable[..., SyncRule]] = {
   'local_sgd': local_sgd,
   'post_local_sgd': post_local_sgd,

@@ -22,7 +22,7 @@ from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract
 from adabatch.models.tasks import Task, classification, language_modelling
 from adabatch.optim import sync
-from adabatch.train.calls import Due, RunEnd, make_due, make_end
+from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import TextCache, open_inputs
 from adabatch.train.optimizer import (
@@ -39,9 +39,11 @@ from adabatch.train.rules import (
   make_controller,
   make_ladder,
 )
-from adabatch.train.run_length import (
+from adabatch.train.run_end import (
   Extent,
+  RunEnd,
   RunLength,
+  make_end,
   run_length,
 )
 from adabatch.train.tuning import TuningRule

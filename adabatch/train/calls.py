@@ -1,18 +1,18 @@
-"""Where a run is, where it ends, and what it does next.
+"""Where a run is, and what it does next.
 
 Everything here is pure: what is due is a function of the config and of the
-progress, so that a run goes on where it was. The loop, searches and populations
-all ask here.
+progress, so that a run goes on where it was. The loop and populations ask here.
 """
 
 import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config
 from adabatch.controllers import GradientNoise
 from adabatch.controllers.buckets import Plan
 from adabatch.devices.messages import Call, Report
+from adabatch.train.run_end import RunEnd
 
 
 def next_multiple(examples: int, span: float) -> int:
@@ -36,72 +36,6 @@ def better(a: float, b: float, *, higher: bool) -> float:
   if math.isnan(a) or math.isnan(b):
     return b if math.isnan(a) else a
   return max(a, b) if higher else min(a, b)
-
-
-class RunEnd(NamedTuple):
-  """What ends a run, unless a target is reached before.
-
-  Attributes:
-    examples: that are trained on, those of `epochs`; the last batch is cut
-      there.
-    updates: `max_updates`, or infinity.
-
-  >>> end = RunEnd(100, 9)
-  >>> end.over(6, 96), end.over(7, 100), end.over(9, 40)
-  (False, True, True)
-  """
-
-  examples: int
-  updates: float = math.inf
-
-  def over(self, update: int, examples: int) -> bool:
-    """Whether the run ends after so many updates and examples."""
-    return examples >= self.examples or update >= self.updates
-
-  def cut(self, examples: int, batch_size: int) -> int:
-    """Real examples of the next batch, after so many.
-
-    >>> RunEnd(100).cut(80, 16), RunEnd(100).cut(96, 16)
-    (16, 4)
-    """
-    return min(batch_size, self.examples - examples)
-
-  def left(self, update: int, examples: int, batch_size: int) -> int:
-    """Updates until the end if all are of this size; a cut one counts.
-
-    >>> RunEnd(100).left(0, 0, 16), RunEnd(100, 6).left(2, 32, 16)
-    (7, 4)
-    """
-    updates = -(-(self.examples - examples) // batch_size)
-    return int(min(updates, self.updates - update))
-
-  def whole(self, examples: int, batch_size: int) -> int:
-    """How many batches of this size come before one that is cut.
-
-    >>> RunEnd(100).whole(32, 16)
-    4
-    """
-    return (self.examples - examples) // batch_size
-
-
-def make_end(config: Config, num_examples: int) -> RunEnd:
-  """The end that a config asks for.
-
-  Args:
-    config: read are `epochs` and `max_updates`.
-    num_examples: of the training split.
-
-  Raises:
-    ConfigError: for less than one example.
-  """
-  examples = round(config.epochs * num_examples)
-  if not examples:
-    raise ConfigError(
-      f'epochs={config.epochs} of {num_examples} examples is less than one '
-      'example'
-    )
-  limit = config.max_updates
-  return RunEnd(examples, math.inf if limit is None else limit)
 
 
 class Due(NamedTuple):

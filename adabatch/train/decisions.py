@@ -12,10 +12,9 @@ from adabatch.controllers import (
   Signals,
   buckets,
 )
-from adabatch.controllers.base import OF_UPDATES
+from adabatch.controllers.base import OF_UPDATES, PROGRESS
 from adabatch.controllers.buckets import Bucket, Ladder, Plan
 from adabatch.train.calls import Update
-from adabatch.train.run_length import PROGRESS
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000

@@ -6,8 +6,9 @@ from typing import Any
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
-from adabatch.train.run_length import Extent
+from adabatch.train.run_end import Extent
 
+# Names in a config; a new one also needs its keys in `config/keys.py`.
 DECAYS = {
   'constant': lambda length, d, convert: optim.constant(),
   'piecewise': lambda length, d, convert: optim.piecewise(

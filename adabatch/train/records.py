@@ -1,4 +1,4 @@
-"""The records that a run yields: what happened, in plain numbers."""
+"""The records that a run yields, in plain numbers; `log` writes them."""
 
 from typing import Any
 

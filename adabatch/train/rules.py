@@ -9,7 +9,7 @@ from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
 from adabatch.train.optimizer import damping_exponent, make_decay
-from adabatch.train.run_length import Extent
+from adabatch.train.run_end import Extent
 
 
 def count_replicas(config: Config) -> int:

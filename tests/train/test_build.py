@@ -19,7 +19,7 @@ from adabatch.models import tasks
 from adabatch.train import build as build_lib
 from adabatch.train import inputs, optimizer, rules
 from adabatch.train.calls import Due
-from adabatch.train.run_length import Extent, RunEnd
+from adabatch.train.run_end import Extent, RunEnd
 from tests.experiments import digits
 
 EXAMPLES = 1000  # in an epoch

@@ -22,7 +22,7 @@ from adabatch.train.calls import (
   updates_until,
 )
 from adabatch.train.next_call import next_call
-from adabatch.train.run_length import RunEnd
+from adabatch.train.run_end import RunEnd
 from tests.experiments import digits
 
 NEVER = 10**9

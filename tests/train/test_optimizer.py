@@ -8,7 +8,7 @@ from adabatch import controllers
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals
 from adabatch.train import optimizer, rules
-from adabatch.train.run_length import Extent
+from adabatch.train.run_end import Extent
 from tests.experiments import digits
 
 # Three epochs of 1000 examples, in batches up to 128.

@@ -1,6 +1,7 @@
-"""How long a run becomes, before it is run.
+"""Where a run ends, in examples and in updates: the one answer to that.
 
-The decay of the learning rate and rules that spread over a run ask here.
+The loop, the decay of the learning rate, rules that spread over a run,
+searches and populations all ask here.
 """
 
 import itertools
@@ -8,12 +9,56 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from adabatch.config import Config, ConfigError
 from adabatch.controllers import BatchSizeController, Signals, buckets
+from adabatch.controllers.base import PROGRESS
 from adabatch.controllers.buckets import Ladder
-from adabatch.train.calls import RunEnd
 
-# What a rule may read and still be simulated without training.
-PROGRESS = frozenset({'update', 'examples', 'epoch'})
+
+class RunEnd(NamedTuple):
+  """What ends a run, unless a target is reached before.
+
+  Attributes:
+    examples: that are trained on, those of `epochs`; the last batch is cut
+      there.
+    updates: `max_updates`, or infinity.
+
+  >>> end = RunEnd(100, 9)
+  >>> end.over(6, 96), end.over(7, 100), end.over(9, 40)
+  (False, True, True)
+  """
+
+  examples: int
+  updates: float = math.inf
+
+  def over(self, update: int, examples: int) -> bool:
+    """Whether the run ends after so many updates and examples."""
+    return examples >= self.examples or update >= self.updates
+
+  def cut(self, examples: int, batch_size: int) -> int:
+    """Real examples of the next batch, after so many.
+
+    >>> RunEnd(100).cut(80, 16), RunEnd(100).cut(96, 16)
+    (16, 4)
+    """
+    return min(batch_size, self.examples - examples)
+
+  def left(self, update: int, examples: int, batch_size: int) -> int:
+    """Updates until the end if all are of this size; a cut one counts.
+
+    >>> RunEnd(100).left(0, 0, 16), RunEnd(100, 6).left(2, 32, 16)
+    (7, 4)
+    """
+    updates = -(-(self.examples - examples) // batch_size)
+    return int(min(updates, self.updates - update))
+
+  def whole(self, examples: int, batch_size: int) -> int:
+    """How many batches of this size come before one that is cut.
+
+    >>> RunEnd(100).whole(32, 16)
+    4
+    """
+    return (self.examples - examples) // batch_size
 
 
 class RunLength(NamedTuple):
@@ -43,6 +88,26 @@ class Extent(NamedTuple):
   epoch: int
   run: float
   max_batch_size: int
+
+
+def make_end(config: Config, num_examples: int) -> RunEnd:
+  """The end that a config asks for.
+
+  Args:
+    config: read are `epochs` and `max_updates`.
+    num_examples: of the training split.
+
+  Raises:
+    ConfigError: for less than one example.
+  """
+  examples = round(config.epochs * num_examples)
+  if not examples:
+    raise ConfigError(
+      f'epochs={config.epochs} of {num_examples} examples is less than one '
+      'example'
+    )
+  limit = config.max_updates
+  return RunEnd(examples, math.inf if limit is None else limit)
 
 
 def simulate(

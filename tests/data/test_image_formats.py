@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from adabatch.data import formats, jpeg
+from adabatch.data import image_formats, jpeg
 from tests.decode_by_tensorflow import FILE, SHAPE, checksum, png
 
 KINDS = json.loads(FILE.read_text())['kinds']
@@ -43,7 +43,7 @@ def test_every_kind_is_decoded_as_by_tensorflow_or_refused(name):
   for channels in (1, 3, 4):
     expected = KINDS[name][str(channels)]
     if expected is None or channels in REFUSED.get(name, ()):
-      with pytest.raises(formats.UnsupportedImage) as caught:
+      with pytest.raises(image_formats.UnsupportedImage) as caught:
         jpeg.decode(encoded, channels)
       message = str(caught.value)
       assert '\n' not in message
@@ -80,13 +80,13 @@ def test_transparency_is_left_out_and_not_blended():
 def test_messages_name_the_kind_and_what_is_allowed():
   deep = png(np.zeros((*SHAPE, 3), int), 16, 2)
   with pytest.raises(
-    formats.UnsupportedImage,
+    image_formats.UnsupportedImage,
     match='a 16-bit PNG image of mode RGB does not become 1 channel: allowed '
     'are grey or colour JPEG, PNG',
   ):
-    formats.decode(deep, 1)
+    image_formats.decode(deep, 1)
   with pytest.raises(
-    formats.UnsupportedImage,
+    image_formats.UnsupportedImage,
     match='a TIFF image of mode F is not read: prepare the data set with BMP, ',
   ):
-    formats.opened(base64.b64decode(KINDS['TIFF F']['encoded']))
+    image_formats.opened(base64.b64decode(KINDS['TIFF F']['encoded']))
