@@ -1,9 +1,9 @@
 """Pictures of a study: what it takes to reach the goal, by batch size.
 
 `study_page` puts them on the page. Each function returns a Matplotlib figure in
-the colours of a palette, without a legend, or None if there is nothing to draw; its artists carry labels. With
-the colours of `style.LIGHT` it can be saved as it is; `pictures.to_svg` puts
-one in those of `pictures.COLOR` into a page.
+the colours of a palette, without a legend, or None if there is nothing to draw;
+its artists carry labels. With the colours of `style.LIGHT` it can be saved as
+it is; `pictures.to_svg` puts one in those of `pictures.COLOR` into a page.
 """
 
 import itertools
