@@ -39,7 +39,7 @@ def default() -> Config:
   c.smoke = False
 
   c.data = ConfigDict()
-  c.data.name = 'digits'  # 'digits', or any TFDS image or text set
+  c.data.name = 'digits'  # or a TFDS image or text set, or folder:PATH
   # Where TFDS sets lie; None: TFDS's own. May be another when a run is resumed.
   c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on

@@ -11,7 +11,8 @@ from adabatch.data.augment import (
   random_crop_flip,
   to_float,
 )
-from adabatch.data.images import ImageRecords, open_images
+from adabatch.data.folders import check_same_classes
+from adabatch.data.images import ImageRecords, find_images, open_images
 from adabatch.data.labels import check as check_classes
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.resident import (
@@ -27,7 +28,6 @@ from adabatch.data.text import TokenRows, open_text
 from adabatch.data.tfds_records import (
   DatasetError,
   NotPrepared,
-  find_images,
   find_split,
 )
 from adabatch.data.tokenizers import ByteTokenizer
@@ -44,6 +44,7 @@ __all__ = [
   'TokenRows',
   'channel_statistics',
   'check_classes',
+  'check_same_classes',
   'find_images',
   'find_split',
   'from_arrays',

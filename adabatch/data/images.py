@@ -5,20 +5,48 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import pathlib
 import resource
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
 import numpy as np
 
-from adabatch.data import jpeg, labels, tfds_records
+from adabatch.data import folders, jpeg, labels, tfds_records
 from adabatch.data.image_formats import CorruptRecord, UnsupportedImage, line
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.tfds_records import DatasetError
 
 # Files that a process has open beside its records.
 _OTHER_FILES = 512
+
+
+# A split that is found on disk, not opened yet.
+OnDisk = tfds_records.ImageSplit | folders.FolderSplit
+
+
+def find_images(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  built_in: Iterable[str] = (),
+) -> OnDisk:
+  """Finds one split of a set of images: of TFDS, or `folder:PATH`.
+
+  Arguments and errors as for `tfds_records.find_images`.
+  """
+  if name.startswith(folders.PREFIX):
+    return folders.find_folder(name, split)
+  return tfds_records.find_images(name, split, data_dir, built_in)
+
+
+def damaged(
+  split: OnDisk, error: Exception, data_dir: str | os.PathLike[str] | None
+) -> DatasetError:
+  """A file is missing or no good."""
+  if isinstance(split, folders.FolderSplit):
+    return DatasetError(f"data set '{split.name}': {line(error)}")
+  return tfds_records.damaged(split, error, data_dir)
 
 
 class ImageRecords:
@@ -34,7 +62,7 @@ class ImageRecords:
 
   def __init__(
     self,
-    split: tfds_records.ImageSplit,
+    split: OnDisk,
     fingerprint: str,
     image_shape: tuple[int, int, int],
     *,
@@ -102,14 +130,15 @@ class ImageRecords:
     Raises:
       DatasetError: for the first one.
     """
-    labels.check_records(self._split, self._records)
+    if self._split.labels_may_be_wrong:
+      labels.check_records(self._split, self._records)
 
   @functools.cached_property
   def _records(self) -> Any:
     if multiprocessing.parent_process():
       cv2.setNumThreads(1)  # one core for each worker
-    _allow_open_files(len(self._split.shards))
-    return tfds_records.open_records(self._split.shards)
+    _allow_open_files(self._split.open_files)
+    return self._split.open()
 
   def _example(self, index: int, position: int | None, out: np.ndarray) -> int:
     """Fills `out` and returns the label."""
@@ -180,20 +209,16 @@ def open_images(
     raise DatasetError(f'min_area={min_area}: give 0 < min_area <= 1')
   if not 0 <= seed < 2**64:
     raise DatasetError(f'seed={seed}: give 0 <= seed < 2**64')
-  found = tfds_records.find_images(name, split, data_dir)
+  found = find_images(name, split, data_dir)
   try:
-    sizes = [pathlib.Path(s.filename).stat().st_size for s in found.shards]
+    fingerprint = found.fingerprint
   except OSError as error:
-    raise tfds_records.damaged(found, error, data_dir) from None
+    raise damaged(found, error, data_dir) from None
   channels = found.image_shape[-1]
   if image_size is not None:
     shape = image_size, image_size, channels
   else:
     shape = _stored_shape(found, data_dir)
-  fingerprint = (
-    f'{name} {found.version} {split}, {found.num_examples} examples, '
-    f'{found.num_classes} classes, {sum(sizes)} bytes'
-  )
   return ImageRecords(
     found,
     fingerprint,
@@ -207,13 +232,13 @@ def open_images(
 
 
 def _stored_shape(
-  split: tfds_records.ImageSplit, data_dir: str | os.PathLike[str] | None
+  split: OnDisk, data_dir: str | os.PathLike[str] | None
 ) -> tuple[int, int, int]:
   """The shape of the images; of the first, where the set does not say."""
   height, width, channels = split.image_shape
   if height is not None and width is not None:
     return height, width, channels
-  records = tfds_records.open_records(split.shards)
+  records = split.open()
   ends = []
   index = 0
   try:
@@ -225,7 +250,7 @@ def _stored_shape(
       f"data set '{split.name}', split '{split.split}', record {index}: {error}"
     ) from None
   except (CorruptRecord, RuntimeError, IndexError) as error:
-    raise tfds_records.damaged(split, error, data_dir) from None
+    raise damaged(split, error, data_dir) from None
   if ends[0] != ends[1]:
     raise DatasetError(
       f"data set '{split.name}', split '{split.split}': "

@@ -75,7 +75,7 @@ def check(
       raise refuse(what, int(values[first]), where(first[0]), num_classes)
 
 
-def check_records(split: tfds_records.ImageSplit, records: Any) -> None:
+def check_records(split: Any, records: Any) -> None:
   """Refuses a split on disk whose labels are no classes, before training.
 
   Images are not decoded. Of a split of more than `READ_BYTES` as many records
@@ -105,7 +105,7 @@ def check_records(split: tfds_records.ImageSplit, records: Any) -> None:
       check_one(label, split, number)
 
 
-def check_one(label: int, split: tfds_records.ImageSplit, number: int) -> None:
+def check_one(label: int, split: Any, number: int) -> None:
   """Refuses one label of a split on disk; raises as `check_records`."""
   if not 0 <= label < split.num_classes:
     where = f"data set '{split.name}', split '{split.split}', record {number}"

@@ -8,25 +8,21 @@ disk as `array_record` and read without TensorFlow.
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data import jpeg, labels, order, tfds_records
+from adabatch.data import images, jpeg, labels, order
 from adabatch.data.image_formats import CorruptRecord, UnsupportedImage
 from adabatch.data.source import Chunk
+from adabatch.data.splits import rows_of
 from adabatch.data.tfds_records import DatasetError
 
 # Bytes or records handled at once, so that memory stays near the result's.
 _CHUNK = 2**20
 _RECORDS = 1024
-
-_SLICE = re.compile(
-  r'(?P<split>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?'
-)
 
 
 class Split(NamedTuple):
@@ -107,9 +103,9 @@ def load(
   """
   if name in EMBEDDED:
     arrays, num_classes, splits = EMBEDDED[name]()
-    rows = _parse_split(name, split, splits)
+    rows = rows_of(name, split, splits)
     return from_arrays({k: v[rows] for k, v in arrays.items()}, num_classes)
-  return _load_tfds(name, split, data_dir)
+  return _load_images(name, split, data_dir)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
@@ -229,64 +225,28 @@ EMBEDDED: dict[
 }
 
 
-def _parse_split(
-  name: str, split: str, splits: Mapping[str, np.ndarray]
-) -> np.ndarray:
-  """The rows of 'train[:80%]+validation[10:]', with TFDS's own rounding."""
-  parts = []
-  for part in split.replace(' ', '').split('+'):
-    match = _SLICE.fullmatch(part)
-    if not match:
-      raise DatasetError(
-        f"data set '{name}': split '{split}' is no split: "
-        "write 'train', 'train[:80%]', 'train[1000:]' or a sum of such"
-      )
-    if match['split'] not in splits:
-      raise tfds_records.unknown_split(name, split, list(splits))
-    rows = splits[match['split']]
-    bounds = []
-    for text, default in ((match['start'], 0), (match['stop'], len(rows))):
-      if text is None:
-        bound = default
-      elif text.endswith('%'):
-        bound = round(float(text[:-1]) * len(rows) / 100)
-      else:
-        bound = int(text)
-      if abs(bound) > len(rows):
-        raise DatasetError(
-          f"data set '{name}': split '{split}' reaches beyond the "
-          f'{len(rows)} examples of {match["split"]}'
-        )
-      bounds.append(bound)
-    parts.append(rows[bounds[0] : bounds[1]])
-  rows = np.concatenate(parts)
-  if len(rows) == 0:
-    raise DatasetError(f"data set '{name}': split '{split}' holds no examples")
-  return rows
+# --- encoded images on disk ---
 
 
-# --- TensorFlow Datasets ---
-
-
-def _load_tfds(
+def _load_images(
   name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> Split:
-  found = tfds_records.find_images(name, split, data_dir, EMBEDDED)
+  found = images.find_images(name, split, data_dir, EMBEDDED)
   try:
-    images, classes = _decode(found)
-    return from_arrays({'image': images, 'label': classes}, found.num_classes)
+    pixels, classes = _decode(found)
+    return from_arrays({'image': pixels, 'label': classes}, found.num_classes)
   except DatasetError as error:
     raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
   # A file or a field is missing, or bytes are no image.
   except (CorruptRecord, OSError, RuntimeError, IndexError) as error:
-    raise tfds_records.damaged(found, error, data_dir) from None
+    raise images.damaged(found, error, data_dir) from None
 
 
-def _decode(split: tfds_records.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
+def _decode(split: images.OnDisk) -> tuple[np.ndarray, np.ndarray]:
   """All records of a split, as two arrays."""
   # Decoding takes 30 µs an image of 28 x 28: 60,000 images need no cache on
   # disk.
-  source = tfds_records.open_records(split.shards)
+  source = split.open()
   channels = split.image_shape[-1]
   images = np.empty((0, 0, 0, channels), np.uint8)
   # As they are stored: none becomes another one before it is checked.

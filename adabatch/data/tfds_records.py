@@ -75,6 +75,27 @@ class ImageSplit(NamedTuple):
   image_key: str
   label_key: str
 
+  # The order in which classes are numbered is the set's own.
+  classes = None
+  labels_may_be_wrong = True
+
+  @property
+  def open_files(self) -> int:
+    return len(self.shards)
+
+  @property
+  def fingerprint(self) -> str:
+    """What the data is, in short; reads the files' sizes."""
+    size = sum(pathlib.Path(s.filename).stat().st_size for s in self.shards)
+    return (
+      f'{self.name} {self.version} {self.split}, {self.num_examples} examples, '
+      f'{self.num_classes} classes, {size} bytes'
+    )
+
+  def open(self) -> Any:
+    """The records; see `open_records`."""
+    return open_records(self.shards)
+
   def parse(self, record: bytes | Exception) -> tuple[bytes, int]:
     """The encoded image and the label of one record; raises as `parse`."""
     return parse(record, self.image_key, self.label_key)

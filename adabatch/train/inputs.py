@@ -147,9 +147,11 @@ def _open_small(
   d = config.data
   if d.name in data.EMBEDDED:
     return config, None
+  text = config.task.name == 'language_modelling'
+  find = data.find_split if text else data.find_images
   try:
     counts = [
-      data.find_split(d.name, split, d.data_dir).num_examples
+      find(d.name, split, d.data_dir).num_examples
       for split in (d.train_split, d.eval_split)
     ]
   except data.NotPrepared:
@@ -160,7 +162,7 @@ def _open_small(
       )
 
     def make(seed: int) -> data.Split:
-      if config.task.name == 'language_modelling':
+      if text:
         length = d.sequence_length
         return made_up_text(EXAMPLES, sequence_length=length, seed=seed)
       size = d.image_size
@@ -182,6 +184,10 @@ def _open_images(config: Config) -> tuple[Any, Any]:
       data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
       for split in names
     ]
+    if found[0].classes and found[1].classes:
+      data.check_same_classes(
+        d.name, found[0].classes, found[1].classes, d.eval_split
+      )
     shape = found[0].image_shape
     size = math.prod(side or 0 for side in shape)
     examples = sum(split.num_examples for split in found)

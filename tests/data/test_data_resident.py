@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adabatch.data import resident, tfds_records
+from adabatch.data import resident, splits, tfds_records
 from adabatch.data.resident import (
   DatasetError,
   channel_statistics,
@@ -82,7 +82,7 @@ def test_slices_mean_what_they_mean_in_tfds(spec):
   (wanted,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute(
     {'train': info}
   )
-  rows = resident._parse_split('x', spec, {'train': np.arange(1438)})
+  rows = splits.rows_of('x', spec, {'train': np.arange(1438)})
   assert rows.tolist() == list(range(1438))[wanted.from_ : wanted.to]
 
 

@@ -1,0 +1,154 @@
+"""Folders of images, one for each class."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adabatch import data
+from adabatch.config import ConfigError
+from adabatch.train import train
+from tests.experiments import digits, records
+
+CLASSES = 'ant', 'bee', 'cat'
+
+
+def draw(path, label, size, seed):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(60 * label, 60 * label + 60, (size, size, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """Ninety images of one size, in three formats, and a file that is none."""
+  root = tmp_path_factory.mktemp('folder with a space')
+  for i in range(90):
+    suffix = ('jpg', 'PNG', 'webp')[i // 3 % 3]
+    draw(root / CLASSES[i % 3] / f'{i:03}.{suffix}', i % 3, 8, i)
+  (root / 'ant' / '.DS_Store').write_bytes(b'x')
+  (root / 'bee' / 'notes.txt').write_text('x')
+  return root
+
+
+def config(root, **overrides):
+  keys = {
+    'data.name': f'folder:{root}',
+    'data.train_split': 'train[:80%]',
+    'data.eval_split': 'train[80%:]',
+    'data.mean': (0.3,) * 3,
+    'data.std': (0.2,) * 3,
+    'data.workers': 0,
+    'epochs': 4.0,
+    'controller.initial_batch_size': 8,
+    'controller.max_batch_size': 32,
+    'controller.every': 5,
+  }
+  return digits(**keys | overrides)
+
+
+def test_a_split_is_the_files_in_a_fixed_random_order(root):
+  name = f'folder:{root}'
+  whole = data.find_images(name, 'train')
+  assert whole.classes == CLASSES
+  assert whole.image_shape == (8, 8, 3)
+  assert whole.num_examples == 90
+  assert np.bincount(whole.labels).tolist() == [30, 30, 30]
+  assert (np.diff(whole.labels) != 0).sum() > 30  # mixed
+  parts = [data.find_images(name, s) for s in ('train[:80%]', 'train[80%:]')]
+  files = np.concatenate([part.files for part in parts])
+  np.testing.assert_array_equal(files, whole.files)
+  for index in (0, 41, 89):
+    encoded, label = whole.parse(whole.open()[index])
+    path = whole.path(index)
+    assert path.read_bytes() == encoded
+    assert path.parent.name == CLASSES[label]
+  assert len({s.fingerprint for s in (whole, *parts)}) == 3
+  assert data.find_images(name, 'train').fingerprint == whole.fingerprint
+
+
+def test_resident_and_streamed_train_the_same(root, tmp_path):
+  runs = {}
+  for placement in ('resident', 'streaming'):
+    workdir = tmp_path / placement
+    train(config(root, **{'data.placement': placement}), workdir)
+    runs[placement] = records(workdir)
+  first, second = runs.values()
+  sizes = [[line['batch_size'] for line in lines] for lines in (first, second)]
+  assert sizes[0] == sizes[1]
+  assert len(set(sizes[0])) > 1
+  losses = [[line['loss'] for line in lines] for lines in (first, second)]
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('placement', ['resident', 'streaming'])
+def test_a_run_goes_on_exactly(root, tmp_path, placement):
+  c = config(root, **{'data.placement': placement})
+  whole = train(c, tmp_path / 'whole')
+  train(c, tmp_path / 'cut', last_update=7)
+  cut = train(c, tmp_path / 'cut')
+  assert json.dumps(cut['final']) == json.dumps(whole['final'])
+
+
+def test_folders_of_splits(root, tmp_path):
+  for split, count in (('train', 4), ('val', 2)):
+    for i in range(3 * count):
+      draw(tmp_path / split / CLASSES[i % 3] / f'{i}.png', i % 3, 8, i)
+  name = f'folder:{tmp_path}'
+  counts = [data.find_images(name, s).num_examples for s in ('train', 'val')]
+  assert counts == [12, 6]
+  assert data.find_images(name, 'train+val[:50%]').num_examples == 15
+  with pytest.raises(data.DatasetError, match='it has train, val'):
+    data.find_images(name, 'validation')
+  draw(tmp_path / 'val' / 'dog' / '1.png', 0, 8, 0)
+  c = config(
+    tmp_path, **{'data.train_split': 'train', 'data.eval_split': 'val'}
+  )
+  with pytest.raises(data.DatasetError, match="split 'val' differ.* adds dog"):
+    train(c, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_images_of_mixed_sizes_are_cropped_or_refused(tmp_path):
+  root = tmp_path / 'data'
+  for i in range(30):
+    draw(root / CLASSES[i % 3] / f'{i}.png', i % 3, 8 + i % 4, i)
+  crops = {'data.image_size': 8, 'data.eval_resize': 9, 'epochs': 1.0}
+  summary = train(config(root, **crops), tmp_path / 'run')
+  assert summary['status'] == 'completed'
+  with pytest.raises(data.DatasetError, match='images differ in size'):
+    train(config(root, **{'data.placement': 'resident'}), tmp_path / 'no')
+  assert not (tmp_path / 'no').exists()
+
+
+def test_a_damaged_image_is_skipped_when_streamed(tmp_path):
+  root = tmp_path / 'data'
+  for i in range(30):
+    draw(root / CLASSES[i % 3] / f'{i}.png', i % 3, 8, i)
+  (root / 'ant' / '3.png').write_bytes(b'no image')
+  c = config(root, **{'data.placement': 'streaming', 'epochs': 1.0,
+                          'data.max_skipped_fraction': 0.5})  # fmt: skip
+  summary = train(c, tmp_path / 'run')
+  skipped = summary['skipped_records'], summary['skipped_evaluation_records']
+  assert sum(skipped) == 1
+  with pytest.raises(data.DatasetError, match='folder:'):
+    train(config(root, **{'data.placement': 'resident'}), tmp_path / 'no')
+
+
+def test_mistakes_are_named_and_nothing_is_written(tmp_path):
+  def refused(path, match):
+    with pytest.raises((ConfigError, data.DatasetError), match=match) as error:
+      train(config(path), tmp_path / 'run')
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'run').exists()
+
+  refused(tmp_path / 'nowhere', 'is no folder')
+  (tmp_path / 'images').mkdir()
+  (tmp_path / 'images' / 'a').mkdir()
+  (tmp_path / 'images' / 'a' / 'x.tif').write_bytes(b'')
+  refused(tmp_path / 'images', r'a holds no images \(but .tif\)')
+  draw(tmp_path / 'one' / 'a' / '1.png', 0, 8, 0)
+  draw(tmp_path / 'one' / 'a' / '2.png', 0, 8, 1)
+  refused(tmp_path / 'one', 'has one class, a')
