@@ -84,8 +84,7 @@ def usual_ways() -> dict[str, Way]:
   updates, plans = ways_of_updates(4 * every + 5)
   kinds = {
     'ordinary update': [w for i, w in enumerate(updates, 1) if i % every],
-    # Programs are still compiled before the first decisions.
-    'deciding update': updates[every - 1 :: every][2:],
+    'deciding update': updates[every - 1 :: every],
     'plan': plans,
   }
   return {

@@ -11,6 +11,7 @@ from adabatch.data.augment import (
   random_crop_flip,
   to_float,
 )
+from adabatch.data.folders import PREFIX as FOLDER
 from adabatch.data.folders import check_same_classes
 from adabatch.data.images import ImageRecords, find_images, open_images
 from adabatch.data.labels import check as check_classes
@@ -34,6 +35,7 @@ from adabatch.data.tokenizers import ByteTokenizer
 
 __all__ = [
   'EMBEDDED',
+  'FOLDER',
   'ByteTokenizer',
   'Chunk',
   'DatasetError',

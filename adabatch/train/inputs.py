@@ -60,6 +60,11 @@ def open_inputs(
       f'{", ".join(PLACEMENTS)}'
     )
   text = config.task.name == 'language_modelling'
+  if text and splits is None and d.name.startswith(data.FOLDER):
+    raise ConfigError(
+      f"data.name='{d.name}' names images, and task.name='language_modelling' "
+      'needs text: set task.name and model.name, or another data.name'
+    )
   if config.smoke and splits is None:
     config, splits = _open_small(config)
     d = config.data

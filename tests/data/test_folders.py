@@ -152,3 +152,7 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
   draw(tmp_path / 'one' / 'a' / '1.png', 0, 8, 0)
   draw(tmp_path / 'one' / 'a' / '2.png', 0, 8, 1)
   refused(tmp_path / 'one', 'has one class, a')
+  text = config(tmp_path / 'one', **{'task.name': 'language_modelling',
+                                     'model.name': 'transformer'})  # fmt: skip
+  with pytest.raises(ConfigError, match='names images'):
+    train(text, tmp_path / 'run')
