@@ -67,8 +67,8 @@ class ResidentFeed:
     Empty slots repeat example 0 and carry weight 0.
     """
     plan, start = call.plan, call.examples
-    stop_at = start + call.count * plan.batch_size
-    taken = data.take(self._order, start, stop_at).reshape(call.count, -1)
+    _, end = call.after(call.count)
+    taken = data.take(self._order, start, end).reshape(call.count, -1)
     # All that the position changes is which lane comes first.
     key = plan.bucket, start % self.layout.lanes
     if key not in self._places:

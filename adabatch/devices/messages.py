@@ -32,6 +32,17 @@ class Call(NamedTuple):
   agree: bool = False
   decides: bool = False
 
+  def after(self, updates: int) -> tuple[int, int]:
+    """Updates and examples done after so many of it.
+
+    >>> Call(7, 100, 3, Plan(16.0, 16, 1.0, None)).after(3)
+    (10, 148)
+    """
+    return (
+      self.update + updates,
+      self.examples + updates * self.plan.batch_size,
+    )
+
 
 class StepBatch(NamedTuple):
   """What the updates of a call need beyond state and data; see `pack`.
@@ -138,6 +149,11 @@ class Report(NamedTuple):
   weight: Any
   replica_squared_distance: Any = math.nan
   mean_squared_distance: Any = math.nan
+
+  @property
+  def finite(self) -> Any:
+    """Whether the update is: of floats a bool, of arrays one of each."""
+    return np.isfinite(self.loss + self.gradient_norm_squared)
 
 
 def combine(reports: np.ndarray) -> Report:

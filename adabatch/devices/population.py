@@ -203,7 +203,7 @@ class Population:
     places = self._layout.places(first, plan.bucket).reshape(1, 1, -1)
     slots = places.shape[-1]
     indices = np.zeros((room, 1, updates, slots), np.int32)
-    end = call.examples + call.count * plan.batch_size
+    _, end = call.after(call.count)
     for place in group.places:
       taken = data.take(group.orders[place], call.examples, end)
       taken = taken.reshape(call.count, -1)

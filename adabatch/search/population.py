@@ -236,14 +236,14 @@ def _advance(
       count = updates_until(at, size, end, due, most=most)
       call = Call(at.update, at.examples, count, plan)
       pending.append((call, population.dispatch(group, call, most)))
-      at.dispatched(call)
+      at.update, at.examples = call.after(count)
     # One call behind, so that the devices need not wait for the host.
     if len(pending) > 1 or (there and pending):
       call, reports = pending.popleft()
       report = Report(*np.moveaxis(np.asarray(reports), -1, 0))
-      finite = np.isfinite(report.loss + report.gradient_norm_squared)
+      finite = report.finite
       for place in group.places:
         if place not in diverged and not finite[place, : call.count].all():
-          diverged[place] = call.update + int(finite[place].argmin()) + 1
+          diverged[place] = call.after(int(finite[place].argmin()) + 1)[0]
     elif there:
       return diverged

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from adabatch.config import Config
 from adabatch.controllers import GradientNoise
 from adabatch.controllers.buckets import Plan
-from adabatch.devices.messages import Call, Report
+from adabatch.devices.messages import Report
 from adabatch.train.run_end import RunEnd
 
 
@@ -124,13 +124,13 @@ class Progress:
   skipped_evaluation_records: int = 0
   distances: dict = dataclasses.field(default_factory=dict)
 
-  def over(self, end: RunEnd) -> bool:
-    """Whether the run is at its own end, and not cut short."""
-    return end.over(self.update, self.examples) or self.reached is not None
-
-  def dispatched(self, call: Call) -> None:
-    self.update += call.count
-    self.examples += call.count * call.plan.batch_size
+  def over(self, end: RunEnd, cut: float = math.inf) -> bool:
+    """Whether the run is at its own end, or where it is cut short."""
+    return (
+      end.over(self.update, self.examples)
+      or self.reached is not None
+      or self.update >= cut
+    )
 
   def evaluated_with(
     self,

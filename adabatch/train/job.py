@@ -133,4 +133,4 @@ def _complete(
   if saved is None or summary['status'] == 'preempted':
     return False
   at = Progress(**saved.host['progress'])
-  return at.over(parts.end) or at.update >= cut
+  return at.over(parts.end, cut)

@@ -191,8 +191,7 @@ class _Run:
     call = Call(at.update, at.examples, count, *stretch[3:5], decides)
     stop = self.stop.is_set()
     self.reports.add(call, self.trainer.dispatch(call, stop=stop))
-    at.update += count
-    at.examples += count * call.plan.batch_size
+    at.update, at.examples = call.after(count)
     if decides and not decisions.measured:
       decisions.decide(at.update, at.examples)
     if not self.trainer.apart:
@@ -236,4 +235,4 @@ class _Run:
     yield 'replicas', replicas_record(self.at, change)
 
   def finished(self) -> bool:
-    return self.at.update >= self.cut or self.at.over(self.parts.end)
+    return self.at.over(self.parts.end, self.cut)

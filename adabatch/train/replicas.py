@@ -178,7 +178,7 @@ class Replicas:
       self.counts.syncs += call.count
       self.counts.sync_bytes += call.count * bytes_each
     if call.agree:
-      self.counts.next_sync = call.update + call.count
+      self.counts.next_sync, _ = call.after(call.count)
 
   def restart_due(self, examples: int) -> bool:
     """Whether the learning rate has dropped since the last time this said so,

@@ -134,11 +134,13 @@ class Reports:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       for i in range(1, call.count + 1):
-        report = combine(rows[:, i - 1])
+        report, (update, examples) = combine(rows[:, i - 1]), call.after(i)
+        if not report.finite:
+          raise Diverged(update, 'loss or gradient')
         yield from self._observe(
           Update(
-            update=call.update + i,
-            examples=call.examples + i * call.plan.batch_size,
+            update=update,
+            examples=examples,
             seconds=since + (now - since) * i / call.count,
             plan=call.plan,
             decides=call.decides and i == call.count,
@@ -149,8 +151,6 @@ class Reports:
 
   def _observe(self, done: Update) -> Iterator[Record]:
     parts, at, report = self._parts, self._at, done.report
-    if not math.isfinite(report.loss + report.gradient_norm_squared):
-      raise Diverged(done.update, 'loss or gradient')
     self.stopping |= report.stop > 0
     if self._decisions.measured:
       self._decisions.observe(done)

@@ -111,6 +111,24 @@ def test_folders_of_splits(root, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_other_files_have_another_fingerprint(tmp_path):
+  def fingerprint():
+    return data.find_images(f'folder:{tmp_path}', 'train').fingerprint
+
+  for i in range(6):
+    draw(tmp_path / CLASSES[i % 2] / f'{i}.png', i % 2, 8, i)
+  seen = [fingerprint()]
+  image = tmp_path / CLASSES[0] / '0.png'
+  draw(image, 0, 9, 0)
+  seen.append(fingerprint())
+  image.rename(image.with_name('00.png'))
+  seen.append(fingerprint())
+  image.with_name('00.png').rename(tmp_path / CLASSES[1] / '00.png')
+  seen.append(fingerprint())
+  assert fingerprint() == seen[-1]
+  assert len(set(seen)) == 4
+
+
 def test_images_of_mixed_sizes_are_cropped_or_refused(tmp_path):
   root = tmp_path / 'data'
   for i in range(30):

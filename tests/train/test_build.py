@@ -15,6 +15,7 @@ from adabatch import config as config_lib
 from adabatch import controllers, data, models, optim
 from adabatch.config import ConfigError
 from adabatch.controllers import Signals, buckets
+from adabatch.devices import mesh
 from adabatch.models import tasks
 from adabatch.train import build as build_lib
 from adabatch.train import inputs, optimizer, rules
@@ -588,3 +589,30 @@ def test_load_augments_by_seed_and_position_and_only_in_training():
   for how in ({'flip': True}, {'padding': 2}):
     np.testing.assert_array_equal(images(**how), images(seed=0, **how))
     assert (images(**how) != images(seed=1, **how)).any()
+
+
+@pytest.mark.parametrize(
+  ('processes', 'overrides', 'match'),
+  [
+    ([0, 0, 0, 1], {}, 'a streamed set: .* equally many devices'),
+    ([0, 1, 2, 3], {'replicas': 2, 'tune.enabled': True}, 'each process, got'),
+    ([0, 0, 1, 2], {'replicas': 4}, 'sync.replicas: 3 processes cannot read'),
+  ],
+)
+def test_processes_that_cannot_read_are_refused(
+  monkeypatch, processes, overrides, match
+):
+  """As if the four devices were of so many processes."""
+
+  def by_rows(devices):
+    return np.reshape(processes, (devices.rows, -1)).tolist()
+
+  monkeypatch.setattr(mesh.Devices, 'processes', property(by_rows))
+  keys = {f'sync.{key}': value for key, value in overrides.items()}
+  if keys:
+    keys['sync.name'] = 'local_sgd'
+  c = digits(**{'data.placement': 'streaming'} | keys)
+  with pytest.raises(ConfigError, match=match):
+    build_lib.build(c, jax.devices()[:4])
+  resident = digits(**{'data.placement': 'resident'} | keys)
+  build_lib.build(resident, jax.devices()[:4])

@@ -40,7 +40,7 @@ def syncs(rule, updates, *, most=1):
       found += range(at.update + 1, at.update + count + 1)
     call = Call(at.update, at.examples, count, PLAN, agree)
     replicas.dispatched(call, bytes_each=10)
-    at.dispatched(call)
+    at.update, at.examples = call.after(count)
     # As if the run were resumed after each call.
     replicas = Replicas(rule, replicas=4, saved=as_saved(replicas))
   assert replicas.counts.syncs == len(found)
@@ -186,7 +186,7 @@ class Search:
   def train(self, updates, plan=PLAN):
     call = Call(self.at.update, self.at.examples, updates, plan, True)
     self.replicas.dispatched(call, bytes_each=10)
-    self.at.dispatched(call)
+    self.at.update, self.at.examples = call.after(updates)
 
   def tune(self, plan=PLAN):
     return self.replicas.tune(self.at, plan, self.clock.seconds)
