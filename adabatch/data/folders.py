@@ -2,9 +2,9 @@
 
 `PATH/train/CLASS/*.jpg` and `PATH/val/CLASS/*.jpg` have the splits `train` and
 `val`, or whatever the others are called; `PATH/CLASS/*.jpg` has one, `train`,
-to be cut (`train[:90%]`, `train[90%:]`). Within a split examples lie in a fixed
-random order, because folders are sorted by class. Classes are numbered in the
-order of their names.
+to be cut (`train[:90%]`, `train[90%:]`). A relative PATH lies in `data_dir`, if
+that is given. Within a split examples lie in a fixed random order, because
+folders are sorted by class. Classes are numbered in the order of their names.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import numpy as np
 from adabatch.data import jpeg
 from adabatch.data.image_formats import CorruptRecord, line
 from adabatch.data.order import Order, take
-from adabatch.data.splits import rows_of
+from adabatch.data.splits import names_of, rows_of
 from adabatch.data.tfds_records import DatasetError
 
 PREFIX = 'folder:'
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 
-# Images whose sizes are looked at before training.
-_MEASURED = 1000
+# Images that are not read, and must not be left out silently.
+OTHER_SUFFIXES = ('.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2', '.ppm')
+
+# Bytes in which most images tell their size.
+_HEADER = 2**14
 
 
 class Files:
@@ -97,60 +100,66 @@ class FolderSplit(NamedTuple):
     return record
 
 
-def find_folder(name: str, split: str) -> FolderSplit:
+def find_folder(
+  name: str, split: str, data_dir: str | os.PathLike[str] | None = None
+) -> FolderSplit:
   """Finds one split of a set of folders.
 
   Args:
     name: 'folder:PATH'.
     split: see the module; sliced and added as those of TFDS.
+    data_dir: of a relative PATH; None: the working directory.
 
   Raises:
-    DatasetError: in one line, if there is nothing to train on.
+    DatasetError: in one line, if there is nothing to train on, or something
+      there would be left out.
   """
-  root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+  path = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+  root = pathlib.Path(data_dir or '') / path
   if not root.is_dir():
     raise DatasetError(
       f"data set '{name}': {root} is no folder: give {PREFIX}PATH, where PATH "
       'has a folder for each class'
     )
-  inside = _folders(root)
-  splits = {child.name: child for child in inside if _folders(child)}
-  if 'train' not in splits:
-    splits = {'train': root}
-  found = {}
-  rows, start, classes = {}, 0, {}
-  # Only those are listed.
-  asked = {part.split('[')[0].strip() for part in split.split('+')}
-  for part, folder in splits.items():
+  found, classes = {}, {}
+  rows, start = {}, 0
+  asked = names_of(split)
+  for part, folder in _splits(name, root).items():
+    rows[part] = np.empty(0, np.int64)
     if part not in asked:
-      rows[part] = np.empty(0, np.int64)
-      continue
-    classes[part] = tuple(sorted(child.name for child in _folders(folder)))
-    found[part] = _images(name, root, folder, classes[part])
-    count = len(found[part][0])
+      continue  # and not listed
+    classes[part] = tuple(_folders(folder))
+    if len(classes[part]) < 2:
+      has = f'one class, {classes[part][0]}' if classes[part] else 'no classes'
+      raise DatasetError(
+        f"data set '{name}': {folder} has {has}: there is nothing to tell "
+        'apart; give PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg'
+      )
+    found[part] = _images(name, folder, classes[part], folder.relative_to(root))
+    count = len(found[part].files)
     rows[part] = start + take(Order(count, seed=0), 0, count)
     start += count
   chosen = rows_of(name, split, rows)
   named = next(iter(classes.values()))
   for part, other in classes.items():
     check_same_classes(name, named, other, part)
-  if len(named) < 2:
-    raise DatasetError(
-      f"data set '{name}' has one class, {named[0]}: there is nothing to tell "
-      'apart; give PATH/CLASS/*.jpg or PATH/SPLIT/CLASS/*.jpg'
-    )
-  files = np.concatenate([f for f, _ in found.values()])[chosen]
-  labels = np.concatenate([ys for _, ys in found.values()])[chosen]
-  result = FolderSplit(
-    name, split, os.fspath(root), files, labels, named, (None, None, 3), ''
+  files, labels, sizes = (
+    np.concatenate(arrays)[chosen]
+    for arrays in zip(*found.values(), strict=True)
   )
-  shape, sizes = _measure(result)
   tells = zlib.crc32(files.tobytes() + labels.tobytes() + sizes.tobytes())
-  return result._replace(
-    image_shape=shape,
+  result = FolderSplit(
+    name=name,
+    split=split,
+    directory=os.fspath(root),
+    files=files,
+    labels=labels,
+    classes=named,
+    image_shape=(None, None, 3),
     fingerprint=f'{split}, {len(files)} images, {len(named)} classes, '
     f'{tells:08x}',
   )
+  return result._replace(image_shape=_shape(result))
 
 
 def check_same_classes(
@@ -174,62 +183,117 @@ def check_same_classes(
     )
 
 
-def _folders(path: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(
-    pathlib.Path(entry.path)
-    for entry in os.scandir(path)
-    if entry.is_dir() and not entry.name.startswith('.')
-  )
+class _Listed(NamedTuple):
+  """Images of a split: paths below the root, labels, bytes of each."""
+
+  files: np.ndarray
+  labels: np.ndarray
+  sizes: np.ndarray
+
+
+def _folders(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Those in a folder, by their names; hidden ones are left alone."""
+  folders = {}
+  for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+    if entry.name.startswith('.'):
+      continue
+    if entry.is_dir():
+      folders[entry.name] = pathlib.Path(entry.path)
+    elif entry.is_symlink() and not os.path.exists(entry.path):
+      raise DatasetError(
+        f'{entry.path} is a link to nothing: mend or remove it'
+      )
+  return folders
+
+
+def _splits(name: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The folder of each split."""
+  inside = _folders(root)
+  if 'train' not in inside or not _folders(inside['train']):
+    return {'train': root}
+  for folder in inside.values():
+    loose = next(filter(_is_image, sorted(os.listdir(folder))), None)
+    if loose is not None:
+      raise DatasetError(
+        f"data set '{name}': {root}/train holds folders, as a split does, and "
+        f'{folder} the image {loose}, as a class does: give '
+        'PATH/SPLIT/CLASS/*.jpg or PATH/CLASS/*.jpg'
+      )
+  return {key: folder for key, folder in inside.items() if _folders(folder)}
+
+
+def _is_image(file: str) -> bool:
+  return not file.startswith('.') and file.lower().endswith(SUFFIXES)
 
 
 def _images(
-  name: str, root: pathlib.Path, folder: pathlib.Path, classes: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Paths below the root, and labels, in the order of their names."""
-  files, labels, others = [], [], set()
+  name: str,
+  folder: pathlib.Path,
+  classes: tuple[str, ...],
+  below: pathlib.Path,
+) -> _Listed:
+  """All images, in the order of their names; `below` the root is the folder."""
+  files, labels, sizes = [], [], []
   for label, class_name in enumerate(classes):
+    path, others = folder / class_name, set()
     before = len(files)
-    for directory, _, names in sorted(os.walk(folder / class_name)):
-      for file in sorted(names):
-        suffix = os.path.splitext(file)[1].lower()
-        if suffix in SUFFIXES and not file.startswith('.'):
-          path = os.path.relpath(os.path.join(directory, file), root)
-          files.append(os.fsencode(path))
-        else:
-          others.add(suffix)
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+      suffix = os.path.splitext(entry.name)[1].lower()
+      if entry.name.startswith('.'):
+        continue
+      if entry.is_dir():
+        raise DatasetError(
+          f"data set '{name}': {entry.path} is a folder in what is taken for a "
+          'class: classes hold images alone; splits are found where one of '
+          "them is called 'train'"
+        )
+      if suffix in OTHER_SUFFIXES:
+        raise DatasetError(
+          f"data set '{name}': {entry.path} is an image that is not read: "
+          f'convert it to one of {", ".join(SUFFIXES)}'
+        )
+      if not _is_image(entry.name):
+        others.add(suffix or entry.name)
+        continue
+      try:
+        sizes.append(entry.stat().st_size)
+      except OSError as error:
+        raise DatasetError(f"data set '{name}': {line(error)}") from None
+      files.append(os.fsencode(below / class_name / entry.name))
+      labels.append(label)
     if len(files) == before:
       seen = f' (but {", ".join(sorted(others))})' if others else ''
       raise DatasetError(
-        f"data set '{name}': {folder / class_name} holds no images{seen}: put "
-        f'some there ({", ".join(SUFFIXES)}), or remove the folder'
+        f"data set '{name}': {path} holds no images{seen}: put some there "
+        f'({", ".join(SUFFIXES)}), or remove the folder'
       )
-    labels += [label] * (len(files) - before)
-  return np.array(files), np.array(labels, np.int32)
+  return _Listed(
+    np.array(files), np.array(labels, np.int32), np.array(sizes, np.int64)
+  )
 
 
-def _measure(
-  split: FolderSplit,
-) -> tuple[tuple[int | None, int | None, int], np.ndarray]:
-  """The one size of the images, if they have one, and the files' lengths.
+def _shape(split: FolderSplit) -> tuple[int | None, int | None, int]:
+  """The one size of the images, if they have one.
 
-  Of many images those of an evenly spread part are looked at.
+  All are looked at until two differ.
   """
-  count = min(_MEASURED, split.num_examples)
-  chosen = np.arange(count) * split.num_examples // count
-  lengths, shapes = [], set()
-  records = split.open()
-  for index in chosen.tolist():
+  first = None
+  for index in range(split.num_examples):
+    path = split.path(index)
     try:
-      encoded, _ = records[index]
-      lengths.append(len(encoded))
-      shapes.add(jpeg.image_size(encoded))
-    except CorruptRecord:
+      with path.open('rb') as file:
+        start = file.read(_HEADER)
+        try:
+          size = jpeg.image_size(start)
+        except CorruptRecord:  # a long preview before it
+          size = jpeg.image_size(start + file.read())
+    except (CorruptRecord, OSError):
       continue  # counted when it is read
-  if not shapes:
+    first = first or size
+    if size != first:
+      return None, None, 3
+  if first is None:
     raise DatasetError(
-      f"data set '{split.name}', split '{split.split}': none of {count} images "
-      'can be read'
+      f"data set '{split.name}', split '{split.split}': no image can be read"
     )
-  height, width = shapes.pop()
-  shape = (None, None, 3) if shapes else (height, width, 3)
-  return shape, np.array(lengths, np.int64)
+  return *first, 3

@@ -36,7 +36,7 @@ def find_images(
   Arguments and errors as for `tfds_records.find_images`.
   """
   if name.startswith(folders.PREFIX):
-    return folders.find_folder(name, split)
+    return folders.find_folder(name, split, data_dir)
   return tfds_records.find_images(name, split, data_dir, built_in)
 
 
@@ -177,6 +177,7 @@ def open_images(
   flip: bool = True,
   eval_resize: int = 256,
   min_area: float = 0.08,
+  found: OnDisk | None = None,
 ) -> ImageRecords:
   """Opens one split of a TFDS image-classification set, to be read in parts.
 
@@ -195,6 +196,7 @@ def open_images(
       pixels before the square is cut, so that image_size / eval_resize of it
       are seen.
     min_area: the smallest share of an image that a random crop shows.
+    found: what `find_images` gave, if it was asked already.
 
   Raises:
     DatasetError: if the set is not prepared, has no such split, is no
@@ -209,7 +211,7 @@ def open_images(
     raise DatasetError(f'min_area={min_area}: give 0 < min_area <= 1')
   if not 0 <= seed < 2**64:
     raise DatasetError(f'seed={seed}: give 0 <= seed < 2**64')
-  found = find_images(name, split, data_dir)
+  found = found or find_images(name, split, data_dir)
   try:
     fingerprint = found.fingerprint
   except OSError as error:

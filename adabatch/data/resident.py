@@ -79,7 +79,10 @@ class Split(NamedTuple):
 
 
 def load(
-  name: str, split: str, data_dir: str | os.PathLike[str] | None = None
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  found: images.OnDisk | None = None,
 ) -> Split:
   """Loads one split of an image-classification set.
 
@@ -89,6 +92,7 @@ def load(
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
+    found: what `find_images` gave, if it was asked already.
 
   Returns:
     The split, images in the order in which they are stored.
@@ -105,7 +109,8 @@ def load(
     arrays, num_classes, splits = EMBEDDED[name]()
     rows = rows_of(name, split, splits)
     return from_arrays({k: v[rows] for k, v in arrays.items()}, num_classes)
-  return _load_images(name, split, data_dir)
+  found = found or images.find_images(name, split, data_dir, EMBEDDED)
+  return _load_images(found, data_dir)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
@@ -229,14 +234,15 @@ EMBEDDED: dict[
 
 
 def _load_images(
-  name: str, split: str, data_dir: str | os.PathLike[str] | None
+  found: images.OnDisk, data_dir: str | os.PathLike[str] | None
 ) -> Split:
-  found = images.find_images(name, split, data_dir, EMBEDDED)
   try:
     pixels, classes = _decode(found)
     return from_arrays({'image': pixels, 'label': classes}, found.num_classes)
   except DatasetError as error:
-    raise DatasetError(f"data set '{name}', split '{split}': {error}") from None
+    raise DatasetError(
+      f"data set '{found.name}', split '{found.split}': {error}"
+    ) from None
   # A file or a field is missing, or bytes are no image.
   except (CorruptRecord, OSError, RuntimeError, IndexError) as error:
     raise images.damaged(found, error, data_dir) from None

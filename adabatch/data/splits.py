@@ -12,6 +12,16 @@ _SLICE = re.compile(
 )
 
 
+def names_of(split: str) -> frozenset[str]:
+  """The splits that one is made of.
+
+  >>> sorted(names_of('train[:90%] + test'))
+  ['test', 'train']
+  """
+  parts = split.replace(' ', '').split('+')
+  return frozenset(part.split('[')[0] for part in parts)
+
+
 def rows_of(
   name: str, split: str, splits: Mapping[str, np.ndarray]
 ) -> np.ndarray:

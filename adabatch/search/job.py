@@ -364,7 +364,8 @@ def task_name(config: Config, last: str) -> str:
   >>> task_name(default(), '64')
   'digits/mlp/momentum/64'
   """
-  names = config.data.name, config.model.name, config.optimizer.name, last
+  data = config.data.name.replace('/', '-')  # it names a directory
+  names = data, config.model.name, config.optimizer.name, last
   return '/'.join(names)
 
 

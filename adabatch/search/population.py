@@ -224,7 +224,7 @@ def _advance(
   population: Population, parts: Parts, group: Group, at: Progress, most: int
 ) -> dict[int, int]:
   """Trains to the next evaluation; places that diverged, in which update."""
-  end, ladder = parts.end, one_device(parts)
+  end = parts.end
   due = parts.due._replace(checkpoint=sys.maxsize)  # there are none
   diverged: dict[int, int] = {}
   pending: collections.deque[tuple[Call, jax.Array]] = collections.deque()
@@ -232,7 +232,7 @@ def _advance(
     there = at.over(end) or at.examples >= at.next_evaluation
     if not there:
       size = end.cut(at.examples, population.plan.batch_size)
-      plan = buckets.cut(population.plan, size, ladder)
+      plan = buckets.cut(population.plan, size, parts.ladder)
       count = updates_until(at, size, end, due, most=most)
       call = Call(at.update, at.examples, count, plan)
       pending.append((call, population.dispatch(group, call, most)))

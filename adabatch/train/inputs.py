@@ -183,37 +183,41 @@ def _open_small(
 def _open_images(config: Config) -> tuple[Any, Any]:
   d = config.data
   names = d.train_split, d.eval_split
-  shape = None
-  if d.name not in data.EMBEDDED:
-    found = [
-      data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
-      for split in names
-    ]
-    if found[0].classes and found[1].classes:
-      data.check_same_classes(
-        d.name, found[0].classes, found[1].classes, d.eval_split
-      )
-    shape = found[0].image_shape
-    size = math.prod(side or 0 for side in shape)
-    examples = sum(split.num_examples for split in found)
-    fits = 0 < size * examples <= d.max_resident_bytes
-    if d.placement == 'streaming' or (d.placement == 'auto' and not fits):
-      one_size = None not in shape
-      train, evaluation = (
-        data.open_images(
-          d.name,
-          split,
-          d.data_dir,
-          seed=config.seed,
-          flip=d.flip,
-          image_size=None if one_size else d.image_size,
-          eval_resize=d.eval_resize,
-          min_area=d.min_area,
-        )
-        for split in names
-      )
-      return train, evaluation
-  train, evaluation = (data.load(d.name, s, d.data_dir) for s in names)
+  if d.name in data.EMBEDDED:
+    train, evaluation = (data.load(d.name, split) for split in names)
+    return train, evaluation
+  found = [
+    data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
+    for split in names
+  ]
+  ours, theirs = (split.classes for split in found)
+  if ours and theirs:
+    data.check_same_classes(d.name, ours, theirs, d.eval_split)
+  # Of a folder both are measured, and one may have more sizes.
+  shape = min((s.image_shape for s in found), key=lambda s: None not in s)
+  size = math.prod(side or 0 for side in shape)
+  examples = sum(split.num_examples for split in found)
+  fits = 0 < size * examples <= d.max_resident_bytes
+  if d.placement == 'resident' or (d.placement == 'auto' and fits):
+    train, evaluation = (
+      data.load(split.name, split.split, d.data_dir, split) for split in found
+    )
+    return train, evaluation
+  one_size = None not in shape
+  train, evaluation = (
+    data.open_images(
+      split.name,
+      split.split,
+      d.data_dir,
+      seed=config.seed,
+      flip=d.flip,
+      image_size=None if one_size else d.image_size,
+      eval_resize=d.eval_resize,
+      min_area=d.min_area,
+      found=split,
+    )
+    for split in found
+  )
   return train, evaluation
 
 

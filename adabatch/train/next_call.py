@@ -44,12 +44,9 @@ def next_call(
   plan = next_plan(at, parts, decisions, replicas)
   size, end = plan.batch_size, parts.end
   until = updates_until(at, size, end, parts.due, most=most, cut=cut)
-  agree, count = replicas.next(
-    at,
-    plan,
-    most=decisions.until_due(at.update, until),
-    left=end.left(at.update, at.examples, size),
-  )
+  left = end.left(at.update, at.examples, size)
+  agree, count = replicas.next(at, plan, most=until, left=left)
+  count = decisions.until_due(at.update, count)
   decides = decisions.due(at.update + count)
   return Call(at.update, at.examples, count, plan, agree, decides)
 

@@ -99,12 +99,12 @@ def teller(
 ) -> Callable[[str], Callable[[int, str], None]]:
   """Name of a split -> what tells once of each record that is unreadable."""
 
-  def in_split(split: str) -> Callable[[int, str], None]:
-    told = set()
+  told = set()
 
+  def in_split(split: str) -> Callable[[int, str], None]:
     def skipped(record: int, reason: str) -> None:
-      if record not in told:
-        told.add(record)
+      if (split, record) not in told:
+        told.add((split, record))
         warn(f'skipped record {record} of {split}: {reason}')
 
     return skipped
@@ -124,6 +124,8 @@ def count_skipped(
     data.DatasetError: if there are more than the config allows.
   """
   missing = done.plan.batch_size - round(done.report.weight)
+  if not missing:
+    return
   if missing == done.plan.batch_size:
     raise data.DatasetError(
       f'none of the {missing} records of update {done.update} can be read: '

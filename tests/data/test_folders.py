@@ -155,6 +155,69 @@ def test_a_damaged_image_is_skipped_when_streamed(tmp_path):
     train(config(root, **{'data.placement': 'resident'}), tmp_path / 'no')
 
 
+def test_a_relative_path_lies_in_data_dir(tmp_path):
+  for i in range(4):
+    draw(tmp_path / 'pets' / CLASSES[i % 2] / f'{i}.png', i % 2, 8, i)
+  here = data.find_images('folder:pets', 'train', tmp_path)
+  there = data.find_images(f'folder:{tmp_path}/pets', 'train')
+  assert here.num_examples == 4
+  assert here.fingerprint == there.fingerprint
+  with pytest.raises(data.DatasetError, match='is no folder'):
+    data.find_images('folder:pets', 'train', tmp_path / 'pets')
+
+
+def test_a_flat_class_may_be_called_train(tmp_path):
+  for i, name in enumerate(('car', 'train', 'plane')):
+    draw(tmp_path / name / '1.png', 0, 8, i)
+  found = data.find_images(f'folder:{tmp_path}', 'train')
+  assert found.classes == ('car', 'plane', 'train')
+
+
+def test_one_image_of_another_size_is_seen(tmp_path):
+  for i in range(40):
+    draw(tmp_path / CLASSES[i % 2] / f'{i:02}.png', i % 2, 8, i)
+  assert data.find_images(f'folder:{tmp_path}', 'train').image_shape[0] == 8
+  draw(tmp_path / CLASSES[0] / '20.png', 0, 9, 0)
+  shape = data.find_images(f'folder:{tmp_path}', 'train').image_shape
+  assert shape == (None, None, 3)
+
+
+def layout(root, *files):
+  for i, file in enumerate(files):
+    draw(root / file, 0, 8, i)
+
+
+@pytest.mark.parametrize(
+  ('files', 'match'),
+  [
+    (('Training/cat/1.png', 'Testing/cat/1.png'), "called 'train'"),
+    (('cat/1.png', 'dog/1.png', 'val/cat/1.png'), 'val/cat is a folder in'),
+    (('car/1.png', 'train/a/1.png', 'train/b/1.png'), 'car the image 1.png'),
+    (('train/a/1.png', 'train/b/1/1.png'), 'b/1 is a folder in'),
+    ((), 'has no classes'),
+    (('1.png',), 'has no classes'),
+    (('cat/1.png', 'dog/1.png', 'dog/2.tiff'), '2.tiff is an image that is'),
+  ],
+)
+def test_nothing_is_left_out_silently(tmp_path, files, match):
+  layout(tmp_path, *files)
+  with pytest.raises(data.DatasetError, match=match) as error:
+    data.find_images(f'folder:{tmp_path}', 'train')
+  assert '\n' not in str(error.value)
+
+
+def test_links_are_followed_or_refused(tmp_path):
+  layout(tmp_path / 'there', 'cat/1.png', 'dog/1.png')
+  (tmp_path / 'links').mkdir()
+  for name in ('cat', 'dog'):
+    (tmp_path / 'links' / name).symlink_to(tmp_path / 'there' / name)
+  name = f'folder:{tmp_path}/links'
+  assert data.find_images(name, 'train').num_examples == 2
+  (tmp_path / 'links' / 'cow').symlink_to(tmp_path / 'there' / 'cow')
+  with pytest.raises(data.DatasetError, match='link to nothing'):
+    data.find_images(name, 'train')
+
+
 def test_mistakes_are_named_and_nothing_is_written(tmp_path):
   def refused(path, match):
     with pytest.raises((ConfigError, data.DatasetError), match=match) as error:
@@ -164,9 +227,10 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
 
   refused(tmp_path / 'nowhere', 'is no folder')
   (tmp_path / 'images').mkdir()
-  (tmp_path / 'images' / 'a').mkdir()
-  (tmp_path / 'images' / 'a' / 'x.tif').write_bytes(b'')
-  refused(tmp_path / 'images', r'a holds no images \(but .tif\)')
+  for name in CLASSES:
+    (tmp_path / 'images' / name).mkdir()
+  (tmp_path / 'images' / 'ant' / 'x.txt').write_bytes(b'')
+  refused(tmp_path / 'images', r'ant holds no images \(but .txt\)')
   draw(tmp_path / 'one' / 'a' / '1.png', 0, 8, 0)
   draw(tmp_path / 'one' / 'a' / '2.png', 0, 8, 1)
   refused(tmp_path / 'one', 'has one class, a')
