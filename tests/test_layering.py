@@ -271,7 +271,7 @@ def test_what_others_reuse_runs_with_little_installed(folder, installed):
 
 def test_the_way_of_a_batch_size_is_short():
   """Files that an update goes through, and changes from one to another."""
-  ways = usual_ways()
+  ways = usual_ways(updates=50)
   for kind, files, changes in (
     ('ordinary update', 9, 18),
     ('deciding update', 12, 28),

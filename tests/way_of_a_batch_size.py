@@ -36,16 +36,12 @@ def name_in_house(file: str) -> str | None:
   return str(path.relative_to(HOUSE)) if HOUSE in path.parents else None
 
 
-def ways_of_updates(updates: int) -> tuple[list[Way], list[Way]]:
-  """The files in the order in which they were entered.
-
-  Returns:
-    Of each update, and of each plan, of which there is one before the first.
-  """
+def usual_ways(updates: int = 90) -> dict[str, Way]:
+  """The files in the order in which they were entered; of most of a kind."""
   config = digits_mlp.get_config()
   config.max_updates = updates
   records = loop(build(config, jax.devices()[:1]))
-  ways: dict[tuple[str, str], list[list[str]]] = {UPDATE: [], PLAN: []}
+  ways: dict[str, list[list[str]]] = collections.defaultdict(list)
   way: list[str] = []
   planning = None
 
@@ -55,42 +51,37 @@ def ways_of_updates(updates: int) -> tuple[list[Way], list[Way]]:
     code = frame.f_code
     if event != 'call' or (name := name_in_house(code.co_filename)) is None:
       return
-    begins = name, code.co_name
+    begins, kind = (name, code.co_name), None
+    if begins == UPDATE:
+      decides = frame.f_locals['call'].decides
+      kind = 'deciding update' if decides else 'ordinary update'
     # A generator is entered anew after each record.
-    if begins == UPDATE or (begins == PLAN and frame is not planning):
-      way, planning = [], frame
-      ways[begins].append(way)
+    elif begins == PLAN and frame is not planning:
+      kind, planning = 'plan', frame
+    if kind is not None:
+      way = []
+      ways[kind].append(way)
     if not way or way[-1] != name:
       way.append(name)
 
+  # What is traced before the first record would take long to follow.
+  while next(records)[0] != 'train':
+    pass
   sys.setprofile(enter)
   try:
     for _ in records:
       pass
   finally:
     sys.setprofile(None)
-  done, plans = ([tuple(w) for w in ways[k]] for k in (UPDATE, PLAN))
-  return done, plans
+  return {
+    kind: collections.Counter(map(tuple, some)).most_common(1)[0][0]
+    for kind, some in ways.items()
+  }
 
 
 def count(way: Way) -> tuple[int, int]:
   """Files entered, and changes from one to another."""
   return len(set(way)), sum(a != b for a, b in itertools.pairwise(way))
-
-
-def usual_ways() -> dict[str, Way]:
-  """Of each kind the most frequent."""
-  every = digits_mlp.get_config().controller.every
-  updates, plans = ways_of_updates(4 * every + 5)
-  kinds = {
-    'ordinary update': [w for i, w in enumerate(updates, 1) if i % every],
-    'deciding update': updates[every - 1 :: every],
-    'plan': plans,
-  }
-  return {
-    kind: collections.Counter(ways).most_common(1)[0][0]
-    for kind, ways in kinds.items()
-  }
 
 
 def main() -> None:

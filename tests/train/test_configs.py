@@ -75,6 +75,7 @@ def test_optimizer_learns(tmp_path, name):
     tmp_path,
     **{
       'optimizer.name': name,
+      'controller.name': 'constant',
       'learning_rate.base': rates.get(name, 0.02),
       'optimizer.weight_decay': 1e-4,
       'optimizer.beta2_in_examples': True,
