@@ -8,6 +8,7 @@ from PIL import Image
 
 from adabatch import data
 from adabatch.config import ConfigError
+from adabatch.data.image_formats import CorruptRecord
 from adabatch.train import train
 from tests.experiments import digits, records
 
@@ -28,7 +29,8 @@ def root(tmp_path_factory):
   for i in range(90):
     suffix = ('jpg', 'PNG', 'webp')[i // 3 % 3]
     draw(root / CLASSES[i % 3] / f'{i:03}.{suffix}', i % 3, 8, i)
-  (root / 'ant' / '.DS_Store').write_bytes(b'x')
+  (root / 'ant' / '._0.jpg').write_bytes(b'x')
+  (root / '.cache').mkdir()
   (root / 'bee' / 'notes.txt').write_text('x')
   return root
 
@@ -97,12 +99,18 @@ def test_folders_of_splits(root, tmp_path):
     for i in range(3 * count):
       draw(tmp_path / split / CLASSES[i % 3] / f'{i}.png', i % 3, 8, i)
   name = f'folder:{tmp_path}'
+  (tmp_path / 'test' / 'unknown').mkdir(parents=True)  # never asked for
   counts = [data.find_images(name, s).num_examples for s in ('train', 'val')]
   assert counts == [12, 6]
   assert data.find_images(name, 'train+val[:50%]').num_examples == 15
-  with pytest.raises(data.DatasetError, match='it has train, val'):
+  with pytest.raises(data.DatasetError, match='it has test, train, val'):
     data.find_images(name, 'validation')
+  assert len({*data.find_images(name, 'train+val').files.tolist()}) == 18
   draw(tmp_path / 'val' / 'dog' / '1.png', 0, 8, 0)
+  with pytest.raises(data.DatasetError, match="split 'val' differ.* adds dog"):
+    data.find_images(name, 'train+val')
+  with pytest.raises(data.DatasetError, match='lacks cat'):
+    data.check_same_classes('x', CLASSES, CLASSES[:2], 'val')
   c = config(
     tmp_path, **{'data.train_split': 'train', 'data.eval_split': 'val'}
   )
@@ -164,6 +172,22 @@ def test_a_relative_path_lies_in_data_dir(tmp_path):
   assert here.fingerprint == there.fingerprint
   with pytest.raises(data.DatasetError, match='is no folder'):
     data.find_images('folder:pets', 'train', tmp_path / 'pets')
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'jpeg', 'PNG', 'webp', 'bmp', 'gif'])
+def test_formats(tmp_path, suffix):
+  for i in range(6):
+    draw(tmp_path / CLASSES[i % 2] / f'{i}.{suffix}', i % 2, 8, i)
+  images = data.load(f'folder:{tmp_path}', 'train').arrays['image']
+  assert images.shape == (6, 8, 8, 3)
+
+
+def test_a_file_that_is_gone_is_a_damaged_record(tmp_path):
+  layout(tmp_path, 'cat/1.png', 'dog/1.png')
+  found = data.find_images(f'folder:{tmp_path}', 'train')
+  found.path(1).unlink()
+  with pytest.raises(CorruptRecord, match='No such file'):
+    found.open()[1]
 
 
 def test_a_flat_class_may_be_called_train(tmp_path):

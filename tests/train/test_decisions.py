@@ -13,7 +13,7 @@ from adabatch.devices.messages import Call, Report
 from adabatch.train.build import build
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
-from adabatch.train.reports import Reports
+from adabatch.train.reports import Diverged, Reports
 from tests.experiments import digits
 
 
@@ -281,6 +281,16 @@ def test_an_estimate_that_is_not_finite_is_none():
   list(reports.observe())
   got = [u.noise for u in observed.updates]
   assert got == [None, None, GradientNoise(5, 6)]
+
+
+@pytest.mark.parametrize('column', [0, 1])
+def test_a_loss_or_gradient_that_is_not_finite_ends_it(column):
+  reports = reports_to(Observed(), FakeClock())
+  call, rows = dispatched(1, 1, rows=1)
+  rows[0, 0, column] = np.nan
+  reports.add(call, rows)
+  with pytest.raises(Diverged, match='update 2'):
+    list(reports.observe())
 
 
 def test_between_decisions_only_rules_that_follow_updates_are_asked():
