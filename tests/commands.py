@@ -7,6 +7,7 @@ not started in it.
 
 import atexit
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -115,13 +116,16 @@ def _poll(pid):
 
 def _serve():
   import absl.app  # noqa: F401
+  import alembic.config  # noqa: F401
   import ml_collections.config_flags  # noqa: F401
+  import sklearn.datasets  # noqa: F401
 
   import adabatch.report
   import adabatch.search.job
   import adabatch.search.study_job
   import adabatch.train  # noqa: F401
 
+  gc.freeze()  # no collection of a process goes through what was imported
   for line in sys.stdin:
     name, *rest = json.loads(line)
     reply = {'start': _become, 'poll': _poll}[name](*rest)

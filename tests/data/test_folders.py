@@ -1,16 +1,20 @@
 """Folders of images, one for each class."""
 
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from adabatch import data
+from adabatch import train as training
 from adabatch.config import ConfigError
 from adabatch.data.image_formats import CorruptRecord
-from adabatch.train import train
 from tests.experiments import digits, records
+
+train = functools.partial(training.train, devices=jax.devices()[:2])
 
 CLASSES = 'ant', 'bee', 'cat'
 

@@ -265,7 +265,10 @@ def test_init_takes_shapes_for_parameters(case):
 def test_the_state_keeps_its_sharding(case):
   """From init to update, with and without jit, where shardings are types."""
   mesh = jax.make_mesh(
-    (8,), ('x',), axis_types=(jax.sharding.AxisType.Explicit,)
+    (2,),
+    ('x',),
+    axis_types=(jax.sharding.AxisType.Explicit,),
+    devices=jax.devices()[:2],
   )
   sharding = jax.sharding.NamedSharding(mesh, jax.P(None, 'x'))
   tx = case.make()

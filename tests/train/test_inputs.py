@@ -1,5 +1,6 @@
 """Where the data of a run lies, and what a batch is made of."""
 
+import functools
 import io
 import json
 import subprocess
@@ -12,13 +13,16 @@ import pytest
 from PIL import Image
 
 from adabatch import data
+from adabatch import train as training
 from adabatch.config import ConfigError
-from adabatch.train import inputs, train
+from adabatch.train import inputs
 from adabatch.train.build import build
 from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
 from tests.test_launch import ROOT
 from tests.tfds_sets import write_tfds
+
+train = functools.partial(training.train, devices=jax.devices()[:2])
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
