@@ -39,7 +39,11 @@ def default() -> Config:
   c.smoke = False
 
   c.data = ConfigDict()
-  c.data.name = 'digits'  # or a TFDS image or text set, or folder:PATH
+  # Or a TFDS image or text set, folder:PATH, npz:PATH, csv:PATH, parquet:PATH.
+  c.data.name = 'digits'
+  # Columns of a file, several separated by commas; None: found by their names.
+  c.data.input_key = placeholder(str)
+  c.data.label_key = placeholder(str)
   # Where TFDS sets lie; None: TFDS's own. May be another when a run is resumed.
   c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on

@@ -2,7 +2,7 @@
 
 A set that fits in memory is a `Split` (`from_arrays`); one that is read while
 it is trained on offers what `source.Source` says. Which of them a config opens
-is decided in `adabatch.train.inputs`.
+is decided in `adabatch.train.splits`.
 """
 
 from adabatch.data.augment import (
@@ -19,12 +19,14 @@ from adabatch.data.order import Order, process_positions, take
 from adabatch.data.resident import (
   EMBEDDED,
   Split,
-  channel_statistics,
   from_arrays,
   load,
 )
+from adabatch.data.sequences import from_sequence
 from adabatch.data.source import Chunk
+from adabatch.data.statistics import channel_statistics
 from adabatch.data.streaming import read_chunks
+from adabatch.data.tables import is_table, load_tables
 from adabatch.data.text import TokenRows, open_text
 from adabatch.data.tfds_records import (
   DatasetError,
@@ -50,7 +52,10 @@ __all__ = [
   'find_images',
   'find_split',
   'from_arrays',
+  'from_sequence',
+  'is_table',
   'load',
+  'load_tables',
   'open_images',
   'open_text',
   'position_halves',

@@ -67,15 +67,15 @@ def position_keys(
 def to_float(
   images: jax.Array, mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
 ) -> jax.Array:
-  """Standardised images: `(x - mean) / std`, x = images / 255 for uint8.
+  """Standardised inputs: `(x - mean) / std`, x = images / 255 for uint8.
 
   Args:
-    images: uint8 [B, H, W, C], or float [B, H, W, C], which is not divided.
+    images: uint8 [B, H, W, C], or float [B, ..., C], which is not divided.
     mean: float32 [C] (`channel_statistics`).
     std: float32 [C], not 0.
 
   Returns:
-    float32 [B, H, W, C].
+    float32, of the same shape.
 
   >>> to_float(jnp.full((1, 1, 1, 1), 255, jnp.uint8), [0.5], [0.25]).tolist()
   [[[[2.0]]]]
@@ -84,8 +84,9 @@ def to_float(
   if images.dtype == jnp.uint8:
     scaled = scaled / 255
   # Reshaped so that it also holds where implicit rank promotion is an error.
-  mean = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
-  std = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
+  last = *[1] * (images.ndim - 1), -1
+  mean = jnp.asarray(mean, jnp.float32).reshape(last)
+  std = jnp.asarray(std, jnp.float32).reshape(last)
   return (scaled - mean) / std
 
 

@@ -20,8 +20,7 @@ from adabatch.data.source import Chunk
 from adabatch.data.splits import rows_of
 from adabatch.data.tfds_records import DatasetError
 
-# Bytes or records handled at once, so that memory stays near the result's.
-_CHUNK = 2**20
+# Records handled at once, so that memory stays near the result's.
 _RECORDS = 1024
 
 
@@ -29,10 +28,11 @@ class Split(NamedTuple):
   """One split of a data set, in memory.
 
   Attributes:
-    arrays: 'image', uint8 or float32 [N, H, W, C], and 'label', int32 [N], or
-      'tokens', unsigned integers [N, T + 1], and 'weight', float32 [N]; perhaps
-      others, all with leading axis N.
-    num_classes: labels, or tokens, are in [0, num_classes).
+    arrays: 'image', uint8 or float32 [N, H, W, C], or 'features', float32 [N,
+      ...], and 'label', int32 [N], or float32 [N, D]; or 'tokens', unsigned
+      integers [N, T + 1], and 'weight', float32 [N]; perhaps others, all with
+      leading axis N.
+    num_classes: labels, or tokens, are in [0, num_classes); D of numbers.
   """
 
   arrays: dict[str, np.ndarray]
@@ -117,9 +117,12 @@ def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
   """A split from a caller's own arrays, checked.
 
   Args:
-    arrays: 'image', uint8 or float32 [N, H, W, C], and 'label', integers [N],
-      which become int32; others may follow, with leading axis N.
-    num_classes: labels must be in [0, num_classes).
+    arrays: 'image', uint8 or float32 [N, H, W, C], or 'features', float32 [N,
+      ...]; and 'label': integers [N], which become int32, or float32 [N, D]
+      where numbers or flags are predicted; others may follow, with leading
+      axis N.
+    num_classes: labels must be in [0, num_classes); D of those that are
+      float32.
 
   Returns:
     The split. Arrays are copied only where they are not contiguous.
@@ -133,74 +136,67 @@ def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:
   dtype('int32')
   """
   given = {key: np.asarray(value) for key, value in arrays.items()}
-  for key in ('image', 'label'):
-    if key not in given:
-      raise DatasetError(f"arrays has {sorted(given)}: it needs '{key}'")
-  image, label = given['image'], given['label']
-  if image.ndim != 4 or image.dtype not in (np.uint8, np.float32):
+  if ('image' in given) + ('features' in given) != 1 or 'label' not in given:
     raise DatasetError(
-      f'image is {image.dtype} {list(image.shape)}: '
-      'give uint8 or float32 [N, H, W, C]'
+      f"arrays has {sorted(given)}: it needs 'image' or 'features', and 'label'"
     )
-  if label.ndim != 1 or label.dtype.kind not in 'iu':
+  _check_inputs(given)
+  label = given['label']
+  numbers = label.dtype == np.float32 and label.ndim == 2
+  if not numbers and (label.ndim != 1 or label.dtype.kind not in 'iu'):
     raise DatasetError(
-      f'label is {label.dtype} {list(label.shape)}: give integers [N]'
+      f'label is {label.dtype} {list(label.shape)}: '
+      'give integers [N] or float32 [N, D]'
     )
   lengths = {k: v.shape[0] if v.ndim else None for k, v in given.items()}
   if len(set(lengths.values())) != 1:
     raise DatasetError(f'leading axes differ: {lengths}')
   if len(label) == 0:
     raise DatasetError('arrays hold no examples: give at least one')
-  labels.check(given, num_classes, 'record {}'.format)
-  given['label'] = label.astype(np.int32)
+  if numbers:
+    _check_finite('label', label)
+    if label.shape[1] != num_classes:
+      raise DatasetError(
+        f'label is float32 {list(label.shape)}, and num_classes={num_classes}: '
+        'give the width of the labels'
+      )
+  else:
+    labels.check(given, num_classes, 'record {}'.format)
+    given['label'] = label.astype(np.int32)
   return Split(
     {k: np.ascontiguousarray(v) for k, v in given.items()}, num_classes
   )
 
 
-def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of each channel, over all images and pixels.
-
-  For uint8 images, of the values divided by 255; exact: from whole numbers.
-
-  Args:
-    split: the split, images [N, H, W, C].
-
-  Returns:
-    (mean, std), float32 [C] each. The std of a constant channel is 1, so that
-    dividing by it is harmless.
-
-  >>> images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-  >>> split = from_arrays({'image': images, 'label': np.array([0, 0])}, 1)
-  >>> [value.tolist() for value in channel_statistics(split)]
-  [[0.5], [0.5]]
-  """
-  images = split.arrays['image']
-  pixels = images.reshape(-1, images.shape[-1])
-  rows = max(1, _CHUNK // pixels.shape[1])
-  chunks = [pixels[i : i + rows] for i in range(0, len(pixels), rows)]
-  if images.dtype == np.uint8:
-    counts = np.zeros((pixels.shape[1], 256), np.int64)
-    for chunk in chunks:
-      for channel, values in enumerate(chunk.T):
-        counts[channel] += np.bincount(values, minlength=256)
-    levels = np.arange(256)
-    total = counts @ levels
-    mean = total / len(pixels) / 255
-    # n Σx² - (Σx)², in Python's unbounded integers: no cancellation.
-    spread = [
-      len(pixels) * int(squares) - int(one) ** 2
-      for squares, one in zip(counts @ levels**2, total, strict=True)
-    ]
-    std = np.sqrt([float(s) for s in spread]) / len(pixels) / 255
+def _check_inputs(given: Mapping[str, np.ndarray]) -> None:
+  if 'image' in given:
+    image = given['image']
+    if image.ndim != 4 or image.dtype not in (np.uint8, np.float32):
+      raise DatasetError(
+        f'image is {image.dtype} {list(image.shape)}: '
+        'give uint8 or float32 [N, H, W, C]'
+      )
   else:
-    count = len(pixels)
-    mean = sum(c.sum(0, dtype=np.float64) for c in chunks) / count
-    std = np.sqrt(sum(np.square(c - mean).sum(0) for c in chunks) / count)
-    # A constant that is no exact mean of itself must still count as constant.
-    std = np.where(pixels.max(0) == pixels.min(0), 0.0, std)
-  std = np.where(std == 0, 1.0, std)
-  return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    features = given['features']
+    if features.ndim < 2 or features.dtype != np.float32:
+      raise DatasetError(
+        f'features is {features.dtype} {list(features.shape)}: give float32 '
+        '[N, ...]'
+      )
+    _check_finite('features', features)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+  """Refuses what would turn every parameter into NaN."""
+  for start in range(0, len(values), _RECORDS):
+    wrong = ~np.isfinite(values[start : start + _RECORDS])
+    if wrong.any():
+      place = [int(i) for i in np.argwhere(wrong)[0]]
+      place[0] += start
+      raise DatasetError(
+        f'{name} of record {place[0]} is '
+        f'{values[tuple(place)]}: give finite numbers'
+      )
 
 
 # --- sets that ship with a dependency ---

@@ -75,7 +75,7 @@ def classification(label_smoothing: float = 0.0) -> Task:
     loss,
     metrics,
     {'loss': False, 'accuracy': True},
-    inputs=lambda batch: batch['image'],
+    inputs=lambda batch: batch['image' if 'image' in batch else 'features'],
     summarize=dict,
   )
 

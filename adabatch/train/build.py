@@ -24,7 +24,7 @@ from adabatch.models.tasks import Task, classification, language_modelling
 from adabatch.optim import sync
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
-from adabatch.train.inputs import TextCache, open_inputs
+from adabatch.train.inputs import open_inputs
 from adabatch.train.optimizer import (
   beta2_at_its_floor,
   lasts_as_the_run,
@@ -46,6 +46,7 @@ from adabatch.train.run_end import (
   make_end,
   run_length,
 )
+from adabatch.train.splits import TextCache
 from adabatch.train.tuning import TuningRule
 
 TASKS = {

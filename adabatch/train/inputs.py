@@ -1,39 +1,22 @@
-"""The data of a run: which splits, where they lie, how a batch is made."""
+"""The data of a run: what is read, where it lies, how a batch is made."""
 
-import copy
-import math
 import os
-import pathlib
-import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.config.smoke import EXAMPLES, shorten
-from adabatch.data.made_up import made_up_images, made_up_text
 from adabatch.data.source import Inputs
 from adabatch.train.skipped import limits
-
-PLACEMENTS = ('auto', 'resident', 'streaming')
-
-# Examples from which a stream's mean and standard deviation are measured.
-STATISTICS_EXAMPLES = 1024
-
-
-class TextCache(NamedTuple):
-  """Where the tokens of a text set are kept.
-
-  Attributes:
-    directory: writer -> the directory, made if it is the writer who asks.
-    writer: whether this process makes the tokens; the others wait for them.
-  """
-
-  directory: Callable[[bool], pathlib.Path]
-  writer: bool
+from adabatch.train.splits import (
+  PLACEMENTS,
+  TextCache,
+  lie_on_devices,
+  open_splits,
+)
 
 
 def open_inputs(
@@ -59,22 +42,30 @@ def open_inputs(
       f'unknown data.placement {d.placement!r}: choose one of '
       f'{", ".join(PLACEMENTS)}'
     )
-  text = config.task.name == 'language_modelling'
-  if text and splits is None and d.name.startswith(data.FOLDER):
-    raise ConfigError(
-      f"data.name='{d.name}' names images, and task.name='language_modelling' "
-      'needs text: set task.name and model.name, or another data.name'
-    )
-  if config.smoke and splits is None:
-    config, splits = _open_small(config)
-    d = config.data
   if splits is None:
-    splits = _open_text(config, cache) if text else _open_images(config)
-  return _text_inputs(config, splits) if text else _image_inputs(config, splits)
+    splits = open_splits(config, cache)
+  if config.task.name == 'language_modelling':
+    return _text_inputs(config, splits)
+  return _example_inputs(config, splits)
 
 
-def _is_resident(splits: tuple[Any, Any]) -> bool:
-  return all(isinstance(split, data.Split) for split in splits)
+def _placed(config: Config, splits: tuple[Any, Any]) -> tuple[Any, Any]:
+  """The splits, in memory if they are to lie on every device and can."""
+  if _on_devices(config, splits):
+    train, evaluation = (
+      split.resident() if hasattr(split, 'resident') else split
+      for split in splits
+    )
+    return train, evaluation
+  return splits
+
+
+def _on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
+  """Whether they do; both have one place."""
+  return all(
+    isinstance(split, data.Split) or hasattr(split, 'resident')
+    for split in splits
+  ) and lie_on_devices(config, [(s.num_examples, s.shapes) for s in splits])
 
 
 def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
@@ -91,15 +82,14 @@ def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
       _skipped_documents(config, name, split)
       for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
     )
-    if _lies_on_devices(config, splits):
-      splits = splits[0].resident(), splits[1].resident()
+  splits = _placed(config, splits)
   _check_classes(config, splits)
   train, evaluation = splits
   _check_text(train, evaluation)
   return Inputs(
     train,
     evaluation,
-    streaming=not _is_resident(splits) or d.placement == 'streaming',
+    streaming=not _on_devices(config, splits),
     workers=0,  # tokens only have to be copied
     load_train=lambda seed: gather,
     load=gather,
@@ -110,10 +100,10 @@ def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
   )
 
 
-def _image_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
-  d, (train, evaluation) = config.data, splits
+def _example_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
+  d, (train, evaluation) = config.data, _placed(config, splits)
   _check_classes(config, splits)
-  _check_images(train, evaluation, d.crop_padding)
+  _check_examples(config, train, evaluation)
   statistics = _statistics(config, train)
   # A stream of squares cut at random is augmented where it is decoded.
   cropped = isinstance(train, data.ImageRecords) and train.cropped
@@ -123,12 +113,14 @@ def _image_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
       f"'{d.name}' are cropped by data.image_size and data.min_area: set it to "
       '0'
     )
-  streaming = not _is_resident(splits) or d.placement == 'streaming'
+  streaming = not _on_devices(config, splits)
+  # What need not be decoded is read by a thread, and need not be picklable.
+  thread = not isinstance(train, data.ImageRecords) and d.workers is None
   return Inputs(
     train,
     evaluation,
     streaming,
-    workers=_workers(d.workers) if streaming else 0,
+    workers=_workers(d.workers) if streaming and not thread else 0,
     load_train=lambda seed: make_load(
       statistics,
       seed=seed,
@@ -137,112 +129,6 @@ def _image_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
     ),
     load=make_load(statistics),
   )
-
-
-def _open_small(
-  config: Config,
-) -> tuple[Config, tuple[data.Split, data.Split] | None]:
-  """Of a smoke run: the config with shorter splits, or made-up splits.
-
-  Made up is what the set is not there for.
-
-  Raises:
-    data.DatasetError: if the set is there and no good.
-  """
-  d = config.data
-  if d.name in data.EMBEDDED:
-    return config, None
-  text = config.task.name == 'language_modelling'
-  find = data.find_split if text else data.find_images
-  try:
-    counts = [
-      find(d.name, split, d.data_dir).num_examples
-      for split in (d.train_split, d.eval_split)
-    ]
-  except data.NotPrepared:
-    if jax.process_index() == 0:
-      print(
-        f'smoke: {d.name} is not prepared, so data of its shape is made up',
-        file=sys.stderr,
-      )
-
-    def make(seed: int) -> data.Split:
-      if text:
-        length = d.sequence_length
-        return made_up_text(EXAMPLES, sequence_length=length, seed=seed)
-      size = d.image_size
-      return made_up_images(d.name, EXAMPLES, image_size=size, seed=seed)
-
-    return config, (make(0), make(1))
-  short = copy.deepcopy(config)
-  short.data.train_split = shorten(d.train_split, counts[0])
-  short.data.eval_split = shorten(d.eval_split, counts[1])
-  return short, None
-
-
-def _open_images(config: Config) -> tuple[Any, Any]:
-  d = config.data
-  names = d.train_split, d.eval_split
-  if d.name in data.EMBEDDED:
-    train, evaluation = (data.load(d.name, split) for split in names)
-    return train, evaluation
-  found = [
-    data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
-    for split in names
-  ]
-  ours, theirs = (split.classes for split in found)
-  if ours and theirs:
-    data.check_same_classes(d.name, ours, theirs, d.eval_split)
-  # Of a folder both are measured, and one may have more sizes.
-  shape = min((s.image_shape for s in found), key=lambda s: None not in s)
-  size = math.prod(side or 0 for side in shape)
-  examples = sum(split.num_examples for split in found)
-  fits = 0 < size * examples <= d.max_resident_bytes
-  if d.placement == 'resident' or (d.placement == 'auto' and fits):
-    train, evaluation = (
-      data.load(split.name, split.split, d.data_dir, split) for split in found
-    )
-    return train, evaluation
-  one_size = None not in shape
-  train, evaluation = (
-    data.open_images(
-      split.name,
-      split.split,
-      d.data_dir,
-      seed=config.seed,
-      flip=d.flip,
-      image_size=None if one_size else d.image_size,
-      eval_resize=d.eval_resize,
-      min_area=d.min_area,
-      found=split,
-    )
-    for split in found
-  )
-  return train, evaluation
-
-
-def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
-  d = config.data
-  if cache is None:
-    raise ConfigError('a text set needs a directory for its tokens')
-  for split in (d.train_split, d.eval_split):
-    data.find_split(d.name, split, d.data_dir)  # before anything is written
-  directory = cache.directory(cache.writer)
-  rows = [
-    data.open_text(
-      d.name,
-      split,
-      d.data_dir,
-      tokenizer=d.tokenizer,
-      vocab_size=d.vocab_size,
-      sequence_length=d.sequence_length,
-      cache_dir=directory,
-      train_split=d.train_split,
-      writer=cache.writer,
-    )
-    for split in (d.train_split, d.eval_split)
-  ]
-  return rows[0], rows[1]
 
 
 def _skipped_documents(
@@ -280,18 +166,6 @@ def _check_classes(config: Config, splits: tuple[Any, Any]) -> None:
       )
 
 
-def _lies_on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
-  """Whether both splits are to lie on every device."""
-  if config.data.placement != 'auto':
-    return config.data.placement == 'resident'
-  size = sum(
-    split.num_examples * math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
-    for split in splits
-    for shape in split.shapes.values()
-  )
-  return size <= config.data.max_resident_bytes
-
-
 def _workers(workers: int | None) -> int:
   return len(os.sched_getaffinity(0)) if workers is None else workers
 
@@ -299,7 +173,7 @@ def _workers(workers: int | None) -> int:
 def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel."""
   d = config.data
-  channels = train.shapes['image'].shape[-1]
+  channels = train.shapes[entry(train.shapes)].shape[-1]
   given = [_numbers(f'data.{key}', d[key]) for key in ('mean', 'std')]
   for key, values in zip(('mean', 'std'), given, strict=True):
     if values is not None and values.shape != (channels,):
@@ -314,27 +188,18 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
       )
   mean, std = given
   if mean is None or std is None:
-    measured = train
-    if not isinstance(train, data.Split):
-      rng = np.random.Generator(np.random.Philox(config.seed))
-      size = min(STATISTICS_EXAMPLES, train.num_examples)
-      chosen = rng.choice(train.num_examples, size, replace=False)
-      chunk = train.read(np.sort(chosen), None)
-      arrays = chunk.arrays
-      real = arrays['weight'] > 0
-      measured = data.Split(
-        {name: array[real] for name, array in arrays.items()},
-        train.num_classes,
-      )
-      if not real.any():
-        raise data.DatasetError(
-          f"data set '{d.name}': none of {size} records can be read (record "
-          f'{chunk.skipped[0][0]}: {chunk.skipped[0][1]})'
-        )
-    both = data.channel_statistics(measured)
+    try:
+      both = data.channel_statistics(train, seed=config.seed)
+    except data.DatasetError as error:
+      raise data.DatasetError(f"data set '{d.name}': {error}") from None
     mean = both[0] if mean is None else mean
     std = both[1] if std is None else std
   return mean, std
+
+
+def entry(arrays: Collection[str]) -> str:
+  """What the network is fed: pictures, or rows of numbers."""
+  return 'image' if 'image' in arrays else 'features'
 
 
 def _numbers(key: str, values: Any) -> np.ndarray | None:
@@ -360,7 +225,7 @@ def make_load(
   padding: int = 0,
   flip: bool = False,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Gathers, augments and standardises images on the device.
+  """Gathers, augments and standardises examples on the device.
 
   Args:
     statistics: mean and standard deviation of each channel of the training
@@ -373,11 +238,12 @@ def make_load(
 
   def load(arrays, indices, positions):
     batch = gather(arrays, indices, positions)
-    images = batch['image']
+    name = entry(batch)
+    values = batch[name]
     if positions is not None and (padding or flip):
       keys = data.position_keys(jax.random.key(seed), *positions)
-      images = data.random_crop_flip(images, keys, padding=padding, flip=flip)
-    return {**batch, 'image': data.to_float(images, mean, std)}
+      values = data.random_crop_flip(values, keys, padding=padding, flip=flip)
+    return {**batch, name: data.to_float(values, mean, std)}
 
   return load
 
@@ -396,24 +262,45 @@ def _check_text(train: Any, evaluation: Any) -> None:
     )
 
 
-def _check_images(train: Any, evaluation: Any, padding: int) -> None:
-  """Refuses splits that do not fit one another."""
+def _check_examples(config: Config, train: Any, evaluation: Any) -> None:
+  """Refuses splits that fit neither one another nor the task."""
+  d, task = config.data, config.task.name
   for split in (train, evaluation):
-    if 'image' not in split.shapes:
+    if {'image', 'features'}.isdisjoint(split.shapes):
       raise ConfigError(
-        "task.name='classification' needs an 'image', the data has "
+        f"task.name='{task}' needs an 'image' or 'features', the data has "
         f'{", ".join(split.shapes)}: set task.name'
       )
-  image, other = train.shapes['image'], evaluation.shapes['image']
-  same = image.shape == other.shape and image.dtype == other.dtype
-  if not same or train.num_classes != evaluation.num_classes:
+  one, other = (_kind(split) for split in (train, evaluation))
+  if one != other:
+    raise ConfigError(f'the splits differ: training has {one}, evaluation {other}')
+  numbers = train.shapes['label'].dtype.kind == 'f'
+  if numbers == (task == 'classification'):
+    has = 'numbers' if numbers else 'classes'
     raise ConfigError(
-      f'the splits differ: training has {image.dtype} images of shape '
-      f'{image.shape} in {train.num_classes} classes, evaluation '
-      f'{other.dtype} {other.shape} in {evaluation.num_classes}'
+      f"task.name='{task}' does not go with labels that are {has}: choose "
+      f'{"regression or multi_label" if numbers else "classification"}'
     )
-  if padding >= min(image.shape[:2]):
+  name, shape = entry(train.shapes), train.shapes[entry(train.shapes)].shape
+  if name == 'features' and (d.crop_padding or d.flip):
     raise ConfigError(
-      f'data.crop_padding={padding} must be below the size of the images, '
-      f'{image.shape[0]}x{image.shape[1]}'
+      'data.crop_padding and data.flip are for images, and these data are '
+      'features: set them to 0 and False'
     )
+  if name == 'image' and d.crop_padding >= min(shape[:2]):
+    raise ConfigError(
+      f'data.crop_padding={d.crop_padding} must be below the size of the '
+      f'images, {shape[0]}x{shape[1]}'
+    )
+
+
+def _kind(split: Any) -> str:
+  """What has to be the same in both splits."""
+  name = entry(split.shapes)
+  values, label = split.shapes[name], split.shapes['label']
+  what = 'images' if name == 'image' else name
+  into = 'classes' if label.dtype.kind != 'f' else 'numbers'
+  return (
+    f'{values.dtype} {what} of shape {tuple(values.shape)} in '
+    f'{split.num_classes} {into}'
+  )

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adabatch.data import resident, splits, tfds_records
+from adabatch.data import channel_statistics, resident, splits, tfds_records
 from adabatch.data.resident import (
   DatasetError,
-  channel_statistics,
   from_arrays,
   load,
 )
@@ -381,19 +380,3 @@ def test_from_arrays_needs_both_and_some_examples():
   assert 'label' in _message(lambda: from_arrays({'image': images}, 3))
   empty = {'image': images, 'label': labels}
   assert 'no examples' in _message(lambda: from_arrays(empty, 3))
-
-
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_channel_statistics_equal_numpy(dtype, monkeypatch):
-  monkeypatch.setattr(resident, '_CHUNK', 100)
-  images = _pictures(9, 5, 4, 3)
-  images[..., 1] = 7  # a constant channel
-  given = images if dtype == np.uint8 else (images / 255).astype(dtype)
-  split = from_arrays({'image': given, 'label': np.zeros(9, int)}, 1)
-  mean, std = channel_statistics(split)
-  assert mean.dtype == std.dtype == np.float32
-  scaled = images / 255
-  np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-6)
-  expected = scaled.std((0, 1, 2))
-  np.testing.assert_allclose(std[[0, 2]], expected[[0, 2]], rtol=1e-6)
-  assert std[1] == 1

@@ -1,0 +1,214 @@
+"""npz, CSV and parquet files."""
+
+import functools
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+from adabatch import data
+from adabatch import train as training
+from adabatch.config import ConfigError
+from tests.experiments import digits, records
+
+train = functools.partial(training.train, devices=jax.devices()[:2])
+
+CUT = ('train[:80%]', 'train[80%:]')
+
+
+def numbers(rows=200, seed=0):
+  rng = np.random.default_rng(seed)
+  x = rng.normal([3, 0, -1], [2, 1, 0.1], (rows, 3))
+  return x, (x @ [1, -2, 5] > 0).astype(int) + (x[:, 1] > 1)
+
+
+def table_of(rows=200, seed=0, names=('ant', 'bee', 'cat')):
+  x, y = numbers(rows, seed)
+  columns = {'a': x[:, 0], 'b': x[:, 1], 'c': x[:, 2].astype(np.float32)}
+  return pa.table(columns | {'label': [names[i] for i in y]})
+
+
+def write(path, table):
+  (csv.write_csv if path.suffix == '.csv' else parquet.write_table)(table, path)
+  return f'{path.suffix[1:]}:{path}'
+
+
+@pytest.fixture(params=['csv', 'parquet', 'npz'])
+def named(request, tmp_path):
+  """A set in each format: its name, inputs and labels in the file's order."""
+  x, y = numbers()
+  if request.param == 'npz':
+    np.savez(tmp_path / 'mine.npz', x=x, y=y)
+    return f'npz:{tmp_path}/mine.npz', x, y
+  name = write(tmp_path / f'mine.{request.param}', table_of())
+  return name, x, y
+
+
+def test_the_rows_in_a_fixed_random_order(named):
+  name, x, y = named
+  whole, first, rest = data.load_tables(name, ('train', *CUT))
+  assert whole.num_classes == 3
+  assert whole.arrays['features'].dtype == np.float32
+  order = data.take(data.Order(200, 0), 0, 200)
+  np.testing.assert_allclose(whole.arrays['features'], x[order], rtol=1e-6)
+  np.testing.assert_array_equal(whole.arrays['label'], y[order])
+  for key, values in whole.arrays.items():
+    both = first.arrays[key], rest.arrays[key]
+    np.testing.assert_array_equal(np.concatenate(both), values)
+  assert first.fingerprint != rest.fingerprint
+
+
+def config(name, **overrides):
+  keys = {
+    'data.name': name,
+    'data.train_split': CUT[0],
+    'data.eval_split': CUT[1],
+    'epochs': 5.0,
+    'controller.initial_batch_size': 8,
+    'controller.max_batch_size': 32,
+    'controller.every': 5,
+  }
+  return digits(**keys | overrides)
+
+
+def test_from_memory_and_from_a_stream_alike(named, tmp_path):
+  found = {}
+  for placement in ('resident', 'streaming'):
+    c = config(named[0], **{'data.placement': placement})
+    summary = train(c, tmp_path / placement)
+    assert summary['final']['train[80%:]']['accuracy'] > 0.6
+    found[placement] = records(tmp_path / placement)
+  one, other = found.values()
+  assert [r['batch_size'] for r in one] == [r['batch_size'] for r in other]
+  assert len({r['batch_size'] for r in one}) > 1
+  np.testing.assert_allclose(
+    [r['loss'] for r in one], [r['loss'] for r in other], rtol=1e-5
+  )
+
+
+def test_a_run_goes_on_exactly(named, tmp_path):
+  c = config(named[0])
+  train(c, tmp_path / 'whole')
+  train(c, tmp_path / 'cut', last_update=7)
+  train(c, tmp_path / 'cut')
+  for kind in ('train', 'eval'):
+    whole, cut = (
+      [r['loss'] for r in records(tmp_path / part, kind)]
+      for part in ('whole', 'cut')
+    )
+    assert whole == cut
+
+
+def test_a_file_for_each_split(tmp_path):
+  for i in range(2):
+    write(tmp_path / f'train-{i}.csv', table_of(50, seed=i))
+  write(tmp_path / 'val.csv', table_of(30, seed=2))
+  first, second = data.load_tables(f'csv:{tmp_path}', ('train', 'val'))
+  assert (first.num_examples, second.num_examples) == (100, 30)
+  assert data.load_tables('csv:.', ('val',), tmp_path)[0].num_examples == 30
+  np.savez(
+    tmp_path / 'keras.npz',
+    **{
+      f'{key}_{part}': array
+      for part, rows in (('train', 9), ('test', 4))
+      for key, array in (
+        ('x', np.zeros((rows, 8, 8), np.uint8)),
+        ('y', np.arange(rows) % 3),
+      )
+    },
+  )
+  name = f'npz:{tmp_path}/keras.npz'
+  first, second = data.load_tables(name, ('train', 'test'))
+  assert first.arrays['image'].shape == (9, 8, 8, 1)
+  assert second.num_examples == 4
+
+
+def test_columns_that_are_named(tmp_path):
+  name = write(tmp_path / 'mine.csv', table_of())
+  (split,) = data.load_tables(name, ('train',), input_key='c, a')
+  assert split.arrays['features'].shape == (200, 2)
+  (split,) = data.load_tables(
+    name, ('train',), input_key='c', label_key='a,b', labels='numbers'
+  )
+  assert split.arrays['label'].shape == (200, 2)
+  assert split.num_classes == 2
+  lists = pa.table({'x': [[1.0, 2.0], [3.0, 4.0]], 'y': [0, 1]})
+  (split,) = data.load_tables(write(tmp_path / 'l.parquet', lists), ('train',))
+  assert sorted(split.arrays['features'].tolist()) == [[1, 2], [3, 4]]
+
+
+def broken(tmp_path, case):
+  """A set with a mistake: its name."""
+  path = tmp_path / 'mine.csv'
+  table = table_of()
+  if case == 'not there':
+    return f'csv:{tmp_path}/none.csv'
+  if case == 'no files':
+    return f'npz:{tmp_path}'
+  if case == 'no table':
+    (tmp_path / 'x.parquet').write_bytes(b'PAR1')
+    return f'parquet:{tmp_path}/x.parquet'
+  if case == 'pickled':
+    np.savez(tmp_path / 'x.npz', x=np.array([{}]), y=np.zeros(1))
+    return f'npz:{tmp_path}/x.npz'
+  if case == 'text':
+    table = table.append_column('city', [['Bern'] * 200])
+  if case == 'gap':
+    table = table.append_column('gap', [[1.0] * 3 + [None] + [1.0] * 196])
+  if case == 'no label':
+    table = table.drop_columns(['label'])
+  if case == 'one class':
+    table = table_of(names=['ant'] * 3)
+  if case == 'fractions':
+    table = table.drop_columns(['label']).append_column('y', [np.ones(200) / 3])
+  if case == 'not finite':
+    table = table.append_column('d', [[np.inf] * 200])
+  if case == 'other classes':
+    write(tmp_path / 'train.csv', table)
+    write(tmp_path / 'val.csv', table_of(names=('ant', 'bee', 'dog')))
+    return f'csv:{tmp_path}'
+  return write(path, table)
+
+
+MISTAKES = {
+  'not there': 'is not there: give csv:PATH',
+  'no files': 'holds no .npz files',
+  'no table': 'cannot be read',
+  'pickled': 'cannot be read',
+  'text': "'city' holds text: turn it into numbers",
+  'gap': "'gap', row 3 is empty",
+  'no label': 'which of a, b, c is the label',
+  'one class': 'one class, ant: there is nothing to tell apart',
+  'fractions': "set task.name='regression'",
+  'not finite': 'give finite numbers',
+  'other classes': 'it lacks cat, adds dog',
+}
+
+
+@pytest.mark.parametrize('case', sorted(MISTAKES))
+def test_mistakes_get_one_line(case, tmp_path):
+  splits = ('train', 'val') if case == 'other classes' else CUT
+  c = config(broken(tmp_path, case))
+  c.data.train_split, c.data.eval_split = splits
+  with pytest.raises(data.DatasetError, match=MISTAKES[case]) as error:
+    train(c, tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({'data.label_key': 'lable'}, "there is no 'lable', but a, b, c, label"),
+    ({'data.eval_split': 'test'}, "no split 'test'"),
+    ({'data.crop_padding': 1}, 'data.crop_padding and data.flip are for'),
+    ({'data.name': 'digits', 'data.input_key': 'x'}, 'has none: leave it out'),
+  ],
+)
+def test_keys_that_do_not_fit(overrides, message, tmp_path):
+  name = write(tmp_path / 'mine.csv', table_of())
+  with pytest.raises((ConfigError, data.DatasetError), match=message):
+    train(config(name, **overrides), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
