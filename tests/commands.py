@@ -97,6 +97,7 @@ def _become(arguments, environment, paths):
   """Goes on as that command; returns its process id in the server."""
   if pid := os.fork():
     return pid
+  os.setsid()  # a group of its own, which a signal can be sent to
   for number, path in ((0, os.devnull), *enumerate(paths, 1)):
     file = os.open(path, os.O_RDWR)
     os.dup2(file, number)

@@ -80,7 +80,7 @@ JOBS = {
   'streaming': {},
   'resident': {'parallel.backend': 'pmap'},
   'streaming sma': replicas('sma', 2, 2),
-  'streaming local SGD': replicas('local_sgd', 8, 3),
+  'streaming local SGD': replicas('local_sgd', 4, 3),
 }
 # Of the run that is stopped below.
 LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}

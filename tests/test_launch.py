@@ -428,7 +428,6 @@ def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
   """The whole group gets the signal; the run writes a checkpoint and goes on
   later where it was."""
   command = [
-    sys.executable,
     'launch.py',
     '--config=configs/digits_mlp.py',
     '--config.data.placement=streaming',
@@ -438,20 +437,15 @@ def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
     '--config.log.every_updates=1',
     f'--workdir={tmp_path}',
   ]
-  process = subprocess.Popen(
-    command,
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
+  process = commands.Process(
+    command, os.environ | {'XLA_FLAGS': commands.QUICKLY}
   )
   try:
     deadline = time.monotonic() + 120
     metrics = tmp_path / 'metrics.jsonl'
     while not metrics.exists() or metrics.read_bytes().count(b'\n') < 100:
       assert time.monotonic() < deadline
-      assert process.poll() is None, process.communicate()
+      assert process.poll() is None
       time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
@@ -462,7 +456,7 @@ def test_ctrl_c_reaches_the_reading_processes_too(tmp_path):
   assert 'Traceback' not in err
   done = summary(tmp_path)['updates']
   again = launch(
-    *command[2:], '--config.data.workers=0', f'--config.max_updates={done}'
+    *command[1:], '--config.data.workers=0', f'--config.max_updates={done}'
   )
   # The number of workers may change, the length of the run may not.
   assert 'max_updates' in again.stderr

@@ -92,7 +92,7 @@ def default() -> Config:
   c.model.cifar_resnet.width = 16  # channels of the first stage
   c.model.cifar_resnet.batch_norm_group = 32  # examples in a group; 0: none
   c.model.resnet = ConfigDict()
-  c.model.resnet.depth = 50  # 18, 34, 50, 101
+  c.model.resnet.depth = 50  # 10, 18, 34, 50, 101
   c.model.resnet.width = 64  # channels of the stem
   c.model.resnet.stem = 'imagenet'  # 7x7 and pooling, or 'cifar': 3x3
   c.model.resnet.zero_scale = True  # of each block's last BatchNorm, at first

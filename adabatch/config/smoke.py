@@ -24,7 +24,7 @@ MOST = {
   'model.simple_cnn.hidden_size': 16,
   'model.cifar_resnet.depth': 8,
   'model.cifar_resnet.width': 4,
-  'model.resnet.depth': 18,
+  'model.resnet.depth': 10,
   'model.resnet.width': 4,
   'model.wide_resnet.depth': 10,
   'model.wide_resnet.width': 4,

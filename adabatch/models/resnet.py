@@ -155,6 +155,7 @@ class CifarResNet(nn.Module):
 
 # Blocks of each stage, and their kind.
 RESNETS = {
+  10: ((1, 1, 1, 1), BasicBlock),
   18: ((2, 2, 2, 2), BasicBlock),
   34: ((3, 4, 6, 3), BasicBlock),
   50: ((3, 4, 6, 3), BottleneckBlock),
@@ -163,18 +164,18 @@ RESNETS = {
 
 
 class ResNet(nn.Module):
-  """ResNet-18, 34, 50 or 101, version 1.5, for ImageNet or smaller images.
+  """ResNet-10 to 101, version 1.5, for ImageNet or smaller images.
 
-  With 1000 classes and 3 channels they have 11,689,512, 21,797,672, 25,557,032
-  and 44,549,160 parameters. The scale of each block's last BatchNorm starts at
-  0, so that every block starts as its shortcut.
+  With 1000 classes and 3 channels, from depth 18 they have 11,689,512,
+  21,797,672, 25,557,032 and 44,549,160 parameters. The scale of each block's
+  last BatchNorm starts at 0, so that every block starts as its shortcut.
 
   Kernels: see `conv_and_norm`; the dense layer's is normal with standard
   deviation 0.01, as in Goyal et al.
 
   Attributes:
     num_classes: outputs.
-    depth: 18, 34, 50 or 101.
+    depth: 10, 18, 34, 50 or 101.
     width: channels of the first stage (a quarter of its outputs from depth 50).
     stem: 'imagenet' is a 7x7 convolution of stride 2 and a 3x3 max-pool of
       stride 2, 'cifar' a 3x3 convolution without pooling, for small images.

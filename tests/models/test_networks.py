@@ -533,7 +533,11 @@ def test_lenet_surrounds_small_images_with_zeros():
     (CifarResNet(10, 2), CIFAR, r'6 n \+ 2, got 2: choose 8, 20'),
     (WideResNet(10, 18), CIFAR, r'6 n \+ 4, got 18: choose 16'),
     (WideResNet(10, 4), CIFAR, r'6 n \+ 4, got 4: choose 16'),
-    (ResNet(10, 20), CIFAR, r'no depth 20: choose one of \[18, 34, 50, 101\]'),
+    (
+      ResNet(10, 20),
+      CIFAR,
+      r'no depth 20: choose one of \[10, 18, 34, 50, 101\]',
+    ),
     (ResNet(10, stem='tiny'), CIFAR, "no stem 'tiny': choose 'imagenet'"),
   ],
 )
