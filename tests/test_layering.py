@@ -40,6 +40,7 @@ ORDER = {
     'grain',
     'jax',
     'numpy',
+    'pyarrow',
     'sentencepiece',
     'simplejpeg',
     'sklearn',

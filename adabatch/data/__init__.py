@@ -5,6 +5,7 @@ it is trained on offers what `source.Source` says. Which of them a config opens
 is decided in `adabatch.train.splits`.
 """
 
+from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.augment import (
   position_halves,
   position_keys,
@@ -16,12 +17,8 @@ from adabatch.data.folders import check_same_classes
 from adabatch.data.images import ImageRecords, find_images, open_images
 from adabatch.data.labels import check as check_classes
 from adabatch.data.order import Order, process_positions, take
-from adabatch.data.resident import (
-  EMBEDDED,
-  Split,
-  from_arrays,
-  load,
-)
+from adabatch.data.parquet_images import find_parquet_images, holds_images
+from adabatch.data.resident import EMBEDDED, load
 from adabatch.data.sequences import from_sequence
 from adabatch.data.source import Chunk
 from adabatch.data.statistics import channel_statistics
@@ -50,9 +47,11 @@ __all__ = [
   'check_classes',
   'check_same_classes',
   'find_images',
+  'find_parquet_images',
   'find_split',
   'from_arrays',
   'from_sequence',
+  'holds_images',
   'is_table',
   'load',
   'load_tables',

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,7 +160,8 @@ def find_folder(
     fingerprint=f'{split}, {len(files)} images, {len(named)} classes, '
     f'{tells:08x}',
   )
-  return result._replace(image_shape=_shape(result))
+  start = lambda index: _start(result.path(index))  # noqa: E731
+  return result._replace(image_shape=one_shape(result, start))
 
 
 def check_same_classes(
@@ -272,21 +274,21 @@ def _images(
   )
 
 
-def _shape(split: FolderSplit) -> tuple[int | None, int | None, int]:
-  """The one size of the images, if they have one.
+def one_shape(
+  split: Any, start: Callable[[int], bytes]
+) -> tuple[int | None, int | None, int]:
+  """The one size of a split's images, if they have one.
 
   All are looked at until two differ.
+
+  Args:
+    split: has `num_examples`, `name` and `split`.
+    start: the number of an example -> bytes in which it tells its size.
   """
   first = None
   for index in range(split.num_examples):
-    path = split.path(index)
     try:
-      with path.open('rb') as file:
-        start = file.read(_HEADER)
-        try:
-          size = jpeg.image_size(start)
-        except CorruptRecord:  # a long preview before it
-          size = jpeg.image_size(start + file.read())
+      size = jpeg.image_size(start(index))
     except (CorruptRecord, OSError):
       continue  # counted when it is read
     first = first or size
@@ -297,3 +299,14 @@ def _shape(split: FolderSplit) -> tuple[int | None, int | None, int]:
       f"data set '{split.name}', split '{split.split}': no image can be read"
     )
   return *first, 3
+
+
+def _start(path: pathlib.Path) -> bytes:
+  """As much of an image as tells its size."""
+  with path.open('rb') as file:
+    start = file.read(_HEADER)
+    try:
+      jpeg.image_size(start)
+    except CorruptRecord:  # a long preview before it
+      return start + file.read()
+    return start

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adabatch.data import folders, jpeg, labels, tfds_records
+from adabatch.data import folders, jpeg, labels, parquet_images, tfds_records
 from adabatch.data.image_formats import CorruptRecord, UnsupportedImage, line
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.tfds_records import DatasetError
@@ -22,7 +22,9 @@ _OTHER_FILES = 512
 
 
 # A split that is found on disk, not opened yet.
-OnDisk = tfds_records.ImageSplit | folders.FolderSplit
+OnDisk = (
+  tfds_records.ImageSplit | folders.FolderSplit | parquet_images.ParquetSplit
+)
 
 
 def find_images(
@@ -44,7 +46,7 @@ def damaged(
   split: OnDisk, error: Exception, data_dir: str | os.PathLike[str] | None
 ) -> DatasetError:
   """A file is missing or no good."""
-  if isinstance(split, folders.FolderSplit):
+  if not isinstance(split, tfds_records.ImageSplit):
     return DatasetError(f"data set '{split.name}': {line(error)}")
   return tfds_records.damaged(split, error, data_dir)
 

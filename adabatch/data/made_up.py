@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adabatch.data.resident import Split, from_arrays
+from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.tokenizers import ByteTokenizer
 
 # Height, width, channels and classes of well-known sets; None: of any size.

@@ -8,29 +8,36 @@ processes of a machine share them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data import jpeg
+from adabatch.data.folders import one_shape
 from adabatch.data.image_formats import CorruptRecord, line
+from adabatch.data.labels import refuse
 from adabatch.data.order import Order, take
 from adabatch.data.splits import names_of, rows_of
 from adabatch.data.tables import (
-  column_names,
-  read_columns,
-  table_files,
+  check_splits,
+  choose_columns,
+  columns,
+  find_files,
+  names_of_all,
 )
-from adabatch.data.targets import join, make_targets, number_of_outputs
+from adabatch.data.targets import join, make_targets
 from adabatch.data.tfds_records import DatasetError
 
 # The one column of the files that are mapped.
 _COLUMN = 'image'
+
+# Images copied at once.
+_BATCH = 256
 
 
 class ParquetSplit(NamedTuple):
@@ -102,6 +109,21 @@ class Mapped:
     return [self[index] for index in indices]
 
 
+def holds_images(
+  name: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  input_key: str | None = None,
+  label_key: str | None = None,
+) -> bool:
+  """Whether a table's inputs are encoded images, and not numbers."""
+  if not name.startswith('parquet:'):
+    return False
+  schemas = _schemas(find_files(name, data_dir))
+  inputs, _ = choose_columns(name, schemas, input_key, label_key)
+  schema = next(iter(schemas.values()))[0]
+  return any(_is_encoded(schema[key]) for key in inputs)
+
+
 def find_parquet_images(
   name: str,
   splits: Sequence[str],
@@ -115,41 +137,134 @@ def find_parquet_images(
   Raises:
     DatasetError: in one line, for what cannot be read or trained on.
   """
-  asked = frozenset().union(*(names_of(split) for split in splits))
-  files = table_files(name, data_dir, asked)
-  keys = column_names(name, files, input_key, label_key)
-  mapped, targets, rows, start, parts = [], [], {}, 0, []
+  files = find_files(name, data_dir)
+  asked = names_of_all(splits)
+  check_splits(name, asked, files)
+  inputs, label_keys = choose_columns(
+    name, _schemas(files), input_key, label_key
+  )
+  if len(inputs) > 1:
+    raise DatasetError(
+      f"data set '{name}': {', '.join(inputs)} hold images and more: name one "
+      'with data.input_key'
+    )
+  targets, rows, start = {}, {}, 0
   for part, paths in files.items():
     rows[part] = np.empty(0, np.int64)
-    if part not in asked:
-      continue
-    labels = read_columns(name, paths, keys[1])
-    target = make_targets(name, part, labels, 'classes')
-    count = len(target.values)
-    rows[part] = start + take(Order(count, seed=0), 0, count)
-    start += count
-    parts.append(part)
-    targets.append(target)
-    mapped += [_map(path, keys[0][0]) for path in paths]
-  chosen = {split: rows_of(name, split, rows) for split in splits}
-  values = join(name, targets).astype(np.int32)
-  ours = [t for p, t in zip(parts, targets, strict=True) if p in names_of(splits[0])]
-  outputs = max(map(number_of_outputs, ours))
+    if part in asked:
+      read = [_read(path, label_keys) for path in paths]
+      targets[part] = make_targets(
+        name, part, columns(name, part, read, label_keys), 'classes'
+      )
+      count = len(targets[part].values)
+      rows[part] = start + take(Order(count, seed=0), 0, count)
+      start += count
+  values, outputs = join(name, targets, names_of(splits[0]))
+  chosen = [rows_of(name, split, rows) for split in splits]
+  mapped = tuple(
+    _map(path, inputs[0]) for part in targets for path in files[part]
+  )
   result = []
-  for split in splits:
-    labels = values[chosen[split]]
-    tells = zlib.crc32(chosen[split].tobytes() + labels.tobytes())
+  for split, some in zip(splits, chosen, strict=True):
+    labels = values[some].astype(np.int32)
+    if labels.min() < 0 or labels.max() >= outputs:
+      row = int(((labels < 0) | (labels >= outputs)).argmax())
+      where = f"data set '{name}', split '{split}', record {row}"
+      raise refuse('label', int(labels[row]), where, outputs)
+    tells = zlib.crc32(''.join(mapped).encode() + some.tobytes())
     found = ParquetSplit(
       name=name,
       split=split,
-      files=tuple(mapped),
-      rows=chosen[split],
+      files=mapped,
+      rows=some,
       labels=labels,
-      classes=ours[0].classes,
+      classes=targets[next(iter(targets))].classes,
       num_classes=outputs,
       image_shape=(None, None, 3),
       fingerprint=f'{split}, {len(labels)} images, {outputs} classes, '
-      f'{tells:08x}',
+      f'{zlib.crc32(labels.tobytes(), tells):08x}',
     )
-    result.append(found._replace(image_shape=_shape(found)))
+    result.append(found._replace(image_shape=one_shape(found, _start(found))))
   return result
+
+
+def _schemas(
+  files: Mapping[str, Sequence[pathlib.Path]],
+) -> dict[str, list[dict[str, Any]]]:
+  """The types of the columns of each file."""
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  found: dict[str, list[dict[str, Any]]] = {}
+  for part, paths in files.items():
+    for path in paths:
+      try:
+        schema = parquet.read_schema(path)
+      except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f'{path} cannot be read: {line(error)}') from None
+      types = dict(zip(schema.names, schema.types, strict=True))
+      found.setdefault(part, []).append(types)
+  return found
+
+
+def _is_encoded(kind: Any) -> bool:
+  """Whether a column holds bytes, or {bytes, path}."""
+  import pyarrow as pa
+
+  if pa.types.is_struct(kind):
+    return kind.get_field_index('bytes') >= 0
+  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _read(path: pathlib.Path, keys: Sequence[str]) -> dict[str, Any]:
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  try:
+    table = parquet.read_table(path, columns=list(keys))
+  except (pa.ArrowException, OSError) as error:
+    raise DatasetError(f'{path} cannot be read: {line(error)}') from None
+  return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _map(path: pathlib.Path, key: str) -> str:
+  """The bytes of a column in a file of their own; made if it is not there."""
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  status = path.stat()
+  tells = f'{path.resolve()} {status.st_size} {status.st_mtime_ns} {key}'
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  directory = pathlib.Path(root) / 'adabatch' / 'images'
+  digest = hashlib.sha256(tells.encode()).hexdigest()[:32]
+  target = directory / f'{digest}.arrow'
+  if target.exists():
+    return os.fspath(target)
+  schema = pa.schema([(_COLUMN, pa.large_binary())])
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
+      try:
+        with pa.ipc.new_file(file, schema) as writer:
+          for batch in parquet.ParquetFile(path).iter_batches(
+            _BATCH, columns=[key]
+          ):
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+              values = values.field('bytes')
+            column = values.cast(pa.large_binary())
+            writer.write_batch(pa.record_batch([column], schema=schema))
+        # Whole or not at all, however many processes make it.
+        pathlib.Path(file.name).rename(target)
+      finally:
+        pathlib.Path(file.name).unlink(missing_ok=True)
+  except (pa.ArrowException, OSError) as error:
+    raise DatasetError(
+      f'{path} cannot be copied to {directory}: {line(error)}'
+    ) from None
+  return os.fspath(target)
+
+
+def _start(split: ParquetSplit) -> Callable[[int], bytes]:
+  records = split.open()
+  return lambda index: records[index][0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adabatch.data.resident import Split, from_arrays
+from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.tables import INPUT_NAMES, LABEL_NAMES
 from adabatch.data.tfds_records import DatasetError

@@ -34,7 +34,7 @@ def channel_statistics(
   Raises:
     DatasetError: if none of the examples can be read.
 
-  >>> from adabatch.data.resident import from_arrays
+  >>> from adabatch.data.arrays import from_arrays
   >>> images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
   >>> split = from_arrays({'image': images, 'label': np.array([0, 0])}, 1)
   >>> [value.tolist() for value in channel_statistics(split)]

@@ -17,17 +17,16 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from adabatch.data.folders import check_same_classes
+from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.image_formats import line
 from adabatch.data.order import Order, take
-from adabatch.data.resident import Split, from_arrays
 from adabatch.data.splits import names_of, rows_of
-from adabatch.data.targets import join, make_targets, number_of_outputs
+from adabatch.data.targets import join, make_targets
 from adabatch.data.tfds_records import DatasetError, unknown_split
 
 # prefix of a name -> ending of its files
@@ -40,7 +39,8 @@ LABEL_NAMES = 'label', 'labels', 'y', 'target', 'targets', 'class'
 # In an npz file: x_train and so on.
 _NPZ_SPLIT = re.compile(r'(?P<key>\w+?)_(?P<split>train|test|val|validation)')
 
-Columns = dict[str, np.ndarray]
+# What a file holds, by name: NumPy arrays, or columns of Arrow.
+File = Mapping[str, Any]
 
 
 def is_table(name: str) -> bool:
@@ -79,18 +79,19 @@ def load_tables(
   Raises:
     DatasetError: in one line, for what cannot be read or trained on.
   """
-  found = _read(name, _asked(splits), data_dir)
-  names = _names(name, found, input_key, label_key)
-  inputs, targets, rows, start = {}, {}, {}, 0
-  for part, columns in found.items():
-    if not columns:
+  asked = names_of_all(splits)
+  files = read_files(name, asked, data_dir)
+  input_keys, label_keys = choose_columns(name, files, input_key, label_key)
+  inputs, targets, rows, start = [], {}, {}, 0
+  for part, found in files.items():
+    if part not in asked:
       rows[part] = np.empty(0, np.int64)
       continue
-    inputs[part] = _inputs(name, part, columns, names[0])
+    inputs.append(_inputs(name, part, columns(name, part, found, input_keys)))
     targets[part] = make_targets(
-      name, part, {key: columns[key] for key in names[1]}, labels
+      name, part, columns(name, part, found, label_keys), labels
     )
-    count = len(inputs[part])
+    count = len(inputs[-1])
     if len(targets[part].values) != count:
       raise DatasetError(
         f"data set '{name}', split '{part}': {count} inputs and "
@@ -98,19 +99,15 @@ def load_tables(
       )
     rows[part] = start + take(Order(count, seed=0), 0, count)
     start += count
-  ours = [targets[part] for part in sorted(names_of(splits[0]))]
-  for part, target in targets.items():
-    check_same_classes(name, ours[0].classes, target.classes, part)
-  label = join(name, list(targets.values()))
-  outputs = max(number_of_outputs(target) for target in ours)
-  image = _concatenate(name, list(inputs.values()))
+  label, outputs = join(name, targets, names_of(splits[0]))
+  image = _concatenate(name, inputs)
   entry = 'image' if image.ndim == 4 else 'features'
   result = []
   for split in splits:
     chosen = rows_of(name, split, rows)
-    with_names = {entry: image[chosen], 'label': label[chosen]}
+    arrays = {entry: image[chosen], 'label': label[chosen]}
     try:
-      result.append(from_arrays(with_names, outputs))
+      result.append(from_arrays(arrays, outputs))
     except DatasetError as error:
       raise DatasetError(
         f"data set '{name}', split '{split}': {error}"
@@ -118,46 +115,30 @@ def load_tables(
   return result
 
 
-def _asked(splits: Sequence[str]) -> frozenset[str]:
+def names_of_all(splits: Sequence[str]) -> frozenset[str]:
+  """The splits that several are made of."""
   return frozenset().union(*(names_of(split) for split in splits))
 
 
-def _read(
-  name: str,
-  asked: frozenset[str],
-  data_dir: str | os.PathLike[str] | None,
-) -> dict[str, Columns]:
-  """The columns of each split; none of one that is not asked for."""
+def find_files(
+  name: str, data_dir: str | os.PathLike[str] | None
+) -> dict[str, list[pathlib.Path]]:
+  """The files of each split.
+
+  Raises:
+    DatasetError: in one line, if there are none.
+  """
   prefix = next(p for p in FORMATS if name.startswith(p))
   suffix = FORMATS[prefix]
   path = pathlib.Path(name.removeprefix(prefix)).expanduser()
   path = pathlib.Path(data_dir or '') / path
-  if not path.exists():
+  if path.is_file():
+    return {'train': [path]}
+  if not path.is_dir():
     raise DatasetError(
       f"data set '{name}': {path} is not there: give {prefix}PATH of a "
       f'{suffix} file, or of a folder with train{suffix} and so on'
     )
-  files = _files(name, path, suffix)
-  found: dict[str, Columns] = {}
-  for part, paths in files.items():
-    if prefix == 'npz:' and list(files) == ['train'] and not path.is_dir():
-      found = _npz_splits(name, paths[0], asked)
-    elif part in asked:
-      parts = [_columns(file, prefix) for file in paths]
-      found[part] = _stack(name, paths, parts)
-    else:
-      found[part] = {}
-  if missing := asked - found.keys():
-    raise unknown_split(name, min(missing), list(found))
-  return found
-
-
-def _files(
-  name: str, path: pathlib.Path, suffix: str
-) -> dict[str, list[pathlib.Path]]:
-  """The files of each split."""
-  if path.is_file():
-    return {'train': [path]}
   files: dict[str, list[pathlib.Path]] = {}
   for file in sorted(path.glob(f'*{suffix}')):
     if not file.name.startswith('.'):
@@ -171,27 +152,39 @@ def _files(
   return files
 
 
-def _columns(path: pathlib.Path, prefix: str) -> Columns:
-  """What is in a file, by name."""
-  if prefix == 'npz:':
-    return _npz(path)
-  import pyarrow as pa  # slow to import
-  from pyarrow import csv, parquet
+def read_files(
+  name: str,
+  asked: Collection[str],
+  data_dir: str | os.PathLike[str] | None,
+) -> dict[str, list[File]]:
+  """What the files of each split hold; [] of one that is not asked for.
 
-  try:
-    if prefix == 'csv:':
-      table = csv.read_csv(path)
-    else:
-      table = parquet.read_table(path)
-  except (pa.ArrowException, OSError) as error:
-    raise DatasetError(f'{path} cannot be read: {line(error)}') from None
-  return {
-    key: _array(path, key, column)
-    for key, column in zip(table.column_names, table.columns, strict=True)
-  }
+  Raises:
+    DatasetError: in one line, if there is no such split, or a file is no good.
+  """
+  paths = find_files(name, data_dir)
+  if name.startswith('npz:') and list(paths) == ['train']:
+    found = _npz_splits(_npz(paths['train'][0]), asked)
+  else:
+    check_splits(name, asked, paths)
+    read = _npz if name.startswith('npz:') else _arrow
+    found = {
+      part: [read(path) for path in paths[part]] if part in asked else []
+      for part in paths
+    }
+  check_splits(name, asked, found)
+  return found
 
 
-def _npz(path: pathlib.Path) -> Columns:
+def check_splits(
+  name: str, asked: Collection[str], found: Collection[str]
+) -> None:
+  """Refuses splits that are not there."""
+  if missing := {*asked} - {*found}:
+    raise unknown_split(name, min(missing), list(found))
+
+
+def _npz(path: pathlib.Path) -> File:
   try:
     with np.load(path, allow_pickle=False) as file:
       return {key: file[key] for key in file.files}
@@ -199,65 +192,125 @@ def _npz(path: pathlib.Path) -> Columns:
     raise DatasetError(f'{path} cannot be read: {line(error)}') from None
 
 
-def _npz_splits(
-  name: str, path: pathlib.Path, asked: frozenset[str]
-) -> dict[str, Columns]:
+def _npz_splits(arrays: File, asked: Collection[str]) -> dict[str, list[File]]:
   """Those of one file: all that it holds, or x_train, x_test and so on."""
-  arrays = _npz(path)
-  found: dict[str, Columns] = {}
+  found: dict[str, dict[str, Any]] = {}
   for key, array in arrays.items():
     if match := _NPZ_SPLIT.fullmatch(key):
       found.setdefault(match['split'], {})[match['key']] = array
   if not found:
-    return {'train': arrays}
-  return {part: found[part] if part in asked else {} for part in found}
+    return {'train': [arrays]}
+  return {part: [found[part]] if part in asked else [] for part in found}
 
 
-def _array(path: pathlib.Path, key: str, column: Any) -> np.ndarray:
-  """A column of a table, without gaps."""
+def _arrow(path: pathlib.Path) -> File:
+  import pyarrow as pa  # slow to import
+  from pyarrow import csv, parquet
+
+  try:
+    read = csv.read_csv if path.suffix == '.csv' else parquet.read_table
+    table = read(path)
+  except (pa.ArrowException, OSError) as error:
+    raise DatasetError(f'{path} cannot be read: {line(error)}') from None
+  return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def choose_columns(
+  name: str,
+  files: Mapping[str, Sequence[Collection[str]]],
+  input_key: str | None,
+  label_key: str | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The columns of inputs and of labels.
+
+  Args:
+    name: of the set.
+    files: of each split, the names in each file.
+    input_key, label_key: as for `load_tables`.
+
+  Raises:
+    DatasetError: in one line, if they are not there or cannot be guessed.
+  """
+  found = next(there[0] for there in files.values() if there)
+  labels = (
+    _split_keys(label_key)
+    or tuple(key for key in LABEL_NAMES if key in found)[:1]
+  )
+  inputs = (
+    _split_keys(input_key)
+    or tuple(key for key in INPUT_NAMES if key in found and key not in labels)[
+      :1
+    ]
+  )
+  if not inputs and not name.startswith('npz:'):
+    inputs = tuple(key for key in found if key not in labels)
+  for key, what, chosen in (
+    ('label_key', 'label', labels),
+    ('input_key', 'input', inputs),
+  ):
+    if not chosen:
+      raise DatasetError(
+        f"data set '{name}': which of {', '.join(found)} is the {what}? Set "
+        f'data.{key}'
+      )
+    for there in (file for part in files.values() for file in part):
+      for column in chosen:
+        if column not in there:
+          raise DatasetError(
+            f"data set '{name}': data.{key}: there is no '{column}', but "
+            f'{", ".join(there)}'
+          )
+  return inputs, labels
+
+
+def _split_keys(keys: str | None) -> tuple[str, ...]:
+  parts = (part.strip() for part in (keys or '').split(','))
+  return tuple(part for part in parts if part)
+
+
+def columns(
+  name: str, split: str, files: Sequence[File], keys: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Columns of all files of a split, one after the other.
+
+  Raises:
+    DatasetError: in one line, for gaps, and where shapes differ.
+  """
+  where = f"data set '{name}', split '{split}'"
+  return {
+    key: _concatenate(name, [_array(where, key, file[key]) for file in files])
+    for key in keys
+  }
+
+
+def _array(where: str, key: str, column: Any) -> np.ndarray:
+  """A column without gaps."""
+  if isinstance(column, np.ndarray):
+    return column
   import pyarrow as pa
 
   if column.null_count:
     row = column.is_null().to_numpy().argmax()
     raise DatasetError(
-      f"{path}, column '{key}', row {row} is empty: fill it in, or name the "
-      'columns to be used (data.input_key, data.label_key)'
+      f"{where}: column '{key}', row {row} is empty: fill it in, or name other "
+      'columns with data.input_key and data.label_key'
     )
   kind = column.type
   if pa.types.is_dictionary(kind):
-    column = column.cast(kind.value_type)
-    kind = kind.value_type
+    column, kind = column.cast(kind.value_type), kind.value_type
   is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
   if is_list or pa.types.is_fixed_size_list(kind):
-    rows = [np.asarray(row) for row in column.to_pylist()]
-    if len({row.shape for row in rows}) != 1:
+    lists = [np.asarray(row) for row in column.to_pylist()]
+    if len({row.shape for row in lists}) != 1:
       raise DatasetError(
-        f"{path}, column '{key}': its lists differ in length: give all the same"
+        f"{where}: lists of column '{key}' differ in length: give all the same"
       )
-    return np.stack(rows)
+    return np.stack(lists)
   if pa.types.is_string(kind) or pa.types.is_large_string(kind):
     return np.array(column.to_pylist(), str)
   if pa.types.is_boolean(kind) or pa.types.is_primitive(kind):
     return column.to_numpy()
   return np.array(column.to_pylist(), object)
-
-
-def _stack(
-  name: str, paths: Sequence[pathlib.Path], parts: Sequence[Columns]
-) -> Columns:
-  """The columns of several files, one after the other."""
-  for path, columns in zip(paths, parts, strict=True):
-    if columns.keys() != parts[0].keys():
-      raise DatasetError(
-        f"data set '{name}': {path} has the columns {', '.join(columns)}, "
-        f'{paths[0]} has {", ".join(parts[0])}: give all the same'
-      )
-  if len(parts) == 1:
-    return parts[0]
-  return {
-    key: _concatenate(name, [columns[key] for columns in parts])
-    for key in parts[0]
-  }
 
 
 def _concatenate(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -270,58 +323,10 @@ def _concatenate(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
   return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _names(
-  name: str,
-  found: Mapping[str, Columns],
-  input_key: str | None,
-  label_key: str | None,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The columns of inputs and of labels."""
-  columns = next(columns for columns in found.values() if columns)
-  for key, given in (('input_key', input_key), ('label_key', label_key)):
-    for part in _split_keys(given):
-      if part not in columns:
-        raise DatasetError(
-          f"data set '{name}': data.{key}='{given}': there is no '{part}', "
-          f'but {", ".join(columns)}'
-        )
-  labels = _split_keys(label_key) or tuple(
-    key for key in LABEL_NAMES if key in columns
-  )[:1]
-  if not labels:
-    raise DatasetError(
-      f"data set '{name}': which of {', '.join(columns)} is the label? Set "
-      'data.label_key'
-    )
-  inputs = _split_keys(input_key) or tuple(
-    key for key in INPUT_NAMES if key in columns and key not in labels
-  )[:1]
-  if not inputs and not name.startswith('npz:'):
-    inputs = tuple(key for key in columns if key not in labels)
-  if not inputs:
-    raise DatasetError(
-      f"data set '{name}': which of {', '.join(columns)} is the input? Set "
-      'data.input_key'
-    )
-  for one, other in (('data.input_key', inputs), ('data.label_key', labels)):
-    for part, table in found.items():
-      if table and (missing := [key for key in other if key not in table]):
-        raise DatasetError(
-          f"data set '{name}': split '{part}' has no '{missing[0]}' ({one})"
-        )
-  return inputs, labels
-
-
-def _split_keys(keys: str | None) -> tuple[str, ...]:
-  parts = (part.strip() for part in (keys or '').split(','))
-  return tuple(part for part in parts if part)
-
-
 def _inputs(
-  name: str, split: str, columns: Columns, keys: tuple[str, ...]
+  name: str, split: str, chosen: Mapping[str, np.ndarray]
 ) -> np.ndarray:
   """'image' [N, H, W, C] or 'features' [N, ...]."""
-  chosen = {key: columns[key] for key in keys}
   for key, values in chosen.items():
     if values.dtype.kind not in 'biuf':
       what = 'text' if values.dtype.kind == 'U' else 'no numbers'

@@ -1,10 +1,11 @@
 """What is to be predicted: classes, numbers, or flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from adabatch.data.folders import check_same_classes
 from adabatch.data.tfds_records import DatasetError
 
 KINDS = ('classes', 'numbers', 'flags')
@@ -72,6 +73,11 @@ def make_targets(
 
 def _classes(where: str, values: np.ndarray) -> Targets:
   found = np.unique(values)
+  if values.dtype.kind == 'f' and (found != np.floor(found)).any():
+    raise DatasetError(
+      f'{where} holds fractions, which are no classes: set task.name='
+      "'regression'"
+    )
   if len(found) < 2:
     raise DatasetError(
       f'{where} has one class, {found[0]}: there is nothing to tell apart'
@@ -80,13 +86,6 @@ def _classes(where: str, values: np.ndarray) -> Targets:
     )
   if values.dtype.kind == 'U':
     return Targets(values, tuple(found.tolist()))
-  if values.dtype.kind == 'f':
-    if not (np.isfinite(found).all() and (found == np.floor(found)).all()):
-      raise DatasetError(
-        f"{where} holds fractions, which are no classes: set task.name='"
-        "regression'"
-      )
-    return Targets(values.astype(np.int64))
   return Targets(values.astype(np.int64))
 
 
@@ -103,16 +102,30 @@ def number_of_outputs(targets: Targets) -> int:
   return targets.values.shape[1]
 
 
-def join(name: str, targets: Sequence[Targets]) -> np.ndarray:
+def join(
+  name: str, targets: Mapping[str, Targets], ours: Collection[str]
+) -> tuple[np.ndarray, int]:
   """The labels of all splits, one after the other.
 
+  Args:
+    name: of the set, for messages.
+    targets: of each split.
+    ours: the splits that are trained on; they say which classes there are.
+
   Returns:
-    int64 [N] of classes, names as their places among the sorted names; float32
-    [N, D] of numbers and flags.
+    (labels, outputs of the network). Labels are int64 [N] of classes, names as
+    their places among the sorted names; float32 [N, D] of numbers and flags.
+
+  Raises:
+    DatasetError: if the splits have other classes, or widths.
   """
-  values = [target.values for target in targets]
-  if targets[0].classes:
-    return np.searchsorted(targets[0].classes, np.concatenate(values))
+  first = next(targets[part] for part in targets if part in ours)
+  for part, target in targets.items():
+    check_same_classes(name, first.classes, target.classes, part)
+  outputs = max(number_of_outputs(targets[part]) for part in ours)
+  values = [target.values for target in targets.values()]
+  if first.classes:
+    return np.searchsorted(first.classes, np.concatenate(values)), outputs
   if len({array.shape[1:] for array in values}) > 1:
     raise DatasetError(f"data set '{name}': labels of splits differ in width")
-  return np.concatenate(values)
+  return np.concatenate(values), outputs

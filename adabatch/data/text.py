@@ -28,7 +28,7 @@ import tqdm
 
 from adabatch.config.files import write_whole
 from adabatch.data import streaming, tokenizers
-from adabatch.data.resident import Split
+from adabatch.data.arrays import Split
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.text_records import Texts, open_texts, sample
 from adabatch.data.tfds_records import DatasetError

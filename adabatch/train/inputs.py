@@ -273,7 +273,9 @@ def _check_examples(config: Config, train: Any, evaluation: Any) -> None:
       )
   one, other = (_kind(split) for split in (train, evaluation))
   if one != other:
-    raise ConfigError(f'the splits differ: training has {one}, evaluation {other}')
+    raise ConfigError(
+      f'the splits differ: training has {one}, evaluation {other}'
+    )
   numbers = train.shapes['label'].dtype.kind == 'f'
   if numbers == (task == 'classification'):
     has = 'numbers' if numbers else 'classes'

@@ -19,9 +19,9 @@ from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
 from adabatch.train.console import Console
-from adabatch.train.splits import TextCache
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
+from adabatch.train.splits import TextCache
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.workdir import Workdir
 

@@ -114,8 +114,11 @@ def _open_small(
   if d.name in data.EMBEDDED:
     return config, None
   if data.is_table(d.name):
+    # Cut, where that is done in memory.
     first, second = (
       data.Split({k: v[:EXAMPLES] for k, v in s.arrays.items()}, s.num_classes)
+      if isinstance(s, data.Split)
+      else s
       for s in _open_tables(config)
     )
     return config, (first, second)
@@ -157,6 +160,12 @@ def _open_images(config: Config) -> tuple[Any, Any]:
     data.find_images(d.name, split, d.data_dir, data.EMBEDDED)
     for split in names
   ]
+  return _open_found(config, found)
+
+
+def _open_found(config: Config, found: Sequence[Any]) -> tuple[Any, Any]:
+  """Images on disk, in memory where they fit."""
+  d = config.data
   ours, theirs = (split.classes for split in found)
   if ours and theirs:
     data.check_same_classes(d.name, ours, theirs, d.eval_split)
@@ -213,14 +222,20 @@ def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
   return rows[0], rows[1]
 
 
-def _open_tables(config: Config) -> tuple[data.Split, data.Split]:
-  d = config.data
+def _open_tables(config: Config) -> tuple[Any, Any]:
+  """Numbers are read into memory; encoded images are a set of images."""
+  d, splits = config.data, (config.data.train_split, config.data.eval_split)
+  keys = {'input_key': d.input_key, 'label_key': d.label_key}
+  if data.holds_images(d.name, d.data_dir, **keys):
+    if config.task.name != 'classification':
+      raise ConfigError(
+        f"data.name='{d.name}' holds encoded images, which go with "
+        f"task.name='classification', not '{config.task.name}'"
+      )
+    found = data.find_parquet_images(d.name, splits, d.data_dir, **keys)
+    return _open_found(config, found)
+  labels = LABELS[config.task.name]
   train, evaluation = data.load_tables(
-    d.name,
-    (d.train_split, d.eval_split),
-    d.data_dir,
-    input_key=d.input_key,
-    label_key=d.label_key,
-    labels=LABELS[config.task.name],
+    d.name, splits, d.data_dir, labels=labels, **keys
   )
   return train, evaluation

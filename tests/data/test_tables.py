@@ -162,7 +162,9 @@ def broken(tmp_path, case):
   if case == 'one class':
     table = table_of(names=['ant'] * 3)
   if case == 'fractions':
-    table = table.drop_columns(['label']).append_column('y', [np.ones(200) / 3])
+    table = table.drop_columns(['label']).append_column(
+      'y', [np.arange(200) / 3]
+    )
   if case == 'not finite':
     table = table.append_column('d', [[np.inf] * 200])
   if case == 'other classes':

@@ -84,9 +84,9 @@ def batch(load, split, positions=None):
   ('overrides', 'streaming'),
   [
     ({}, False),
-    # 18 examples of 10 x 8 x 3 bytes.
-    ({'data.max_resident_bytes': 4320}, False),
-    ({'data.max_resident_bytes': 4319}, True),
+    # 18 examples of 10 x 8 x 3 bytes and a label of 4.
+    ({'data.max_resident_bytes': 4392}, False),
+    ({'data.max_resident_bytes': 4391}, True),
     ({'data.max_resident_bytes': 1, 'data.placement': 'resident'}, False),
     ({'data.placement': 'streaming'}, True),
   ],
