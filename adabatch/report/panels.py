@@ -18,7 +18,7 @@ class Line(NamedTuple):
   color: str  # one of SERIES
   x: Mapping[str, np.ndarray]  # for every axis
   y: np.ndarray
-  look: str = ''  # 'dashed', 'faint'
+  look: str = ''  # 'dashed', 'dotted', 'faint', 'thin', or several of them
   steps: bool = False  # a value holds since the one before
 
 
