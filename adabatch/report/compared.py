@@ -20,6 +20,7 @@ from adabatch.report.records import (
 # What makes no difference to what a run is an example of. The number of
 # replicas may be changed on the way, but it changes what is computed.
 ALIKE = FREE - {'sync.replicas'} | {'seed'}
+DONE = frozenset(('completed', 'target_reached'))
 
 
 class Run(NamedTuple):
@@ -229,11 +230,13 @@ def _common(labels: Sequence[str]) -> str:
 
   >>> _common(['adadamp/0', 'adadamp/1']), _common(['a_s0', 'a_s1'])
   ('adadamp', 'a')
-  >>> _common(['one', 'two'])
-  'one, two'
+  >>> _common(['one', 'two']), _common(['0', '1', '2', '3'])
+  ('one, two', '0 … 3')
   """
   if len(labels) == 1:
     return labels[0]
   start = os.path.commonprefix(list(labels))
   borders = [i for i, letter in enumerate(start) if letter in '/_-. ']
-  return start[: borders[-1]] if borders and borders[-1] else ', '.join(labels)
+  if borders and borders[-1]:
+    return start[: borders[-1]]
+  return f'{labels[0]} … {labels[-1]}' if labels[3:] else ', '.join(labels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adabatch.report import scales
-from adabatch.report.compared import Group, Run, differing, groups_of
+from adabatch.report.compared import DONE, Group, Run, differing, groups_of
 from adabatch.report.equal_metric import (
   Milestone,
   amount,
@@ -16,6 +16,7 @@ from adabatch.report.equal_metric import (
   metrics_of,
   milestone,
   sentence,
+  with_unit,
 )
 from adabatch.report.layout import (
   EMPTY,
@@ -29,14 +30,23 @@ from adabatch.report.layout import (
 from adabatch.report.lines import smooth
 from adabatch.report.panels import Line, Panel
 from adabatch.report.pictures import draw
-from adabatch.report.records import AXES, Record, column, number, positions
+from adabatch.report.records import (
+  AXES,
+  Record,
+  column,
+  lower_is_better,
+  number,
+  positions,
+)
 from adabatch.report.style import SERIES
 
 SMALL = (3.4, 2.3)  # inches: three pictures stand side by side
 MARKERS = 12  # more would hide the lines of the other runs
+MOST_NAMED = 4  # groups in a line of text
 FAR = 20.0  # times as long as the shortest run: the x axis is logarithmic
 LOOKS = ('', 'dashed', 'dotted')
-FINE = frozenset(('completed', 'target_reached'))
+# Runs part where their losses are low.
+LOSS = scales.LOSS._replace(span=4)
 
 
 class _Style:
@@ -49,7 +59,7 @@ class _Style:
       color = SERIES[i % len(SERIES)]
       look = LOOKS[i // len(SERIES) % len(LOOKS)]
       members = [runs[k] for k in group.members]
-      states = {_status(run) for run in members} - FINE
+      states = {_status(run) for run in members} - DONE
       remark = f' – {", ".join(sorted(states))}' if states else ''
       self.keys.append(Key(f'{group.name()}{remark}', color, look))
       thin = f'{look} thin'.strip() if len(members) > 1 else look
@@ -79,7 +89,7 @@ def _split_panels(runs: Sequence[Run], style: _Style) -> Iterator[Panel]:
       for i, run in enumerate(runs):
         records = [r for r in run.evaluations if r.get('split', '') == split]
         lines.append(style.line(i, records, column(records, metric)))
-      yield Panel(f'{split} {metric}', '', lines, scales.LOSS)
+      yield Panel(f'{split} {metric}', '', lines, LOSS)
 
 
 def _training_panel(runs: Sequence[Run], style: _Style) -> Panel:
@@ -90,7 +100,7 @@ def _training_panel(runs: Sequence[Run], style: _Style) -> Panel:
     y = smooth(loss, max(len(loss) / 50, 1.0))
     lines.append(style.line(i, run.train, y))
   note = 'of batches; long runs as averages over a fiftieth of their records'
-  return Panel('training loss', '', lines, scales.LOSS, note)
+  return Panel('training loss', '', lines, LOSS, note)
 
 
 def _set_panels(runs: Sequence[Run], style: _Style) -> list[Panel]:
@@ -136,7 +146,7 @@ def _row(
   yield f'<section><h2 class="part">{escape(panel.title.capitalize())}</h2>'
   keys = []
   if panel.limit is not None:
-    keys = [Key('the best that all reached', 'ink', 'dotted')]
+    keys = [Key('the best common value', 'ink', 'dotted')]
   spans = ''.join(map(key_span, keys))
   if spans or panel.note:
     yield f'<div class="keys note">{spans}{escape(panel.note)}</div>'
@@ -177,9 +187,9 @@ def _equal_table(
   yield '<h2 class="part">At equal metric</h2>'
   split = milestones[0].split
   yield (
-    f'<p class="note">Up to the first evaluation of {escape(split)} that is as '
-    'good as the best one of the run that came least far. Seconds are those of '
-    'the training clock, on the machine where each ran.</p>'
+    f'<p class="note">Up to the first evaluation on {escape(split)} that is '
+    'as good as the best one of the run that came least far. Seconds are those '
+    'of the training clock, on the machine where each ran.</p>'
   )
   yield from table(columns, rows, ['run'])
 
@@ -191,11 +201,7 @@ def _target(run: Run) -> str:
   name = f'{target.get("metric")} {quantity(target["value"])}'
   if not target.get('reached'):
     return f'{name}: not reached'
-  at = ', '.join(
-    f'{amount(axis, number(target.get(axis)))}'
-    f'{"" if axis == "seconds" else f" {axis}"}'
-    for axis in AXES
-  )
+  at = ', '.join(with_unit(axis, [number(target.get(axis))]) for axis in AXES)
   return f'{name}: {at}'
 
 
@@ -244,14 +250,24 @@ def _key_table(
 
 
 def _bests(groups: Sequence[Group], reached: Milestone) -> str:
-  """The best value of each group, in a sentence."""
-  said = []
+  """The best value of each group; of many, that of the two ends."""
+  better = min if lower_is_better(reached.metric) else max
+  found: dict[str, tuple[float, str]] = {}
   for group in groups:
     values = [reached.best[i] for i in group.members]
     values = [value for value in values if math.isfinite(value)]
     if values:
       ends = dict.fromkeys(quantity(v) for v in (min(values), max(values)))
-      said.append(f'{group.label} {" to ".join(ends)}')
+      found[group.label] = better(values), ' to '.join(ends)
+  said = [f'{label} {text}' for label, (_, text) in found.items()]
+  if len(said) == 1:
+    said = [text for _, text in found.values()]
+  elif len(said) > MOST_NAMED:
+    order = sorted(found, key=lambda label: found[label][0])
+    if better is max:
+      order.reverse()
+    said = [f'from {order[0]} {found[order[0]][1]}']
+    said = [f'{said[0]} to {order[-1]} {found[order[-1]][1]}']
   return f'Best {reached.split} {reached.metric}: {", ".join(said)}.'
 
 
@@ -271,6 +287,8 @@ def build_comparison_page(runs: Sequence[Run]) -> str:
   names = [str(first[k]) for k in ('data.name', 'task.name') if k in first]
   lead = sentence(runs, groups, keys, by_name.get('loss'))
   bests = [_bests(groups, found) for found in milestones]
+  if len(groups) > 1 and len(groups) < len(runs):
+    bests.append('Of runs that differ in their seed alone the median counts.')
   body = [
     f'<h1>{len(runs)} runs</h1>',
     f'<p class="subtitle">{escape(" · ".join(names))}</p>',
@@ -285,7 +303,7 @@ def build_comparison_page(runs: Sequence[Run]) -> str:
     panel = panel._replace(limit=found and found.value)
     body += _row(panel, ends, starts, f'e{i}-')
   body += _row(_training_panel(runs, style), ends, starts, 't-')
-  body += ['<div class="charts">']
+  body += ['<div class="charts three set">']
   for i, panel in enumerate(_set_panels(runs, style)):
     picture = draw(
       panel,
@@ -293,6 +311,7 @@ def build_comparison_page(runs: Sequence[Run]) -> str:
       ends['examples'],
       f's{i}-',
       start=starts['examples'],
+      size=SMALL,
       markers=MARKERS,
     )
     title = panel.title.capitalize()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adabatch.report.compared import ALIKE, Group, Run
+from adabatch.report.compared import ALIKE, DONE, Group, Run
 from adabatch.report.layout import duration, quantity
 from adabatch.report.records import (
   AXES,
@@ -152,22 +152,29 @@ def _least(axis: str, costs: Mapping[str, Mapping[str, float]]) -> str:
   name, as_much = LEAST[axis]
   if not others:
     all_ = 'both' if len(values) == 2 else 'all'
-    return f'{all_} took {_with_unit(axis, [least])}'
+    return f'{all_} took {with_unit(axis, [least])}'
   ends = sorted({min(others), max(others)})
   if least > 0:
     said = [times(value / least) for value in ends]
     more = f'{" to ".join(dict.fromkeys(said))} times {as_much}'
   else:
-    more = _with_unit(axis, ends)
+    more = with_unit(axis, ends)
   rest = [label for label, value in values.items() if value > least]
   who = rest[0] if len(rest) == 1 else 'the others'
   return f'{listed(winners)} took {name} ({amount(axis, least)}; {who} {more})'
 
 
-def _with_unit(axis: str, values: Sequence[float]) -> str:
-  """One amount, or the least and the most."""
+def with_unit(axis: str, values: Sequence[float]) -> str:
+  """One amount, or the least and the most.
+
+  >>> with_unit('updates', [3, 1, 2]), with_unit('examples', [1])
+  ('1 to 3 updates', '1 example')
+  """
   ends = dict.fromkeys(amount(axis, v) for v in (min(values), max(values)))
-  return f'{" to ".join(ends)}{"" if axis == "seconds" else f" {axis}"}'
+  said = ' to '.join(ends)
+  if axis == 'seconds':
+    return said
+  return f'{said} {axis[:-1] if said == "1" else axis}'
 
 
 def differences(keys: Mapping[str, Sequence[str]]) -> str:
@@ -211,19 +218,21 @@ def sentence(
   start = f'These runs differ {differences(keys)}'
   if reached is None:
     return (
-      f'{start}; nothing can be said at an equal loss, because less than two '
-      'of them have evaluations of one split.'
+      f'{start}; nothing can be said at an equal loss, because fewer than '
+      'two of them have evaluations of one split.'
     )
   out = left_out(runs, reached)
   all_ = 'both' if len(runs) == 2 else 'all'
   but = f' but {listed([f"{k} ({v})" for k, v in out.items()])}' if out else ''
+  going = any(r.known['status'] not in DONE | {'diverged'} for r in runs)
+  so_far = ' so far' if going else ''
   start = (
     f'{start}: to a {reached.split} {reached.metric} of '
-    f'{quantity(reached.value)}, the best that {all_}{but} reached,'
+    f'{quantity(reached.value)}, the best{so_far} that {all_}{but} reached,'
   )
   costs = group_costs(groups, reached)
   if len(costs) > 1:
     return f'{start} {listed([_least(axis, costs) for axis in AXES])}.'
   own = [cost for cost in reached.costs if cost is not None]
-  spans = [_with_unit(axis, [cost[axis] for cost in own]) for axis in AXES]
+  spans = [with_unit(axis, [cost[axis] for cost in own]) for axis in AXES]
   return f'{start} they took {listed(spans)}.'
