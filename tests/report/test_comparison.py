@@ -67,6 +67,11 @@ def rows(text, title):
   return [[re.sub('<.*?>', '', cell) for cell in row] for row in cells]
 
 
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def pair(tmp_path):
   """One that grows far in few updates, one that is better in the end."""
@@ -397,8 +402,8 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, pair):
     main([*map(str, pair), '--metric', 'loss'])
 
 
-def test_command_line(pair, tmp_path, capsys, monkeypatch):
-  monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures('pair')
+def test_command_line(tmp_path, capsys):
   assert main(['few', 'many']) == 0
   assert capsys.readouterr().out == f'{tmp_path / "comparison.html"}\n'
   assert (tmp_path / 'comparison.html').exists()
