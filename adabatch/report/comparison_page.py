@@ -12,6 +12,7 @@ from adabatch.report.compared import DONE, Group, Run, differing, groups_of
 from adabatch.report.equal_metric import (
   Milestone,
   amount,
+  bests,
   common_split,
   metrics_of,
   milestone,
@@ -42,6 +43,7 @@ from adabatch.report.style import SERIES
 
 SMALL = (3.4, 2.3)  # inches: three pictures stand side by side
 MARKERS = 12  # more would hide the lines of the other runs
+ZOOM = 6  # times the range of the best values is seen below it
 MOST_NAMED = 4  # groups in a line of text
 FAR = 20.0  # times as long as the shortest run: the x axis is logarithmic
 LOOKS = ('', 'dashed', 'dotted')
@@ -89,7 +91,27 @@ def _split_panels(runs: Sequence[Run], style: _Style) -> Iterator[Panel]:
       for i, run in enumerate(runs):
         records = [r for r in run.evaluations if r.get('split', '') == split]
         lines.append(style.line(i, records, column(records, metric)))
-      yield Panel(f'{split} {metric}', '', lines, LOSS)
+      floor = _floor(runs, split, metric)
+      low = np.concatenate([line.y for line in lines])
+      note = ''
+      if floor is not None and (low < floor).any():
+        note = f'without what is below {quantity(floor)}'
+      yield Panel(f'{split} {metric}', '', lines, LOSS, note, floor=floor)
+
+
+def _floor(runs: Sequence[Run], split: str, metric: str) -> float | None:
+  """Where a picture starts in which one is to see by how much runs differ.
+
+  A loss has a logarithmic axis instead.
+  """
+  best = [
+    value
+    for run, value in zip(runs, bests(runs, split, metric), strict=True)
+    if math.isfinite(value) and not run.diverged
+  ]
+  if lower_is_better(metric) or len(set(best)) < 2:
+    return None
+  return min(best) - ZOOM * (max(best) - min(best))
 
 
 def _training_panel(runs: Sequence[Run], style: _Style) -> Panel:
@@ -249,7 +271,7 @@ def _key_table(
     yield from table(columns, rows, columns)
 
 
-def _bests(groups: Sequence[Group], reached: Milestone) -> str:
+def _best(groups: Sequence[Group], reached: Milestone) -> str:
   """The best value of each group; of many, that of the two ends."""
   better = min if lower_is_better(reached.metric) else max
   found: dict[str, tuple[float, str]] = {}
@@ -286,14 +308,14 @@ def build_comparison_page(runs: Sequence[Run]) -> str:
   first = runs[0].config
   names = [str(first[k]) for k in ('data.name', 'task.name') if k in first]
   lead = sentence(runs, groups, keys, by_name.get('loss'))
-  bests = [_bests(groups, found) for found in milestones]
+  remarks = [_best(groups, found) for found in milestones]
   if len(groups) > 1 and len(groups) < len(runs):
-    bests.append('Of runs that differ in their seed alone the median counts.')
+    remarks.append('Of runs that differ in their seed alone the median counts.')
   body = [
     f'<h1>{len(runs)} runs</h1>',
     f'<p class="subtitle">{escape(" · ".join(names))}</p>',
     f'<p class="lead">{escape(lead)}</p>',
-    *(f'<p class="best">{escape(line)}</p>' for line in bests),
+    *(f'<p class="best">{escape(line)}</p>' for line in remarks),
     _legend(style),
   ]
   for i, panel in enumerate(_split_panels(runs, style)):

@@ -53,10 +53,11 @@ def metrics_of(runs: Sequence[Run], split: str) -> list[str]:
     for key in record
     if key not in NOT_METRICS
   }
-  return [n for n in names if any(map(math.isfinite, _bests(runs, split, n)))]
+  return [n for n in names if any(map(math.isfinite, bests(runs, split, n)))]
 
 
-def _bests(runs: Sequence[Run], split: str, metric: str) -> list[float]:
+def bests(runs: Sequence[Run], split: str, metric: str) -> list[float]:
+  """The best value of each run; NaN where there is none."""
   found = []
   for run in runs:
     values = column(_of_split(run, split), metric)
@@ -83,7 +84,7 @@ def milestone(runs: Sequence[Run], split: str, metric: str) -> Milestone | None:
   that is as good.
   """
   lower = lower_is_better(metric)
-  best = _bests(runs, split, metric)
+  best = bests(runs, split, metric)
   asked = [
     value
     for value, run in zip(best, runs, strict=True)

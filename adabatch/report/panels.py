@@ -33,6 +33,7 @@ class Panel(NamedTuple):
   limit: float | None = None  # B_max, a horizontal line
   # Where the loss stopped being finite on every axis, a vertical line.
   stop: Mapping[str, float] | None = None
+  floor: float | None = None  # what is lower leaves the picture
 
 
 def _missing(values: np.ndarray) -> str:

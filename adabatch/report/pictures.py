@@ -72,6 +72,8 @@ def draw(
   values = np.concatenate([np.empty(0), *(y for _, _, y in curves)])
   if not values.size:
     return ''
+  if panel.floor is not None:
+    values = values[values >= panel.floor]
   if panel.limit:
     values = np.append(values, panel.limit)
   scale = scales.choose_scale(values, panel.rule)

@@ -102,7 +102,7 @@ h2.part { display: block; font-size: 1.2rem; margin: 2rem 0 0; }
 .key.arrow::before { content: '▲'; }
 .key.band::before { border-top-width: .6em; vertical-align: .05em; }
 .three { gap: 1rem 1.6rem; margin-top: .4rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 .lead { font-size: 1.1rem; max-width: 60rem; margin: .2rem 0 .6rem; }
 .best { margin: .1rem 0; color: var(--soft); font-size: .9rem; }
 .scroll .key { white-space: nowrap; }

@@ -293,6 +293,20 @@ def test_short_and_long_runs_share_a_logarithmic_axis(tmp_path):
   ]
 
 
+def test_where_runs_part_is_seen(tmp_path):
+  """An accuracy of 0.1 at first would make 0.96 and 0.97 one line."""
+  paths = [
+    run(tmp_path / name, [4.0, 0.2, end], settings=config(name))
+    for name, end in (('a', 0.16), ('b', 0.12))
+  ]
+  text, _ = page_of(paths, tmp_path)
+  assert 'without what is below 0.9<' in text
+  (first,) = re.findall(r'accuracy against up.*?</svg>', text, re.DOTALL)[:1]
+  labels = re.findall(r'>(0\.\d+)<', first)
+  assert labels[0] == '0.95'
+  assert labels[-1] == '0.97'
+
+
 def test_the_target_of_each(tmp_path, pair):
   target = {'metric': 'accuracy', 'value': 0.9, 'reached': True}
   target |= {'updates': 3, 'examples': 300, 'seconds': 3.0}
