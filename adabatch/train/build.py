@@ -249,7 +249,9 @@ def check(config: Config, devices: int) -> None:
       f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, the others '
       'for classification'
     )
-  choose(task.higher_is_better, config.target.metric, 'target.metric')
+  # Of a task without accuracy none is asked unless something is to be reached.
+  if config.target.value is not None:
+    choose(task.higher_is_better, config.target.metric, 'target.metric')
   extent = Extent(1, 1, config.controller.max_batch_size)
   rules = make_sync(config, extent)
   if config.sync.tune.enabled:
