@@ -301,6 +301,14 @@ def test_large_logits_of_labels_do_not_overflow():
   assert loss(logits, {'label': np.array([[0, 1]])}).tolist() == [1e4]
 
 
+def test_bfloat16_logits_of_labels_are_averaged_in_float32():
+  logits = jnp.full((1, 300), 0.1, jnp.bfloat16)
+  got = multi_label().loss(logits, {'label': np.zeros((1, 300), np.int32)})
+  assert got.dtype == jnp.float32
+  expected = np.log1p(np.exp(float(logits[0, 0])))
+  assert float(got[0]) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
   ('outputs', 'labels'),
   [((8, 3), (8, 1)), ((8, 3), (8,)), ((8,), (8,)), ((8, 1), (8, 3))],
