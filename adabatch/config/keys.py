@@ -131,8 +131,13 @@ def default() -> Config:
   c.model.lstm.tied_embeddings = False  # the output layer's too
 
   c.task = ConfigDict()
-  c.task.name = 'classification'  # 'classification', 'language_modelling'
-  c.task.label_smoothing = 0.0  # in the training loss only
+  # 'classification', 'regression', 'multi_label', 'language_modelling'
+  c.task.name = 'classification'
+  c.task.label_smoothing = (
+    0.0  # of classes and tokens; in the training loss only
+  )
+  c.task.regression = ConfigDict()
+  c.task.regression.loss = 'squared'  # or 'absolute'
 
   c.optimizer = ConfigDict()
   # 'sgd', 'momentum', 'nesterov', 'adam', 'adamw', 'lars', 'lamb'

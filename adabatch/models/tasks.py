@@ -17,6 +17,10 @@ import optax
 
 Batch = Mapping[str, jax.Array]
 
+# From so many classes on it is usual to say how often one of five guesses is
+# right.
+TOP_5_CLASSES = 100
+
 
 class Task(NamedTuple):
   """A supervised task.
@@ -31,6 +35,7 @@ class Task(NamedTuple):
     summarize: the exact mean of each metric, on the host -> what is reported:
       the same, and what can only be computed from a mean.
     metric_names: what `metrics` gives.
+    labels: what is predicted: 'classes', 'numbers' or 'flags'.
   """
 
   loss: Callable[[jax.Array, Batch], jax.Array]
@@ -39,17 +44,25 @@ class Task(NamedTuple):
   inputs: Callable[[Batch], jax.Array]
   summarize: Callable[[dict[str, float]], dict[str, float]]
   metric_names: tuple[str, ...] = ('loss', 'accuracy')
+  labels: str = 'classes'
 
 
-def classification(label_smoothing: float = 0.0) -> Task:
+def classification(
+  label_smoothing: float = 0.0, num_classes: int | None = None
+) -> Task:
   """Cross-entropy over classes, in nats, and accuracy.
+
+  With `TOP_5_CLASSES` or more also `accuracy_top_5`, whether the label is among
+  the five highest logits; of equal ones the first count, as for accuracy.
 
   Args:
     label_smoothing: probability mass spread evenly over all classes in the
       training loss, in [0, 1); the evaluation loss is never smoothed.
+    num_classes: C; None where it is not known, and top 5 not asked for.
 
   Returns:
-    A task of batches with `image` and `label`, int32 [B].
+    A task of batches with `image` or `features`, and `label`, int32 [B];
+    outputs are logits [B, C].
 
   Raises:
     ValueError: if `label_smoothing` is no such number.
@@ -60,24 +73,173 @@ def classification(label_smoothing: float = 0.0) -> Task:
   1.3863
   """
   _check_smoothing(label_smoothing)
+  top_5 = num_classes is not None and num_classes >= TOP_5_CLASSES
 
   def loss(logits: jax.Array, batch: Batch) -> jax.Array:
     return _cross_entropy(logits, batch['label'], label_smoothing)
 
   def metrics(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     labels = batch['label']
-    return {
+    values = {
       'loss': _cross_entropy(logits, labels),
       'accuracy': (jnp.argmax(logits, -1) == labels).astype(jnp.float32),
     }
+    if top_5:
+      _, highest = jax.lax.top_k(logits, 5)
+      among = jnp.any(highest == labels[:, None], -1)
+      values['accuracy_top_5'] = among.astype(jnp.float32)
+    return values
 
+  return _supervised(
+    loss,
+    metrics,
+    {'loss': False, 'accuracy': True}
+    | ({'accuracy_top_5': True} if top_5 else {}),
+  )
+
+
+def regression(loss: str = 'squared') -> Task:
+  """Numbers, by the mean over an example's outputs of e^2 or |e|.
+
+  e = output - label; the loss of evaluations is that of training.
+
+  Args:
+    loss: 'squared', e^2, or 'absolute', |e|.
+
+  Returns:
+    A task of batches with `image` or `features`, and `label`, numbers [B] or
+    [B, D]; outputs are of the same shape. Metrics are `loss`,
+    `mean_squared_error` and `mean_absolute_error`.
+
+  Raises:
+    ValueError: if `loss` is none of the two; when called, if outputs and labels
+      are not of one such shape: [B, 1] is not [B].
+
+  >>> task = regression()
+  >>> batch = {'label': jnp.array([[1.0, 2.0]])}
+  >>> print(task.loss(jnp.array([[2.0, 4.0]]), batch))
+  [2.5]
+  """
+  losses = {'squared': jnp.square, 'absolute': jnp.abs}
+  if loss not in losses:
+    raise ValueError(f'loss must be {" or ".join(losses)}, got {loss!r}')
+
+  def mean(function: Callable[[jax.Array], jax.Array], outputs, batch: Batch):
+    outputs, labels = _alike(outputs, batch['label'], (1, 2))
+    errors = function(outputs - labels)
+    return jnp.mean(errors.reshape(len(errors), -1), -1)
+
+  def metrics(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {
+      'loss': mean(losses[loss], outputs, batch),
+      'mean_squared_error': mean(jnp.square, outputs, batch),
+      'mean_absolute_error': mean(jnp.abs, outputs, batch),
+    }
+
+  return _supervised(
+    lambda outputs, batch: mean(losses[loss], outputs, batch),
+    metrics,
+    dict.fromkeys(('loss', 'mean_squared_error', 'mean_absolute_error'), False),
+    labels='numbers',
+  )
+
+
+def multi_label() -> Task:
+  """Any number of C labels at once, by binary cross-entropy in nats.
+
+  The loss of an example is the mean over labels of -log p(y), p being the
+  sigmoid of the logit. `ranking_average_precision` is that of an example's
+  labels: for each true one, the share of true ones among those with a logit at
+  least as high; the mean of these; 1 where all or none are true. It is a mean
+  over examples, as the mean average precision over classes is not: that one
+  needs the order of all examples.
+
+  Returns:
+    A task of batches with `image` or `features`, and `label`, 0 or 1, [B, C];
+    outputs are logits [B, C].
+
+  Raises:
+    ValueError: when called, if outputs and labels are not of one such shape.
+
+  Source: Schapire and Singer (2000), BoosTexter: average precision.
+
+  >>> task = multi_label()
+  >>> logits, batch = jnp.zeros((1, 3)), {'label': jnp.array([[0, 1, 1]])}
+  >>> print(f'{task.loss(logits, batch)[0]:.4f}')  # log 2
+  0.6931
+  """
+
+  def loss(outputs: jax.Array, batch: Batch) -> jax.Array:
+    logits, labels = _alike(outputs, batch['label'], (2,))
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), -1)
+
+  def metrics(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    logits, labels = _alike(outputs, batch['label'], (2,))
+    return {
+      'loss': loss(outputs, batch),
+      'ranking_average_precision': jax.vmap(_ranking_precision)(logits, labels),
+    }
+
+  return _supervised(
+    loss,
+    metrics,
+    {'loss': False, 'ranking_average_precision': True},
+    labels='flags',
+  )
+
+
+def _supervised(
+  loss: Callable[[jax.Array, Batch], jax.Array],
+  metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]],
+  higher_is_better: dict[str, bool],
+  labels: str = 'classes',
+) -> Task:
+  """One that feeds the input, and reports the means as they are."""
   return Task(
     loss,
     metrics,
-    {'loss': False, 'accuracy': True},
+    higher_is_better,
     inputs=lambda batch: batch['image' if 'image' in batch else 'features'],
     summarize=dict,
+    metric_names=tuple(higher_is_better),
+    labels=labels,
   )
+
+
+def _alike(
+  outputs: jax.Array, labels: jax.Array, dimensions: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """Both in float32, if nothing would be broadcast.
+
+  Raises:
+    ValueError: if their shapes differ, or have another number of dimensions.
+  """
+  shape, given = jnp.shape(outputs), jnp.shape(labels)
+  if shape != given or len(shape) not in dimensions:
+    names = {1: '[B]', 2: '[B, outputs]'}
+    allowed = ' or '.join(names[number] for number in dimensions)
+    raise ValueError(
+      f'outputs of the network have the shape {shape} and labels {given}: make '
+      f'both {allowed}, with as many outputs as labels'
+    )
+  return outputs.astype(jnp.float32), labels.astype(jnp.float32)
+
+
+def _ranking_precision(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Of one example: mean over true labels of (true ones) / (all) at or above.
+
+  Args:
+    logits: float32 [C].
+    labels: 0 or 1, float32 [C].
+  """
+  order = jnp.argsort(-logits)
+  falling, true = -logits[order], labels[order]
+  # How many are at or above each; of equal ones all are.
+  above = jnp.searchsorted(falling, falling, side='right')
+  true_above = jnp.cumsum(true)[above - 1]
+  number = jnp.sum(true)
+  mean = jnp.sum(true * true_above / above) / jnp.maximum(number, 1)
+  return jnp.where(number == 0, 1.0, mean)
 
 
 def language_modelling(label_smoothing: float = 0.0) -> Task:
@@ -141,6 +303,16 @@ def language_modelling(label_smoothing: float = 0.0) -> Task:
     inputs=lambda batch: batch['tokens'][:, :-1].astype(jnp.int32),
     summarize=summarize,
   )
+
+
+# name -> makes it. One of your own is one more line; its parameters are the
+# keys of `task.NAME`, and `label_smoothing` and `num_classes` if it takes them.
+TASKS: dict[str, Callable[..., Task]] = {
+  'classification': classification,
+  'language_modelling': language_modelling,
+  'regression': regression,
+  'multi_label': multi_label,
+}
 
 
 def _check_smoothing(label_smoothing: float) -> None:

@@ -8,6 +8,10 @@ its trials go on.
 
     python -m adabatch.report WORKDIR
 
+Several runs in one page, `comparison.html` in the working directory:
+
+    python -m adabatch.report RUN RUN ...
+
 Of trials in the published form, which need not be ours (`search.archive`):
 
     python -m adabatch.report study.tar.xz --metric=val/classification_error \\
@@ -21,6 +25,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from adabatch.config.files import write_whole
+from adabatch.report.compared import read_runs
+from adabatch.report.comparison_page import build_comparison_page
 from adabatch.report.page import build_page
 from adabatch.report.points import Task, guess_metric
 from adabatch.report.records import number, read_json, read_metrics
@@ -29,17 +35,30 @@ from adabatch.report.study_page import build_study_page
 from adabatch.study.archive import read_tree
 from adabatch.study.trials import Search, published_goal
 
-__all__ = ['read_metrics', 'write_report', 'write_study_report']
+__all__ = [
+  'read_metrics',
+  'write_comparison',
+  'write_report',
+  'write_study_report',
+]
 
 PAGE = 'report.html'
+COMPARISON = 'comparison.html'
 
 
-def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(
+  workdir: str | os.PathLike[str],
+  output: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
   """Writes `WORKDIR/report.html` from what is there so far; its path.
 
   With `metrics.jsonl` it is the page of a run, with `trials/` that of a search
   or a study; uses `summary.json` and `config.json` if they are there. A reader
   sees the old page or the new one, never a half of it.
+
+  Args:
+    workdir: of the run, the search or the study.
+    output: the page, if it is to lie elsewhere.
 
   Raises:
     FileNotFoundError: if the directory holds none of the two.
@@ -55,7 +74,25 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     page = build_page(
       name, *read_metrics(workdir), summary=summary, config=config
     )
-  return _write(workdir / PAGE, page)
+  return _write(pathlib.Path(output or workdir / PAGE), page)
+
+
+def write_comparison(
+  workdirs: Sequence[str | os.PathLike[str]],
+  output: str | os.PathLike[str] = COMPARISON,
+) -> pathlib.Path:
+  """Writes a page that compares runs from what is there so far; its path.
+
+  Args:
+    workdirs: of two runs or more, of one task on one data set.
+    output: the page.
+
+  Raises:
+    FileNotFoundError: naming a directory that holds no run.
+    ValueError: if one is given twice, or they cannot be compared.
+  """
+  page = build_comparison_page(read_runs(workdirs))
+  return _write(pathlib.Path(output), page)
 
 
 def write_study_report(
@@ -129,6 +166,8 @@ def _task(
 
 
 def _write(path: pathlib.Path, page: str) -> pathlib.Path:
+  if not path.parent.is_dir():
+    raise FileNotFoundError(f'{path}: there is no directory {path.parent}')
   # A torn record may have left half a surrogate pair: never fail on it.
   write_whole(path, page.encode('utf-8', 'replace'))
   return path

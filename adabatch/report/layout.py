@@ -19,7 +19,8 @@ class Key(NamedTuple):
 
   name: str
   color: str  # of the style sheet
-  look: str = ''  # 'dashed', 'dotted', 'faint', 'band', or the name of a mark
+  # 'dashed', 'dotted', 'faint', 'thin', 'band', or the name of a mark
+  look: str = ''
   opacity: float = 1.0
 
 
@@ -81,17 +82,22 @@ def tile(name: str, value: str, small: str = '') -> str:
   return f'<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>'
 
 
+def key_span(key: Key) -> str:
+  """A key before its name; '' if it has none."""
+  if not key.name:
+    return ''
+  faint = '' if key.opacity == 1 else f'; --faint: {key.opacity:.2g}'
+  return (
+    f'<span class="key {key.look}" style="color: var(--{key.color}){faint}">'
+    f'<span>{escape(key.name)}</span></span>'
+  )
+
+
 def figure(
   title: str, unit: str, keys: Sequence[Key], note: str, picture: str
 ) -> str:
   """A picture with its caption; '' for the picture says that there is none."""
-  spans = ''.join(
-    f'<span class="key {key.look}" style="color: var(--{key.color})'
-    f'{"" if key.opacity == 1 else f"; --faint: {key.opacity:.2g}"}">'
-    f'<span>{escape(key.name)}</span></span>'
-    for key in keys
-    if key.name and picture
-  )
+  spans = ''.join(map(key_span, keys)) if picture else ''
   unit = f'({escape(unit)})' if unit else ''
   return (
     f'<figure><figcaption><h2>{escape(title)}</h2> '
@@ -115,13 +121,15 @@ def details(title: str, nested: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table(
-  columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[str]
+  columns: Sequence[str],
+  rows: Iterable[Sequence[str | Key]],
+  words: Sequence[str],
 ) -> Iterator[str]:
   """A wide table; it scrolls by itself where the page is narrow.
 
   Args:
     columns: their names.
-    rows: as many texts each.
+    rows: as many texts each, or keys for what is drawn.
     words: names of the columns that hold words, not numbers.
   """
   looks = [' class="word"' if name in words else '' for name in columns]
@@ -130,8 +138,9 @@ def table(
     yield f'<th scope="col"{look}>{escape(name)}</th>'
   yield '</tr></thead><tbody>'
   for row in rows:
-    cells = zip(row, looks, strict=True)
-    yield ''.join(
-      ['<tr>', *(f'<td{look}>{escape(c)}</td>' for c, look in cells), '</tr>']
+    cells = ''.join(
+      f'<td{look}>{key_span(c) if isinstance(c, Key) else escape(c)}</td>'
+      for c, look in zip(row, looks, strict=True)
     )
+    yield f'<tr>{cells}</tr>'
   yield '</tbody></table></div>'

@@ -18,7 +18,7 @@ class Line(NamedTuple):
   color: str  # one of SERIES
   x: Mapping[str, np.ndarray]  # for every axis
   y: np.ndarray
-  look: str = ''  # 'dashed', 'faint'
+  look: str = ''  # 'dashed', 'dotted', 'faint', 'thin', or several of them
   steps: bool = False  # a value holds since the one before
 
 
@@ -33,6 +33,7 @@ class Panel(NamedTuple):
   limit: float | None = None  # B_max, a horizontal line
   # Where the loss stopped being finite on every axis, a vertical line.
   stop: Mapping[str, float] | None = None
+  floor: float | None = None  # what is lower leaves the picture
 
 
 def _missing(values: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from adabatch.report.lines import since_start, thin
 from adabatch.report.panels import Panel
 from adabatch.report.style import LIGHT
 
+SIZE = (4.5, 2.6)  # inches of a picture
 MAX_MARKERS = 60  # a line with more points than this is drawn without markers
 
 # Matplotlib writes colours as hex. These stand for the page's own colours, so
@@ -28,7 +29,9 @@ DOTTED: Any = (0, (1, 2))
 LOOKS: dict[str, Any] = {
   '': {},
   'dashed': {'linestyle': (0, (3, 1.5))},
+  'dotted': {'linestyle': DOTTED},
   'faint': {'linewidth': 0.8, 'alpha': 0.35},
+  'thin': {'linewidth': 1.0, 'alpha': 0.75},  # one of several alike
 }
 RC: Any = {
   # Text stays text: it is small, follows the page's font and can be searched.
@@ -41,7 +44,16 @@ RC: Any = {
 }
 
 
-def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
+def draw(
+  panel: Panel,
+  axis: str,
+  end: float,
+  prefix: str,
+  *,
+  start: float = 0.0,
+  size: tuple[float, float] = SIZE,
+  markers: int = MAX_MARKERS,
+) -> str:
   """Draws a panel against one axis.
 
   Args:
@@ -49,6 +61,9 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
     axis: one of `AXES`.
     end: where the run ends; all panels of a page share their x axis.
     prefix: starts every id in the SVG; unique in the page.
+    start: where the x axis starts; above 0 it is logarithmic.
+    size: in inches; the page shows it as wide as its column is.
+    markers: a line with more points than this is drawn without them.
 
   Returns:
     An `<svg>` element, or '' if the panel has no finite point.
@@ -57,6 +72,8 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
   values = np.concatenate([np.empty(0), *(y for _, _, y in curves)])
   if not values.size:
     return ''
+  if panel.floor is not None:
+    values = values[values >= panel.floor]
   if panel.limit:
     values = np.append(values, panel.limit)
   scale = scales.choose_scale(values, panel.rule)
@@ -65,18 +82,13 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
     unit, name = (60, 'min') if end > 600 else (1, 's')
     unit, name = (3600, 'h') if end > 3 * 3600 else (unit, name)
     label = f'training time ({name})'
-  end = 1.02 * (end / unit or 1.0)
 
   with matplotlib.rc_context(RC):
-    figure = Figure(figsize=(4.5, 2.6))
-    axes = figure.add_axes((0.115, 0.17, 0.85, 0.80))
-    dress(axes, COLOR)
+    figure, axes = _empty(size)
     if scale.log:
       axes.set_yscale('log', nonpositive='mask')
-    axes.set_xlim(0, end)
+    _set_x(axes, start / unit, end / unit)
     axes.set_ylim(scale.low, scale.high)
-    x_ticks = scales.linear_ticks(0, end)
-    axes.set_xticks(x_ticks, scales.tick_labels(x_ticks))
     axes.set_yticks(scale.ticks, scale.labels)
     axes.minorticks_off()
     axes.set_xlabel(label, color=INK, labelpad=4)
@@ -86,7 +98,9 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
       stop = panel.stop[axis] / unit
       axes.axvline(stop, color=COLOR['s2'], linewidth=1.2, linestyle=DOTTED)
     for line, x, y in curves:
-      marked = len(x) <= MAX_MARKERS and line.look != 'dashed'
+      looks = line.look.split()
+      marked = len(x) <= markers and not {'dashed', 'dotted'} & {*looks}
+      marked = marked or len(x) == 1
       if line.steps:
         x, y = since_start(x, y)
       axes.plot(
@@ -95,9 +109,34 @@ def draw(panel: Panel, axis: str, end: float, prefix: str) -> str:
         color=COLOR[line.color],
         drawstyle='steps-pre' if line.steps else 'default',
         marker='o' if marked else '',
-        **LOOKS[line.look],
+        **{k: v for look in looks for k, v in LOOKS[look].items()},
       )
   return to_svg(figure, prefix, f'{panel.title} against {label}')
+
+
+def _empty(size: tuple[float, float]) -> tuple[Figure, Axes]:
+  """A figure whose axes leave the room that labels need, whatever its size."""
+  width, height = size
+  figure = Figure(figsize=size)
+  axes = figure.add_axes(
+    (0.52 / width, 0.44 / height, 1 - 0.68 / width, 1 - 0.52 / height)
+  )
+  dress(axes, COLOR)
+  return figure, axes
+
+
+def _set_x(axes: Axes, start: float, end: float) -> None:
+  if start > 0:
+    scale = scales.log_scale(start, max(end, start))
+    # What holds from the start begins at 0: at the edge of the picture.
+    axes.set_xscale('log', nonpositive='clip')
+    axes.set_xlim(scale.low, scale.high)
+    axes.set_xticks(scale.ticks, scale.labels)
+    return
+  end = 1.02 * (end or 1.0)
+  ticks = scales.linear_ticks(0, end)
+  axes.set_xlim(0, end)
+  axes.set_xticks(ticks, scales.tick_labels(ticks))
 
 
 def dress(axes: Axes, palette: Mapping[str, str]) -> None:

@@ -22,7 +22,6 @@ AXES = {'updates': 'update', 'examples': 'examples', 'seconds': 'seconds'}
 
 HUGE = 1e30  # treated as not finite: no axis is readable that reaches so far
 NOT_METRICS = frozenset(('kind', 'epoch', 'split', *AXES.values()))
-LOWER_IS_BETTER = frozenset(('loss', 'perplexity', 'error'))
 
 
 def read_metrics(
@@ -74,6 +73,15 @@ def number(value: Any) -> float:
   return value if abs(value) < HUGE else math.nan
 
 
+def lower_is_better(metric: str) -> bool:
+  """Whether less of a metric is better, by the end of its name.
+
+  >>> [lower_is_better(m) for m in ('loss', 'mean_squared_error', 'accuracy')]
+  [True, True, False]
+  """
+  return metric.endswith(('loss', 'perplexity', 'error'))
+
+
 def column(records: Iterable[Record], key: str) -> np.ndarray:
   """One key of all records as a float array, NaN where it is not a number.
 
@@ -111,7 +119,7 @@ def facts(
     for metric, value in record.items():
       value = number(value)
       if metric not in NOT_METRICS and math.isfinite(value):
-        better = min if metric in LOWER_IS_BETTER else max
+        better = min if lower_is_better(metric) else max
         scores = best.setdefault(split, {})
         scores[metric] = better(scores.get(metric, value), value)
         final.setdefault(split, {})[metric] = value

@@ -101,6 +101,18 @@ h2.part { display: block; font-size: 1.2rem; margin: 2rem 0 0; }
 .key.cross::before { content: '×'; } .key.plus::before { content: '+'; }
 .key.arrow::before { content: '▲'; }
 .key.band::before { border-top-width: .6em; vertical-align: .05em; }
+.three { gap: 1rem 1.6rem; margin-top: .4rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
+.lead { font-size: 1.1rem; max-width: 60rem; margin: .2rem 0 .6rem; }
+.best { margin: .1rem 0; color: var(--soft); font-size: .9rem; }
+.scroll .key { white-space: nowrap; }
+.set { margin-top: 1.6rem; }
+.legend { padding: .5rem 0; background: var(--paper);
+  border-bottom: 1px solid var(--grid); }
+.thin::before { border-top-width: 2px; --faint: .75; }
+@media screen { .legend { position: sticky; top: 0; } }
+@media screen and (max-width: 50rem) {
+  .legend { flex-wrap: nowrap; overflow-x: auto; white-space: nowrap; } }
 .charts figure { justify-content: flex-start; }
 .scroll { overflow-x: auto; }
 .scroll td, .scroll th { width: auto; overflow-wrap: normal;

@@ -103,6 +103,12 @@ def check_search(config: Config) -> None:
     dict.fromkeys((*SAMPLERS, 'tpe')), config.search.sampler, 'search.sampler'
   )
   make_goal(config)
+  task = config.task.name
+  if task not in ('classification', 'language_modelling'):
+    raise ConfigError(
+      f'task.name={task!r}: a search records classification errors, which this '
+      'task has none of: train, or choose classification'
+    )
   if not search_space(config):
     raise ConfigError('search.space is empty: give it a row')
 

@@ -20,7 +20,7 @@ from adabatch.devices import layout
 from adabatch.devices.mesh import BACKENDS, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract
-from adabatch.models.tasks import Task, classification, language_modelling
+from adabatch.models.tasks import TASKS, TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
@@ -49,10 +49,6 @@ from adabatch.train.run_end import (
 from adabatch.train.splits import TextCache
 from adabatch.train.tuning import TuningRule
 
-TASKS = {
-  'classification': classification,
-  'language_modelling': language_modelling,
-}
 LANGUAGE_MODELS = ('transformer', 'lstm')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -221,11 +217,24 @@ def compiler_options(config: Config, platform: str) -> dict[str, Any]:
   return options
 
 
-def make_task(config: Config) -> Task:
-  """Losses and metrics."""
-  make = choose(TASKS, config.task.name, 'task.name')
+def make_task(config: Config, num_classes: int | None = None) -> Task:
+  """Losses and metrics, with the task's own table of parameters."""
+  name, smoothing = config.task.name, config.task.label_smoothing
+  make = choose(TASKS, name, 'task.name')
+  table = config.task[name] if name in config.task else {}
+  parameters: dict[str, Any] = dict(table)
+  takes = inspect.signature(make).parameters
+  if 'label_smoothing' in takes:
+    parameters['label_smoothing'] = smoothing
+  elif smoothing:
+    raise ConfigError(
+      f'task.label_smoothing={smoothing} has no effect on task.name={name!r}: '
+      'set it to 0'
+    )
+  if 'num_classes' in takes:
+    parameters['num_classes'] = num_classes
   with refusing('task'):
-    return make(config.task.label_smoothing)
+    return make(**parameters)
 
 
 def check(config: Config, devices: int) -> None:
@@ -243,14 +252,16 @@ def check(config: Config, devices: int) -> None:
   )
   make_model(config, 1)
   name, task_name = config.model.name, config.task.name
-  task = make_task(config)
+  make_task(config)
   if (name in LANGUAGE_MODELS) != (task_name == 'language_modelling'):
     raise ConfigError(
       f'model.name={name!r} and task.name={task_name!r} do not go together: '
-      f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, the others '
-      'for classification'
+      f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, and no '
+      'others'
     )
-  choose(task.higher_is_better, config.target.metric, 'target.metric')
+  # Of a task without accuracy none is asked unless something is to be reached.
+  if config.target.value is not None:
+    _check_target(config, make_task(config, TOP_5_CLASSES))
   extent = Extent(1, 1, config.controller.max_batch_size)
   rules = make_sync(config, extent)
   if config.sync.tune.enabled:
@@ -276,6 +287,10 @@ def check(config: Config, devices: int) -> None:
     check_model(config, make_model(config, config.data.vocab_size), row)
 
 
+def _check_target(config: Config, task: Task) -> None:
+  choose(task.higher_is_better, config.target.metric, 'target.metric')
+
+
 def build(
   config: Config,
   devices: Sequence[Any] | None = None,
@@ -298,8 +313,11 @@ def build(
   made = make_devices(devices, backend=config.parallel.backend)
   # Before the data is read: a wrong name must not cost minutes.
   check(config, made.size)
-  task = make_task(config)
-  inputs = open_inputs(config, splits, cache)
+  labels = make_task(config).labels
+  inputs = open_inputs(config, splits, cache, labels=labels)
+  task = make_task(config, inputs.train.num_classes)
+  if config.target.value is not None:
+    _check_target(config, task)
   num_examples = inputs.train.num_examples
   ladder = make_ladder(config, made.size, num_examples)
   example = network_input(task, inputs)

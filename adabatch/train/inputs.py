@@ -23,6 +23,8 @@ def open_inputs(
   config: Config,
   splits: tuple[Any, Any] | None = None,
   cache: TextCache | None = None,
+  *,
+  labels: str = 'classes',
 ) -> Inputs:
   """Opens what `config.data` names.
 
@@ -31,6 +33,7 @@ def open_inputs(
     splits: training and evaluation split of the caller's own; None to open
       what the config names.
     cache: for the tokens of a text set.
+    labels: what the task predicts: 'classes', 'numbers' or 'flags'.
 
   Raises:
     ConfigError: for settings that do not fit the data.
@@ -43,10 +46,10 @@ def open_inputs(
       f'{", ".join(PLACEMENTS)}'
     )
   if splits is None:
-    splits = open_splits(config, cache)
+    splits = open_splits(config, cache, labels)
   if config.task.name == 'language_modelling':
     return _text_inputs(config, splits)
-  return _example_inputs(config, splits)
+  return _example_inputs(config, splits, labels)
 
 
 def _placed(config: Config, splits: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -100,10 +103,12 @@ def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
   )
 
 
-def _example_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
+def _example_inputs(
+  config: Config, splits: tuple[Any, Any], labels: str
+) -> Inputs:
   d, (train, evaluation) = config.data, _placed(config, splits)
   _check_classes(config, splits)
-  _check_examples(config, train, evaluation)
+  _check_examples(config, train, evaluation, labels)
   statistics = _statistics(config, train)
   # A stream of squares cut at random is augmented where it is decoded.
   cropped = isinstance(train, data.ImageRecords) and train.cropped
@@ -262,7 +267,9 @@ def _check_text(train: Any, evaluation: Any) -> None:
     )
 
 
-def _check_examples(config: Config, train: Any, evaluation: Any) -> None:
+def _check_examples(
+  config: Config, train: Any, evaluation: Any, labels: str
+) -> None:
   """Refuses splits that fit neither one another nor the task."""
   d, task = config.data, config.task.name
   for split in (train, evaluation):
@@ -276,12 +283,11 @@ def _check_examples(config: Config, train: Any, evaluation: Any) -> None:
     raise ConfigError(
       f'the splits differ: training has {one}, evaluation {other}'
     )
-  numbers = train.shapes['label'].dtype.kind == 'f'
-  if numbers == (task == 'classification'):
-    has = 'numbers' if numbers else 'classes'
+  if (train.shapes['label'].dtype.kind == 'f') == (labels == 'classes'):
+    has = 'classes' if labels != 'classes' else 'numbers'
     raise ConfigError(
-      f"task.name='{task}' does not go with labels that are {has}: choose "
-      f'{"regression or multi_label" if numbers else "classification"}'
+      f"task.name='{task}' predicts {labels}, and the labels are {has}: set "
+      'task.name'
     )
   name, shape = entry(train.shapes), train.shapes[entry(train.shapes)].shape
   if name == 'features' and (d.crop_padding or d.flip):

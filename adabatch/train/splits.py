@@ -18,13 +18,6 @@ from adabatch.data.source import Shape
 
 PLACEMENTS = ('auto', 'resident', 'streaming')
 
-# What the labels of a table are for a task; see `data.load_tables`.
-LABELS = {
-  'classification': 'classes',
-  'regression': 'numbers',
-  'multi_label': 'flags',
-}
-
 
 class TextCache(NamedTuple):
   """Where the tokens of a text set are kept.
@@ -38,8 +31,15 @@ class TextCache(NamedTuple):
   writer: bool
 
 
-def open_splits(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
+def open_splits(
+  config: Config, cache: TextCache | None, labels: str
+) -> tuple[Any, Any]:
   """Opens the training and the evaluation split of `config.data`.
+
+  Args:
+    config: the whole config.
+    cache: for the tokens of a text set.
+    labels: what those of a table are; see `data.load_tables`.
 
   Raises:
     ConfigError: for settings that do not fit the data.
@@ -61,13 +61,13 @@ def open_splits(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
           'none: leave it out'
         )
   if config.smoke:
-    config, splits = _open_small(config)
+    config, splits = _open_small(config, labels)
     if splits is not None:
       return splits
   if text:
     return _open_text(config, cache)
   if kind == 'a table':
-    return _open_tables(config)
+    return _open_tables(config, labels)
   return _open_images(config)
 
 
@@ -101,7 +101,7 @@ def lie_on_devices(
 
 
 def _open_small(
-  config: Config,
+  config: Config, labels: str
 ) -> tuple[Config, tuple[data.Split, data.Split] | None]:
   """Of a smoke run: the config with shorter splits, or made-up splits.
 
@@ -119,7 +119,7 @@ def _open_small(
       data.Split({k: v[:EXAMPLES] for k, v in s.arrays.items()}, s.num_classes)
       if isinstance(s, data.Split)
       else s
-      for s in _open_tables(config)
+      for s in _open_tables(config, labels)
     )
     return config, (first, second)
   text = config.task.name == 'language_modelling'
@@ -222,19 +222,18 @@ def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
   return rows[0], rows[1]
 
 
-def _open_tables(config: Config) -> tuple[Any, Any]:
+def _open_tables(config: Config, labels: str) -> tuple[Any, Any]:
   """Numbers are read into memory; encoded images are a set of images."""
   d, splits = config.data, (config.data.train_split, config.data.eval_split)
   keys = {'input_key': d.input_key, 'label_key': d.label_key}
   if data.holds_images(d.name, d.data_dir, **keys):
-    if config.task.name != 'classification':
+    if labels != 'classes':
       raise ConfigError(
-        f"data.name='{d.name}' holds encoded images, which go with "
-        f"task.name='classification', not '{config.task.name}'"
+        f"data.name='{d.name}' holds encoded images, whose labels are classes: "
+        f"task.name='{config.task.name}' predicts {labels}"
       )
     found = data.find_parquet_images(d.name, splits, d.data_dir, **keys)
     return _open_found(config, found)
-  labels = LABELS[config.task.name]
   train, evaluation = data.load_tables(
     d.name, splits, d.data_dir, labels=labels, **keys
   )

@@ -214,3 +214,55 @@ def test_keys_that_do_not_fit(overrides, message, tmp_path):
   with pytest.raises((ConfigError, data.DatasetError), match=message):
     train(config(name, **overrides), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def with_numbers(path, flags=False):
+  x, y = numbers(400)
+  table = {'a': x[:, 0], 'b': x[:, 1], 'c': x[:, 2]}
+  if flags:
+    table |= {'red': (y > 0).astype(int), 'big': (x[:, 0] > 3).astype(int)}
+  else:
+    table |= {'y': x @ [0.5, -1, 2]}
+  return write(path, pa.table(table))
+
+
+@pytest.mark.parametrize(
+  ('task', 'metric', 'reached'),
+  [
+    ('regression', 'mean_squared_error', lambda value: value < 0.1),
+    ('multi_label', 'ranking_average_precision', lambda value: value > 0.9),
+  ],
+)
+def test_other_tasks_learn_from_a_table(task, metric, reached, tmp_path):
+  flags = task == 'multi_label'
+  name = with_numbers(tmp_path / 'mine.csv', flags)
+  found = []
+  for placement in ('resident', 'streaming'):
+    overrides = {'task.name': task, 'data.placement': placement}
+    if flags:
+      overrides |= {'data.input_key': 'a,b,c', 'data.label_key': 'red,big'}
+    c = config(name, **overrides)
+    final = train(c, tmp_path / placement)['final']['train[80%:]']
+    assert reached(final[metric])
+    found.append(final)
+  assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({}, "set task.name='regression'"),
+    ({'task.label_smoothing': 0.1}, 'label_smoothing=0.1 has no effect on'),
+    ({'target.value': 0.9}, "unknown target.metric 'accuracy'"),
+    ({'task.regression.loss': 'cubed'}, 'squared or absolute'),
+    ({'data.label_key': 'a,b', 'task.name': 'multi_label'}, 'more than 0 and'),
+  ],
+)
+def test_tasks_that_do_not_fit(overrides, message, tmp_path):
+  name = with_numbers(tmp_path / 'mine.csv')
+  c = config(name, **{'task.name': 'regression'} | overrides)
+  if not overrides:
+    c.task.name = 'classification'
+  with pytest.raises((ConfigError, data.DatasetError), match=message):
+    train(c, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch.models.tasks import classification, language_modelling
+from adabatch.devices.step import weighted_sum
+from adabatch.models.tasks import (
+  classification,
+  language_modelling,
+  multi_label,
+  regression,
+)
 
 CLASSES = 5
 
@@ -122,6 +128,195 @@ def test_classification_feeds_images_and_reports_means():
   assert task.inputs(batch) is batch['image']
   means = {'loss': 0.5, 'accuracy': 0.25}
   assert task.summarize(means) == means
+
+
+def numbered(values):
+  """Logits that are low integers, so that many are equal."""
+  return np.round(np.asarray(values)).astype(np.float32)
+
+
+@pytest.mark.parametrize('classes', [100, 120])
+def test_top_5_is_among_the_five_highest(classes):
+  rng = np.random.Generator(np.random.Philox(2))
+  logits = numbered(3 * rng.standard_normal((200, classes)))
+  labels = rng.integers(0, classes, 200).astype(np.int32)
+  task = classification(0.1, classes)
+  got = task.metrics(logits, {'label': labels})
+  # A stable sort: of equal logits the first count.
+  highest = np.argsort(-logits, -1, kind='stable')[:, :5]
+  expected = [label in row for label, row in zip(labels, highest, strict=True)]
+  assert 0 < np.mean(expected) < 1
+  np.testing.assert_array_equal(got['accuracy_top_5'], expected)
+  assert got['accuracy_top_5'].dtype == jnp.float32
+  assert np.all(got['accuracy'] <= got['accuracy_top_5'])
+  assert task.metric_names == ('loss', 'accuracy', 'accuracy_top_5')
+  assert got.keys() == task.higher_is_better.keys()
+  assert task.higher_is_better['accuracy_top_5'] is True
+
+
+@pytest.mark.parametrize('classes', [None, 5, 99])
+def test_no_top_5_of_few_classes(classes):
+  logits, labels = examples()
+  task = classification(num_classes=classes)
+  got = task.metrics(logits, {'label': labels})
+  assert set(got) == set(task.metric_names) == {'loss', 'accuracy'}
+
+
+# Regression.
+
+
+def check_of_examples(task, outputs, batch, names):
+  """Metrics are float32 of each example, and all that is announced."""
+  got = task.metrics(outputs, batch)
+  assert tuple(got) == task.metric_names == names
+  assert got.keys() == task.higher_is_better.keys()
+  assert {v.dtype for v in got.values()} == {jnp.dtype(jnp.float32)}
+  assert {v.shape for v in got.values()} == {(len(outputs),)}
+  return got
+
+
+ERRORS = ('loss', 'mean_squared_error', 'mean_absolute_error')
+
+
+@pytest.mark.parametrize('shape', [(30,), (30, 1), (30, 4)])
+@pytest.mark.parametrize('loss', ['squared', 'absolute'])
+def test_errors_are_means_over_outputs(loss, shape):
+  rng = np.random.Generator(np.random.Philox(3))
+  outputs = rng.standard_normal(shape).astype(np.float32)
+  labels = rng.standard_normal(shape).astype(np.float32)
+  task, batch = regression(loss), {'label': labels}
+  got = check_of_examples(task, outputs, batch, ERRORS)
+  errors = (outputs.astype(np.float64) - labels).reshape(30, -1)
+  squared, absolute = (errors**2).mean(-1), abs(errors).mean(-1)
+  expected = {'squared': squared, 'absolute': absolute}[loss]
+  for values, slow in (
+    (task.loss(outputs, batch), expected),
+    (got['loss'], expected),
+    (got['mean_squared_error'], squared),
+    (got['mean_absolute_error'], absolute),
+  ):
+    np.testing.assert_allclose(values, slow, rtol=1e-5)
+  assert not any(task.higher_is_better.values())
+  means = dict.fromkeys(ERRORS, 1.0)
+  assert task.summarize(means) == means
+
+
+def test_weights_of_examples_give_their_exact_mean():
+  """Weights are the caller's; an empty slot counts nothing, whatever it is."""
+  outputs = np.array([1.0, 3.0, np.inf], np.float32)
+  batch = {'label': np.zeros(3, np.float32)}
+  weights = jnp.array([0.5, 2.0, 0.0])
+  loss = regression().loss(outputs, batch)
+  mean = weighted_sum(loss, weights) / weights.sum()
+  assert float(mean) == pytest.approx((0.5 * 1 + 2 * 9) / 2.5, rel=1e-6)
+
+
+def test_gradients_of_regression():
+  outputs = np.array([[1.0, -2.0]], np.float32)
+  for loss, expected in (
+    ('squared', [[1.0, -2.0]]),
+    ('absolute', [[0.5, -0.5]]),
+  ):
+    task, batch = regression(loss), {'label': np.zeros((1, 2))}
+    got = jax.grad(lambda x, t=task, b=batch: t.loss(x, b).sum())(outputs)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_whole_numbers_and_bfloat16_are_compared_in_float32():
+  outputs = jnp.array([257.0, 3.0], jnp.bfloat16)  # the first rounds to 256
+  labels = np.array([257, 3], np.int32)
+  got = regression().loss(outputs, {'label': labels})
+  assert got.dtype == jnp.float32
+  assert got.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+  ('outputs', 'labels'),
+  [((8, 1), (8,)), ((8,), (8, 1)), ((8, 3), (8, 1)), ((1,), (8,))]
+  + [((), ()), ((8, 2, 2), (8, 2, 2))],
+)
+def test_shapes_of_numbers_that_do_not_fit(outputs, labels):
+  batch = {'label': np.zeros(labels)}
+  for function in (regression().loss, regression('absolute').metrics):
+    with pytest.raises(ValueError, match='have the shape') as refused:
+      function(jnp.zeros(outputs), batch)
+    said = str(refused.value)
+    assert str(outputs) in said
+    assert str(labels) in said
+    assert '[B] or [B, outputs]' in said
+    assert '\n' not in said
+
+
+def test_a_loss_that_is_none():
+  with pytest.raises(ValueError, match="squared or absolute, got 'huber'"):
+    regression('huber')
+
+
+# Several labels at once.
+
+
+def slow_ranking_precision(logits, labels):
+  """For each true label, one after the other."""
+  found = []
+  for scores, truth in zip(logits, labels, strict=True):
+    true = np.flatnonzero(truth)
+    shares = [
+      np.sum(scores[true] >= scores[k]) / np.sum(scores >= scores[k])
+      for k in true
+    ]
+    found.append(np.mean(shares) if len(shares) else 1.0)
+  return np.array(found)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.int32, np.bool_])
+def test_many_labels_of_each_example(dtype):
+  from sklearn.metrics import label_ranking_average_precision_score
+
+  rng = np.random.Generator(np.random.Philox(4))
+  logits = numbered(2 * rng.standard_normal((60, 7)))
+  labels = rng.random((60, 7)) < rng.random((60, 1))
+  labels[0], labels[1] = False, True
+  task, batch = multi_label(), {'label': labels.astype(dtype)}
+  names = ('loss', 'ranking_average_precision')
+  got = check_of_examples(task, logits, batch, names)
+  signs = np.where(labels, -1.0, 1.0)
+  entropy = np.log1p(np.exp(signs * logits.astype(np.float64))).mean(-1)
+  np.testing.assert_allclose(got['loss'], entropy, rtol=1e-5)
+  np.testing.assert_array_equal(task.loss(logits, batch), got['loss'])
+  slow = slow_ranking_precision(logits, labels)
+  assert slow[0] == slow[1] == 1
+  assert 0.3 < slow.mean() < 0.95
+  precision = got['ranking_average_precision']
+  np.testing.assert_allclose(precision, slow, rtol=1e-6)
+  theirs = label_ranking_average_precision_score(labels, logits)
+  assert float(precision.mean()) == pytest.approx(theirs, rel=1e-6)
+  assert task.higher_is_better == dict(zip(names, (False, True), strict=True))
+
+
+def test_large_logits_of_labels_do_not_overflow():
+  logits = np.array([[1e4, -1e4]], np.float32)
+  loss = multi_label().loss
+  assert loss(logits, {'label': np.array([[1, 0]])}).tolist() == [0.0]
+  assert loss(logits, {'label': np.array([[0, 1]])}).tolist() == [1e4]
+
+
+def test_bfloat16_logits_of_labels_are_averaged_in_float32():
+  logits = jnp.full((1, 300), 0.1, jnp.bfloat16)
+  got = multi_label().loss(logits, {'label': np.zeros((1, 300), np.int32)})
+  assert got.dtype == jnp.float32
+  expected = np.log1p(np.exp(float(logits[0, 0])))
+  assert float(got[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('outputs', 'labels'),
+  [((8, 3), (8, 1)), ((8, 3), (8,)), ((8,), (8,)), ((8, 1), (8, 3))],
+)
+def test_shapes_of_labels_that_do_not_fit(outputs, labels):
+  batch = {'label': np.zeros(labels, np.int32)}
+  for function in (multi_label().loss, multi_label().metrics):
+    with pytest.raises(ValueError, match=r'make both \[B, outputs\]'):
+      function(jnp.zeros(outputs), batch)
 
 
 # Language modelling.

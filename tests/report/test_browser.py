@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from adabatch.report import write_report
+from adabatch.report import write_comparison, write_report
 from adabatch.report.records import AXES
 from adabatch.report.style import DARK, LIGHT
 from tests.report.test_report import SUMMARY as RUN_SUMMARY
@@ -27,7 +27,8 @@ CHROMIUM = next(
   None,
 )
 DRIVER = shutil.which('chromedriver')
-PAGES = ('run', 'search', 'study')
+OWN = ('run', 'search', 'study')  # of one directory
+PAGES = (*OWN, 'comparison')
 
 if not CHROMIUM or not DRIVER:
   pytest.skip(
@@ -71,7 +72,12 @@ def addresses(tmp_path_factory):
   search = SUMMARY | {'job': 'search'}
   write_job(root / 'search', [made_up(64)], search)
   write_job(root / 'study', made_up_study())
-  return {name: write_report(root / name).as_uri() for name in PAGES}
+  write_run(root / 'other', growing_run(100))
+  runs = root / 'run', root / 'other'
+  comparison = write_comparison(runs, root / 'comparison.html')
+  return {name: write_report(root / name).as_uri() for name in OWN} | {
+    'comparison': comparison.as_uri()
+  }
 
 
 def resize(driver, width):
@@ -119,7 +125,7 @@ def test_nothing_is_complained_of(driver, addresses, page):
   assert 'Content Security Policy' in entry['message']
 
 
-@pytest.mark.parametrize('page', ['search', 'study'])
+@pytest.mark.parametrize('page', ['search', 'study', 'comparison'])
 def test_every_picture_is_shown(driver, addresses, page):
   resize(driver, 1200)
   driver.get(addresses[page])

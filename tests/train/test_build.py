@@ -498,6 +498,21 @@ def test_refused_before_the_data_are_read(case, monkeypatch):
   assert '\n' not in str(error.value)
 
 
+def test_a_metric_is_asked_for_only_where_something_is_to_be_reached(
+  monkeypatch,
+):
+  task = tasks.regression()
+  monkeypatch.setitem(build_lib.TASKS, 'mine', lambda *_, **__: task)
+  config = digits(**{'task.name': 'mine'})
+  assert config.target.metric not in task.higher_is_better
+  build_lib.check(config, 1)
+  config.target.value = 0.5
+  with pytest.raises(ConfigError, match=r'target\.metric.*mean_squared_error'):
+    build_lib.check(config, 1)
+  config.target.metric = 'mean_squared_error'
+  build_lib.check(config, 1)
+
+
 def network(*, has='num_classes dtype', takes='train rows'):
   """A class of a network, as somebody else may write it."""
   fields = dict.fromkeys(has.split())
