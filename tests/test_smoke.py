@@ -46,6 +46,7 @@ SAME_NETWORK = (
 OTHER_TESTS = 'densenet40_cifar100', 'vgg11_imagenet', 'wrn28_10_cifar100'
 # Another config trains two layers.
 ONE_LAYER = (
+  'nanogpt_shakespeare',
   'study_transformer_lm1b',
   'transformer_lm1b',
   'transformer_shakespeare_diloco',
@@ -53,6 +54,7 @@ ONE_LAYER = (
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
   'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
+  'nanogpt_shakespeare': ('constant', 'growing'),
   'cnn_mnist': ('base', 'narrow', 'wide'),
   'cnn_fashion_mnist': ('base', 'narrow', 'wide'),
 }
