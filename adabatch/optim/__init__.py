@@ -17,6 +17,7 @@ from adabatch.optim.averaging import (
   AverageParamsState,
   average_params,
   averaged,
+  with_average,
 )
 from adabatch.optim.damping import damping_exponent, scale_by_damping
 from adabatch.optim.foreign import (
@@ -116,5 +117,6 @@ __all__ = [
   'scale_in_float32',
   'sqrt_scaling',
   'to_examples',
+  'with_average',
   'wsd',
 ]

@@ -92,6 +92,32 @@ def average_params(
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
+def with_average(
+  tx: optax.GradientTransformation, half_life: jax.typing.ArrayLike
+) -> optax.GradientTransformationExtraArgs:
+  """An optimizer, and the average of the parameters that it makes.
+
+      tx, average_params
+
+  Args:
+    tx: any optimizer; its updates stay as they are.
+    half_life: examples after which a weight has fallen to a half.
+
+  Returns:
+    A transform whose `update` needs params and what both need.
+
+  Raises:
+    ValueError: half_life is not positive.
+
+  >>> tx = with_average(optax.sgd(1.0), half_life=64)
+  >>> p = jnp.ones(1)
+  >>> _, state = tx.update(p, tx.init(p), p, batch_size=64)
+  >>> print(averaged(state))
+  [0.]
+  """
+  return optax.chain(tx, average_params(half_life))
+
+
 def averaged(opt_state: Any) -> Any:
   """The average in the state of an optimizer; None if it keeps none.
 

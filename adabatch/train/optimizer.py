@@ -1,11 +1,9 @@
 """From a config to the optimizer and its learning rate."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
-
-import optax
-from ml_collections import ConfigDict
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
@@ -254,9 +252,8 @@ def make_optimizer(config: Config, extent: Extent):
   )(config.learning_rate.reference_batch_size)
   make = _of_optax if is_of_optax(o.name) else _of_ours
   tx = make(config, make_learning_rate(config, extent), scaling)
-  if config.ema.half_life is None:
-    return tx
-  return optax.chain(tx, optim.average_params(config.ema.half_life))
+  half_life = config.ema.half_life
+  return tx if half_life is None else optim.with_average(tx, half_life)
 
 
 def _of_ours(config: Config, learning_rate: Any, scaling: Any):
@@ -319,7 +316,7 @@ def is_of_optax(name: str) -> bool:
 def _arguments(optimizer: Config) -> dict[str, Any]:
   """Of optax's; a search lays a plain namespace over the config."""
   given = optimizer.args
-  return dict(given if isinstance(given, Mapping | ConfigDict) else vars(given))
+  return dict(vars(given) if isinstance(given, SimpleNamespace) else given)
 
 
 def beta2_at_its_floor(config: Config, max_batch_size: int) -> str | None:
