@@ -2,6 +2,22 @@
 
     python launch.py --config=configs/nanogpt_shakespeare.py \\
         --config.data.data_dir=DIRECTORY_OF_TFDS_SETS
+
+The recipe of Karpathy's nanoGPT for a laptop: 4 layers, 4 heads, 128 channels,
+context 64, 2,000 batches of 12, AdamW at 1e-3 with beta2 0.99 and weight decay
+0.1 on matrices, gradients clipped to the norm 1, warmup from 0 over 100
+updates, a cosine to a tenth, no dropout; validated on the last tenth of the
+text. Published there: validation loss 1.88. `nanogpt_shakespeare.py:growing`
+sees as many examples in batches of 12, of 24 from their half on, of 48 in their
+last quarter, at a rate that grows with the square root.
+
+Expected: 1.809 nats per character after 2,000 updates, two and a half minutes
+on two CPU cores (x86-64, JAX 0.10.2, seed 0), 0.07 better than published;
+`:growing` 1.812 after 1,380. What differs: the Transformer of this project has
+sines for positions, ReLU, and embeddings of another size; bytes are its tokens,
+65 of which occur; rows are those of one cut of the text, in a random order
+without repetition, where nanoGPT draws windows anywhere; its estimate is of 20
+batches, this one of all.
 """
 
 from adabatch import config
