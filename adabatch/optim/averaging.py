@@ -10,6 +10,8 @@ import optax
 class AverageParamsState(NamedTuple):
   """The average so far.
 
+      average <- average + share (x - average),  share = (1 - d) / weight
+
   Args:
     averaged_params: like the parameters, at least float32.
     weight: 1 - 2^(-examples / half-life), float32 scalar; 0 before any update.
@@ -120,6 +122,8 @@ def with_average(
 
 def averaged(opt_state: Any) -> Any:
   """The average in the state of an optimizer; None if it keeps none.
+
+      sum_i w_i x_i / sum_i w_i
 
   Args:
     opt_state: of a chain of transforms, one of which may be `average_params`.

@@ -21,7 +21,14 @@ _MASKS = ('mask', 'weight_decay_mask')
 
 
 class AtLearningRateState(NamedTuple):
-  """The state of an optimizer and of its learning rate."""
+  """The state of an optimizer and of its learning rate.
+
+      lr, rate <- rate.update(rate),  u, inner <- make(lr).update(g, inner)
+
+  Args:
+    inner: of the optimizer.
+    rate: of what knows the learning rate.
+  """
 
   inner: Any
   rate: Any
@@ -184,11 +191,19 @@ def _check_arguments(
 def check_trains(tx: optax.GradientTransformation) -> None:
   """Refuses an optimizer whose update needs more than gradients.
 
+      tx.update(g, state, params, batch_size=, damping=, examples=)
+
+  Some need the loss or a second gradient. Nothing is computed.
+
   Args:
-    tx: whose update is given `batch_size`, `damping` and `examples`.
+    tx: an optimizer; its state has a `learning_rate`.
 
   Raises:
-    ValueError, TypeError: of its own.
+    ValueError, TypeError: of its own, or for two learning rates.
+
+  >>> check_trains(optax.contrib.momo())  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  TypeError: ... missing 1 required keyword-only argument: 'value'
   """
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   tx = optax.with_extra_args_support(tx)
@@ -198,6 +213,9 @@ def check_trains(tx: optax.GradientTransformation) -> None:
     updates, state = tx.update(params, tx.init(params), params, **extra)
     return updates, optax.tree_utils.tree_get(state, 'learning_rate')
 
-  updates, _ = jax.eval_shape(step, params)
+  try:
+    updates, _ = jax.eval_shape(step, params)
+  except KeyError:
+    raise ValueError('it has a learning_rate of its own in its state') from None
   if jax.tree.structure(updates) != jax.tree.structure(params):
     raise ValueError('its updates are not like the parameters')

@@ -55,7 +55,10 @@ def decaying(
   ):
     now = make(weight_decay * scaling(batch_size))
     inner = optax.with_extra_args_support(now)
-    return inner.update(updates, state, params, batch_size=batch_size, **extra)
+    new, state = inner.update(
+      updates, state, params, batch_size=batch_size, **extra
+    )
+    return jax.tree.map(lambda n, u: n.astype(u.dtype), new, updates), state
 
   # optax's type for update knows no required extra arguments.
   return optax.GradientTransformationExtraArgs(make(weight_decay).init, update)  # pyright: ignore

@@ -112,6 +112,8 @@ def damping_exponent(config: Config) -> float:
   if given is not None:
     return given
   if is_of_optax(config.optimizer.name):
+    with refusing('optimizer.name'):
+      optim.find_optimizer(config.optimizer.name)
     if config.controller.name == 'constant':
       return 0.0  # but for the last batch nothing is ever missing
     raise ConfigError(

@@ -95,7 +95,6 @@ TRANSFORMS = {
     ),
     {'weight_decay': 0.01},
   ),
-  'clipped': _optimizer('sgd', clip_norm=0.5),
   'adamw_in_examples': _optimizer('adamw', beta2_reference_batch_size=32),
 }
 _each = pytest.mark.parametrize('case', TRANSFORMS.values(), ids=TRANSFORMS)
@@ -193,6 +192,8 @@ def test_works_with_injected_hyperparameters(case, dtype):
         u.astype(np.float32),
         e.astype(np.float32),
         rtol=1e-4 if dtype == jnp.float32 else 1e-2,
+        # Muon has small differences of large numbers.
+        atol=1e-4 * float(np.abs(e).max()),
       ),
       updates,
       expected,

@@ -57,8 +57,15 @@ ALIASES = {
     RATE, 0.0, mask, trust_coefficient=0.02, trust_ratio_mask=mask
   ),
   'lamb': lambda mask: optax.lamb(RATE, eps=1e-8, weight_decay=0.01, mask=mask),
-  'muon': lambda mask: optax.contrib.muon(
-    RATE, beta=0.9, consistent_rms=0.2, weight_decay=0.01
+  # optax's own has a Nesterov momentum in the Adam of the rest.
+  'muon': lambda mask: optax.partition(
+    {
+      True: optax.contrib.muon(
+        RATE, beta=0.9, consistent_rms=0.2, weight_decay=0.01
+      ),
+      False: optax.adam(RATE),
+    },
+    mask,
   ),
 }
 
