@@ -16,7 +16,11 @@ _RMS = 0.2
 def matrices(params: Any) -> Any:
   """Marks the leaves that Muon is for: all that map vectors to vectors.
 
-      mask = no_norms_and_biases  and  not in an embedding or its inverse
+      mask = no_norms_and_biases  and  rank 2, or 4 and more (convolutions)
+             and  not in an embedding or its inverse
+
+  Of rank 3 nobody knows which axes are of inputs, as in [in, heads, out] of
+  attention.
 
   Args:
     params: pytree of arrays, or of gradients, with Flax's names.
@@ -34,10 +38,13 @@ def matrices(params: Any) -> Any:
   {'Dense_0': {'kernel': True}, 'Embed_0': {'embedding': False}}
   """
 
-  def hidden(path, kept):
-    return kept and not _EMBEDDING.search(jax.tree_util.keystr(path))
+  def hidden(path, kept, leaf):
+    embedding = _EMBEDDING.search(jax.tree_util.keystr(path))
+    return kept and leaf.ndim != 3 and embedding is None
 
-  return jax.tree_util.tree_map_with_path(hidden, no_norms_and_biases(params))
+  return jax.tree_util.tree_map_with_path(
+    hidden, no_norms_and_biases(params), params
+  )
 
 
 def scale_by_muon_or_adam(

@@ -229,10 +229,12 @@ def test_muon_takes_kernels_of_convolutions_as_matrices_and_no_embeddings():
   ones = {
     'Conv_0': {'kernel': jnp.ones((3, 3, 2, 4)), 'bias': jnp.ones(4)},
     'embedding': {'vectors': jnp.ones((5, 4))},
+    'heads': {'kernel': jnp.ones((2, 3, 4))},
   }
   assert optim.matrices(ones) == {
     'Conv_0': {'kernel': True, 'bias': False},
     'embedding': {'vectors': False},
+    'heads': {'kernel': False},
   }
   rng = np.random.default_rng(0)
   gradient = jax.tree.map(
