@@ -21,9 +21,7 @@ class AverageParamsState(NamedTuple):
   weight: jax.Array
 
 
-def average_params(
-  half_life: jax.typing.ArrayLike,
-) -> optax.GradientTransformationExtraArgs:
+def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
   """Keeps an exponential moving average of the parameters; changes nothing.
 
       d_k = 2^(-B_k / half_life)
@@ -35,7 +33,8 @@ def average_params(
   much. It belongs last, where the updates are those that are applied.
 
   Args:
-    half_life: examples after which a weight has fallen to a half.
+    half_life: examples after which a weight has fallen to a half; a number,
+      which may be traced.
 
   Returns:
     A transform whose `update` needs params and the keyword argument

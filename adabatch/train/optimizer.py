@@ -42,7 +42,7 @@ WARMUPS = {
 }
 
 
-def _to_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
+def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
   """A length in a unit of the config, in examples."""
   if unit == 'run':
     return length * extent.run
@@ -77,7 +77,7 @@ def make_decay(config: Config, extent: Extent) -> optim.Schedule:
   decay = config.learning_rate.decay
 
   def convert(length: Any) -> Any:
-    return _to_examples(config, extent, length, decay.unit)
+    return in_examples(config, extent, length, decay.unit)
 
   make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
   with refusing('learning_rate.decay'):
@@ -162,7 +162,7 @@ def _make_warmup(config: Config, extent: Extent) -> optim.Warmup:
     )
   with refusing('learning_rate.warmup'):
     # Refuses an unknown unit, also where no length is given.
-    length = _to_examples(config, extent, w.length or 1.0, w.unit)
+    length = in_examples(config, extent, w.length or 1.0, w.unit)
     if w.length is None:
       length = optim.affine_length(
         w.epochs, w.epochs_per_example, num_examples=extent.epoch
@@ -223,7 +223,7 @@ def learning_rate_drops(config: Config, extent: Extent) -> tuple[float, ...]:
     return ()
   with refusing('learning_rate.decay'):
     return tuple(
-      _to_examples(config, extent, boundary, rate.decay.unit)
+      in_examples(config, extent, boundary, rate.decay.unit)
       for boundary in rate.decay.boundaries
     )
 
