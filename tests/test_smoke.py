@@ -23,7 +23,7 @@ from adabatch.study.archive import read_tree
 from adabatch.study.trials import INFEASIBLE
 from adabatch.train import train
 from adabatch.train.build import check
-from adabatch.train.optimizer import make_learning_rate
+from adabatch.train.optimizer import in_examples, make_learning_rate
 from adabatch.train.run_end import Extent
 from tests.experiments import digits, records
 from tests.models.test_networks import NETWORKS, TRAINED
@@ -35,6 +35,7 @@ STUDIES = [name for name in CONFIGS if name.startswith('study_')]
 RUNS = [name for name in CONFIGS if name not in STUDIES]
 # Another config trains such a network; tests/models/test_networks.py the rest.
 SAME_NETWORK = (
+  'nanogpt_shakespeare',
   'resnet20_cifar10',
   'resnet20_cifar10_post_local',
   'resnet32_cifar10_sma',
@@ -53,6 +54,7 @@ ONE_LAYER = (
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
   'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
+  'nanogpt_shakespeare': ('constant', 'growing'),
   'cnn_mnist': ('base', 'narrow', 'wide'),
   'cnn_fashion_mnist': ('base', 'narrow', 'wide'),
 }
@@ -296,5 +298,8 @@ def test_a_warmup_warms_up(name):
       )
       return abs(float(updates['w'][0]))
 
-    end = config.learning_rate.warmup.epochs * examples
+    warmup = config.learning_rate.warmup
+    end = warmup.epochs * examples
+    if warmup.length is not None:
+      end = in_examples(config, extent, warmup.length, warmup.unit)
     assert rate(0) < 0.7 * rate(end)

@@ -1,17 +1,18 @@
 """Every key of a config: default, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
-from adabatch.config.keys import (
+from adabatch.config.keys import default, flatten
+from adabatch.config.known import (
+  ARGUMENTS,
   FREE,
   check_keys,
-  default,
   differences,
-  flatten,
   is_of_another_model,
   nearest,
 )
 
 __all__ = [
+  'ARGUMENTS',
   'FREE',
   'Config',
   'ConfigError',

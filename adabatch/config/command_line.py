@@ -1,12 +1,13 @@
 """The command line: flags, clear errors, exit statuses."""
 
+import ast
 import contextlib
 import pathlib
 import re
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -69,6 +70,7 @@ def parse(argv: list[str]) -> list[str]:
   # overrides, while the flag is being defined, where no error can be caught.
   if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
     argv.insert(1, f'--config={DEFAULT_CONFIG}')
+  arguments = _take_arguments(argv)
   # ml_collections raises a bare KeyError for these, with half of a hint.
   names = [argument.lstrip('-').partition('=')[0] for argument in argv[1:]]
   keys = [n.removeprefix('config.') for n in names if n.startswith('config.')]
@@ -81,6 +83,8 @@ def parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config.keys()  # a file that is not there is reported here
+    with flags.FLAGS.config.unlocked(), flags.FLAGS.config.ignore_type():
+      flags.FLAGS.config.update_from_flattened_dict(arguments)
   except flags.Error as error:
     fail(_of_flags(str(error), argv), USAGE)
   except (KeyError, AttributeError):  # of a table, of a key in it
@@ -94,6 +98,32 @@ def parse(argv: list[str]) -> list[str]:
   if len(rest) > 1:
     fail(f'unexpected argument {rest[1]!r}: flags start with --', USAGE)
   return rest
+
+
+def _take_arguments(argv: list[str]) -> dict[str, Any]:
+  """Takes out --config.optimizer.args.KEY=VALUE, which may be any keys.
+
+  Args:
+    argv: all arguments; where it is `sys.argv` the flags do not see them, too.
+
+  >>> argv = ['launch.py', '--config.optimizer.args.b1=0.9', '--job=train']
+  >>> _take_arguments(argv), argv
+  ({'optimizer.args.b1': 0.9}, ['launch.py', '--job=train'])
+  """
+  found = {}
+  for argument in list(argv[1:]):
+    name, equals, value = argument.lstrip('-').partition('=')
+    key = name.removeprefix('config.')
+    if key == name or not key.startswith(config.ARGUMENTS):
+      continue
+    if not equals:
+      fail(f'{argument} has no value: write {argument}=VALUE', USAGE)
+    try:
+      found[key] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      found[key] = value
+    argv.remove(argument)
+  return found
 
 
 def _of_flags(text: str, argv: list[str]) -> str:

@@ -7,14 +7,13 @@ own parameters stand in the sub-table of that name; the others are ignored.
 None means: not set.
 """
 
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from adabatch.config.errors import Config, ConfigError
+from adabatch.config.errors import Config
 
 
 def default() -> Config:
@@ -140,17 +139,33 @@ def default() -> Config:
   c.task.regression.loss = 'squared'  # or 'absolute'
 
   c.optimizer = ConfigDict()
-  # 'sgd', 'momentum', 'nesterov', 'adam', 'adamw', 'lars', 'lamb'
+  # 'sgd', 'momentum', 'nesterov', 'adam', 'adamw', 'lars', 'lamb', 'muon'
+  # (matrices; adamw for the rest), or one of optax: 'optax.lion',
+  # 'optax.contrib.sophia', ...
   c.optimizer.name = 'momentum'
-  c.optimizer.momentum = 0.9  # momentum, nesterov, lars
-  c.optimizer.beta1 = 0.9  # adam, adamw, lamb
-  c.optimizer.beta2 = 0.999  # adam, adamw, lamb
-  c.optimizer.epsilon = 1e-8  # adam, adamw, lamb
+  # Of optax's: any of its arguments, but for learning_rate, weight_decay and
+  # its mask, which are the keys of this config.
+  c.optimizer.args = ConfigDict()
+  c.optimizer.momentum = 0.9  # momentum, nesterov, lars, muon
+  c.optimizer.beta1 = 0.9  # adam, adamw, lamb, muon's adamw
+  c.optimizer.beta2 = 0.999  # adam, adamw, lamb, muon's adamw
+  c.optimizer.epsilon = 1e-8  # adam, adamw, lamb, muon's adamw
   c.optimizer.beta2_in_examples = False  # keep beta2's half-life in examples
   c.optimizer.beta2_min = 0.95  # beta2 falls no lower then, nor below beta1^2
-  c.optimizer.weight_decay = 0.0  # L2; decoupled for adamw and lamb
+  # L2; decoupled for adamw, lamb, muon, and optax's that take a weight_decay
+  c.optimizer.weight_decay = 0.0
+  # With the batch size, from reference_batch_size on: 'none', 'linear', 'sqrt'
+  c.optimizer.weight_decay_scaling = 'none'
   c.optimizer.decay_norms_and_biases = False  # weight decay on those as well
   c.optimizer.trust_coefficient = 0.001  # lars
+  # Largest norm of a gradient, of all parameters together; a longer one is
+  # scaled down to it. Of a replica's own gradient. None: any.
+  c.optimizer.clip_norm = placeholder(float)
+
+  c.ema = ConfigDict()
+  # Examples after which a weight counts half in the moving average of the
+  # weights, which then is what is evaluated. None: no average.
+  c.ema.half_life = placeholder(float)
 
   c.learning_rate = ConfigDict()
   c.learning_rate.base = 0.1  # at the reference batch size
@@ -158,7 +173,8 @@ def default() -> Config:
   c.learning_rate.scaling = 'none'  # 'none', 'linear', 'sqrt', 'adascale'
   # The rate is damped by (B_max / B)^this where the rule asks for B > B_max.
   # None: r - p, where noise allows a rate of B^r (r = 1; adam, adamw, lamb,
-  # lars 1/2) and `scaling` makes it B^p (0, sqrt 1/2, linear and adascale 1).
+  # lars, muon 1/2) and `scaling` makes it B^p (0, sqrt 1/2, linear and adascale
+  # 1). To be given for optax's, unless the batch size is constant.
   c.learning_rate.damping_exponent = placeholder(float)
   c.learning_rate.warmup = ConfigDict()
   c.learning_rate.warmup.kind = 'none'  # 'none', 'constant', 'gradual'
@@ -167,18 +183,23 @@ def default() -> Config:
   c.learning_rate.warmup.start = placeholder(float)
   c.learning_rate.warmup.epochs = 0.0  # length a of a + b B epochs ...
   c.learning_rate.warmup.epochs_per_example = 0.0  # ... and b, by batch size B
+  c.learning_rate.warmup.length = placeholder(float)  # instead, in `unit`
+  c.learning_rate.warmup.unit = 'epochs'  # like that of the decay
   c.learning_rate.decay = ConfigDict()
-  # 'constant', 'piecewise', 'cosine', 'linear', 'polynomial'
+  # 'constant', 'piecewise', 'cosine', 'linear', 'polynomial', 'wsd' (warmup,
+  # stable, decay: constant, then a cooldown)
   c.learning_rate.decay.name = 'constant'
-  # 'epochs', 'examples', 'updates' of the reference batch size, or 'run': the
-  # whole of it. Where max_updates ends a run whose batch size is chosen by what
-  # is measured, that is max_updates batches of the largest size
+  # 'epochs', 'examples', 'tokens' of text, 'updates' of the reference batch
+  # size, or 'run': the whole of it. Where max_updates ends a run whose batch
+  # size is chosen by what is measured, that is max_updates of the largest size
   c.learning_rate.decay.unit = 'epochs'
   c.learning_rate.decay.length = placeholder(float)  # None: the whole run
   c.learning_rate.decay.boundaries = (30.0, 60.0, 80.0)  # piecewise, in `unit`
   c.learning_rate.decay.factor = 0.1  # piecewise, at each boundary
   c.learning_rate.decay.final = 0.0  # last multiplier of the others
   c.learning_rate.decay.power = 2.0  # polynomial
+  c.learning_rate.decay.cooldown = 0.2  # wsd: share of the length, at its end
+  c.learning_rate.decay.shape = '1-sqrt'  # of the cooldown, or 'linear'
 
   c.controller = ConfigDict()
   # 'constant', 'adadamp', 'padadamp', 'geodamp', 'radadamp', 'adadamp_grad',
@@ -199,6 +220,7 @@ def default() -> Config:
   c.controller.adadamp = ConfigDict()
   c.controller.adadamp.loss_source = 'ema'  # 'full', 'subset', 'ema'
   c.controller.adadamp.minimum_loss = 0.0  # F*
+  c.controller.adadamp.exponent = 1.0  # e: B grows as (1 / (F - F*))^e
   c.controller.adadamp.decay = 0.95  # of the moving average of 'ema'
   c.controller.padadamp = ConfigDict()
   c.controller.padadamp.rate = placeholder(float)  # None: the authors'
@@ -216,12 +238,17 @@ def default() -> Config:
   c.controller.adadamp_grad.gradient_source = 'ema'  # 'full', 'subset', 'ema'
   c.controller.adadamp_grad.decay = 0.95  # of the moving average of 'ema'
   c.controller.step_table = ConfigDict()
-  c.controller.step_table.table = '0:32'  # 'count:size ...', K, M, B suffixes
-  c.controller.step_table.unit = 'examples'  # of the counts, or 'epochs'
+  # 'count:size ...', the counts with suffixes K, M, B, T
+  c.controller.step_table.table = '0:32'
+  c.controller.step_table.unit = 'examples'  # of counts, or 'epochs', 'tokens'
   c.controller.ramp_up = ConfigDict()
   c.controller.ramp_up.final_batch_size = 1024  # reached after `examples`
   c.controller.ramp_up.increment = 32  # in examples, of each step
   c.controller.ramp_up.examples = 10_000  # over which the size grows
+  c.controller.ramp_up.unit = 'examples'  # of that, or 'tokens'
+  # Instead of increment and examples, with the start: 'start increment samples'
+  # as Megatron has them in --rampup-batch-size.
+  c.controller.ramp_up.megatron = placeholder(str)
   c.controller.from_lr_schedule = ConfigDict()  # reads learning_rate.decay
   c.controller.from_lr_schedule.exponent = 0.0  # q: 0 Smith, 0.5 Seesaw
   c.controller.noise_scale = ConfigDict()
@@ -344,107 +371,3 @@ def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
-
-
-def check_keys(config: Config, models: Collection[str] = ()) -> None:
-  """Refuses a config with keys that mean nothing, or without some that do.
-
-  Args:
-    config: the whole config.
-    models: names of networks. What stands in the table of one that is not of
-      this package is its own business.
-
-  Raises:
-    ConfigError: naming the keys, with the nearest that exists.
-  """
-  known, given = flatten(default()), flatten(config)
-  for key in sorted(given.keys() - known.keys()):
-    if not (is_of_another_model(key) and key.split('.')[1] in models):
-      raise ConfigError(f'unknown config key {key!r}{nearest(key)}')
-  missing = sorted(known.keys() - given.keys())
-  if missing:
-    raise ConfigError(
-      f'the config lacks {", ".join(missing)}: start from '
-      'adabatch.config.default()'
-    )
-
-
-# What a run may go on with: what changes nothing that is computed, and the
-# number of replicas. That data elsewhere are the same, their fingerprint tells.
-# How many examples a device takes at once changes the order of sums, and with a
-# rule that reads the gradient noise what it is estimated from, as another
-# number of devices does: the estimates stay within their spread. Any other key,
-# a new one too, makes a directory of before refuse to go on.
-FREE = frozenset(
-  [
-    'buckets.max_per_device',
-    'checkpoint.keep',
-    'compilation_cache',
-    'data.data_dir',
-    'data.max_skipped',
-    'data.max_skipped_fraction',
-    'data.workers',
-    'search.grace',
-    'search.max_trials',
-    'search.members',
-    'search.most_members',
-    'search.storage',
-    'search.trials',
-    'search.updates_per_call',
-    'search.widen',
-    'study.batch_sizes',
-    'study.optimizers',
-    'sync.replicas',
-  ]
-)
-
-
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-  """Keys of two flat configs whose values differ, without the free ones."""
-  missing = object()
-  return sorted(
-    k
-    for k in (a.keys() | b.keys()) - FREE
-    if a.get(k, missing) != b.get(k, missing)
-  )
-
-
-def is_of_another_model(key: str) -> bool:
-  """Whether a key would be in the table of a network of somebody else.
-
-  >>> is_of_another_model('model.mine.width'), is_of_another_model('model.nme')
-  (True, False)
-  """
-  table, _, rest = key.partition('.')
-  name, _, parameter = rest.partition('.')
-  return table == 'model' and bool(parameter) and name not in default().model
-
-
-def nearest(key: str) -> str:
-  """A hint for a key that does not exist, if one that does is near.
-
-  Near is a slip in each part of a key, or in its end where its beginning is
-  left out.
-
-  >>> nearest('learning_rate.bse'), nearest('learning_rate.foo')
-  (" (did you mean 'learning_rate.base'?)", '')
-  >>> nearest('max_batchsize')
-  " (did you mean 'controller.max_batch_size'?)"
-  >>> nearest('learning_rate')
-  ' (a table, with learning_rate.base and others)'
-  """
-  known, given = list(flatten(default())), key.split('.')
-  for name in known:
-    if name.startswith(f'{key}.'):
-      return f' (a table, with {name} and others)'
-
-  def likeness(parts: list[str]) -> float:
-    """Of the part that is least alike; whole keys come before ends of keys."""
-    pairs = zip(given, parts[-len(given) :], strict=True)
-    least = min(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-    return 0.0 if least < 0.7 else least + (len(parts) == len(given))
-
-  close = [n for n in known if len(n.split('.')) >= len(given)]
-  best = max(close, key=lambda n: likeness(n.split('.')), default='')
-  found = best and likeness(best.split('.'))
-  return f' (did you mean {best!r}?)' if found else ''

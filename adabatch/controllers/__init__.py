@@ -18,7 +18,6 @@ from adabatch.controllers.schedule import (
   geodamp,
   padadamp,
   padadamp_rate,
-  parse_table,
   ramp_up,
   step_table,
 )
@@ -28,6 +27,7 @@ from adabatch.controllers.state import (
   state_from_json,
   state_to_json,
 )
+from adabatch.controllers.tables import parse_ramp, parse_table
 from adabatch.controllers.wrappers import (
   every,
   every_due,
@@ -78,6 +78,7 @@ __all__ = [
   'norm_test',
   'padadamp',
   'padadamp_rate',
+  'parse_ramp',
   'parse_table',
   'radadamp',
   'ramp_up',

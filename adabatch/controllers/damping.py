@@ -48,13 +48,17 @@ def adadamp(
   initial_batch_size: float,
   loss_source: str = 'ema',
   minimum_loss: float = 0.0,
+  exponent: float = 1.0,
   decay: float = 0.95,
   initial_updates: int = 1,
   floor: bool = True,
 ) -> BatchSizeController:
-  r"""Batch size inversely proportional to the loss that is left.
+  r"""Batch size inversely proportional to a power of the loss that is left.
 
-    B_k = ceil(B_0 (F(x_0) - F*) / (F(x_k) - F*))
+    B_k = ceil(B_0 ((F(x_0) - F*) / (F(x_k) - F*))^e)
+
+  With e = 1 this is AdaDamp. Of language models Kaplan et al. found the
+  critical batch size to be B* / F^(1 / 0.21), so e = 4.76, F* = 0.
 
   F(x_0) is the first finite value measured; for 'ema', where a value is the
   loss of one minibatch, the plain mean of those of the first
@@ -67,6 +71,7 @@ def adadamp(
     loss_source: 'full' (the whole training set), 'subset' (a fixed subset)
       or 'ema' (the smoothed minibatch loss, which costs nothing).
     minimum_loss: F*, a lower bound of the loss, in units of the loss.
+    exponent: e, above 0.
     decay: of the bias-corrected moving average of 'ema', per update.
     initial_updates: of 'ema', at least 1; inside `every(updates, wait)` best
       the update of the first change, that is `wait or updates`.
@@ -84,16 +89,21 @@ def adadamp(
   >>> controller.update(state, Signals(update=1, full_loss=0.5))[0]
   256.0
 
-  Reference: Sievert and Charles, 2019, https://arxiv.org/abs/1910.08222
+  Reference: Sievert and Charles, 2019, https://arxiv.org/abs/1910.08222, for
+  e = 1; Kaplan et al., Scaling Laws for Neural Language Models, 2020,
+  https://arxiv.org/abs/2001.08361, section 5.1, and MiniMax-01, 2025,
+  https://arxiv.org/abs/2501.08313, for e = 4.76.
   """
   check_choice('loss_source', loss_source, tuple(_LOSSES))
   check_number('minimum_loss', minimum_loss)
+  check_number('exponent', exponent, above=0)
   return _inverse(
     'adadamp',
     initial_batch_size,
     _LOSSES[loss_source],
     float,
     minimum_loss=minimum_loss,
+    exponent=exponent,
     decay=decay,
     smoothed=loss_source == 'ema',
     initial_updates=initial_updates,
@@ -171,8 +181,9 @@ def _inverse(
   smoothed: bool,
   initial_updates: int,
   floor: bool,
+  exponent: float = 1.0,
 ) -> BatchSizeController:
-  """B_k = ceil(B_0 m_0 / m_k), where m is the measurement less F*, if a loss.
+  """B_k = ceil(B_0 (m_0 / m_k)^e), m being the measurement less F*, if a loss.
 
   `field` is the signal and `measurement` what is read of it; `minimum_loss` is
   None for what is no loss.
@@ -208,6 +219,8 @@ def _inverse(
       return hold(state) if minimum_loss is None else hold_below_minimum(state)
     # Dividing by the ratio keeps B_0 exact where nothing has changed.
     ratio = max(left / state.initial, SMALLEST_RATIO)
+    if exponent != 1:
+      ratio = _power(ratio, exponent)
     size = round_up(initial_batch_size / ratio)
     return accept(state, size, smallest=initial_batch_size if floor else 1)
 
@@ -216,6 +229,13 @@ def _inverse(
     update=update,
     needs=frozenset({field}),
   )
+
+
+def _power(ratio: float, exponent: float) -> float:
+  """ratio^exponent, within SMALLEST_RATIO and its inverse."""
+  bound = -math.log(SMALLEST_RATIO)
+  # A float's own power raises an error where it overflows.
+  return math.exp(min(max(exponent * math.log(ratio), -bound), bound))
 
 
 def _median(values: tuple[float, ...]) -> float:

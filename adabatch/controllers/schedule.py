@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from adabatch.controllers.base import (
@@ -23,8 +22,7 @@ from adabatch.controllers.state import (
   required,
   round_up,
 )
-
-_SUFFIXES = {'K': 10**3, 'M': 10**6, 'B': 10**9}
+from adabatch.controllers.tables import parse_table, per_example
 
 
 def constant(*, initial_batch_size: float) -> BatchSizeController:
@@ -171,6 +169,7 @@ def step_table(
   *,
   table: str | Sequence[Sequence[float]],
   unit: str = 'examples',
+  tokens_per_example: float | None = None,
   initial_batch_size: float | None = None,
 ) -> BatchSizeController:
   """The sizes of a table: from each count on, its size.
@@ -179,9 +178,10 @@ def step_table(
 
   Args:
     table: text of `count:size` entries with spaces between them, where a
-      count may end in K, M or B (10^3, 10^6, 10^9); or a list of
-      (count, size). Counts rise, sizes are at least 1.
-    unit: of the counts, 'examples' or 'epochs'.
+      count may end in K, M, B or T (10^3, 10^6, 10^9, 10^12); or a list of
+      (count, size). Counts rise, sizes are in examples and at least 1.
+    unit: of the counts, 'examples', 'epochs' or 'tokens'.
+    tokens_per_example: for 'tokens'.
     initial_batch_size: examples, before the first count; needed only if the
       first count is above 0, and unused otherwise.
 
@@ -198,8 +198,9 @@ def step_table(
   Reference: the batch-size table of Megatron-LM,
   https://github.com/NVIDIA/Megatron-LM
   """
-  check_choice('unit', unit, ('examples', 'epochs'))
-  entries = parse_table(table)
+  check_choice('unit', unit, ('examples', 'epochs', 'tokens'))
+  each = per_example(unit, tokens_per_example)
+  entries = [(count / each, n) for count, n in parse_table(table)]
   if initial_batch_size is not None:
     check_number('initial_batch_size', initial_batch_size, at_least=1)
   if entries[0][0] > 0:
@@ -213,51 +214,10 @@ def step_table(
   return _of_progress(
     'step_table',
     sizes[0],
-    'examples' if unit == 'examples' else 'epoch',
+    'epoch' if unit == 'epochs' else 'examples',
     lambda count: sizes[max(bisect_right(counts, count) - 1, 0)],
     floor=False,
   )
-
-
-def parse_table(table: Any) -> list[tuple[float, float]]:
-  """The (count, size) entries of a `step_table`.
-
-  Raises:
-    ValueError: the table is malformed.
-
-  >>> parse_table('0:64 1.5K:128')
-  [(0.0, 64.0), (1500.0, 128.0)]
-  """
-  advice = "write it like '0:64 250K:128' or [(0, 64), (250_000, 128)]"
-  try:
-    if isinstance(table, str):
-      pairs = [entry.split(':') for entry in table.split()]
-    else:
-      pairs = list(table)
-    entries = [(_parse_count(count), float(size)) for count, size in pairs]
-  except (TypeError, ValueError, InvalidOperation):
-    raise ValueError(f'table={table!r} is malformed; {advice}') from None
-  counts = [count for count, _ in entries]
-  if (
-    not entries
-    or not all(math.isfinite(x) for entry in entries for x in entry)
-    or counts[0] < 0
-    or any(a >= b for a, b in zip(counts, counts[1:], strict=False))
-    or any(size < 1 for _, size in entries)
-  ):
-    raise ValueError(
-      f'table={table!r} needs rising counts from 0 and sizes >= 1; {advice}'
-    )
-  return entries
-
-
-def _parse_count(count: Any) -> float:
-  if not isinstance(count, str):
-    return float(count)
-  scale = _SUFFIXES.get(count[-1:].upper())
-  # Decimal, because 1.1 * 10**6 is not 1,100,000 in binary.
-  number = Decimal(count[:-1] if scale else count)
-  return float(number * (scale or 1))
 
 
 def ramp_up(
@@ -266,6 +226,8 @@ def ramp_up(
   final_batch_size: float,
   increment: float,
   examples: int,
+  unit: str = 'examples',
+  tokens_per_example: float | None = None,
 ) -> BatchSizeController:
   """From a first to a last size by equal increments over some examples.
 
@@ -277,6 +239,8 @@ def ramp_up(
     final_batch_size: B_final, examples, at least B_0.
     increment: examples added at each step; divides B_final - B_0.
     examples: length of the ramp, at least 1.
+    unit: of that, 'examples' or 'tokens'.
+    tokens_per_example: for 'tokens'.
 
   Returns:
     A controller that needs `examples`.
@@ -298,6 +262,10 @@ def ramp_up(
   )
   check_number('increment', increment, above=0)
   check_number('examples', examples, at_least=1)
+  check_choice('unit', unit, ('examples', 'tokens'))
+  # An integer where it was one, so that steps are exact.
+  each = per_example(unit, tokens_per_example)
+  length = examples if each == 1 else examples / each
   steps, rest = divmod(final_batch_size - initial_batch_size, increment)
   if rest:
     raise ValueError(
@@ -308,7 +276,7 @@ def ramp_up(
 
   def size(seen: float) -> float:
     return initial_batch_size + increment * (
-      min(seen, examples) * steps // examples
+      min(seen, length) * steps // length
     )
 
   return _of_progress('ramp_up', initial_batch_size, 'examples', size)

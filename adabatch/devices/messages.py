@@ -156,6 +156,21 @@ class Report(NamedTuple):
     return np.isfinite(self.loss + self.gradient_norm_squared)
 
 
+def share_above(reports: np.ndarray, norm: float) -> float:
+  """How many of the replicas had a longer gradient, over their number.
+
+  Args:
+    reports: [replicas, 9].
+    norm: to compare with.
+
+  >>> reports = np.array([Report(2.0, n**2, *[0.0] * 5) for n in (1.0, 3.0)])
+  >>> share_above(reports, 2.0)
+  0.5
+  """
+  squares = reports[:, Report._fields.index('gradient_norm_squared')]
+  return float(np.mean(np.sqrt(squares) > norm))
+
+
 def combine(reports: np.ndarray) -> Report:
   """One report of all replicas: host floats.
 

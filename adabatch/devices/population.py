@@ -149,6 +149,7 @@ class Population:
       self._slots,
       self._examples,
     )
+    state = state_lib.to_evaluate(state)
     return jax.vmap(body, in_axes=(0, 0, None, 0, None))(
       state.params, state.model_state, arrays, sums, first
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from adabatch import optim
 from adabatch.models import contract
 from adabatch.optim import gradient_noise
 
@@ -53,6 +54,25 @@ def create(
     model_state=variables,
     opt_state=tx.init(params),
     previous=gradient_noise.no_previous(params) if keep_gradient else None,
+  )
+
+
+def to_evaluate(state: Any) -> Any:
+  """The state with the average of its parameters, if its optimizer keeps one.
+
+  Running statistics are those of the last parameters: they are averages
+  themselves.
+
+  Args:
+    state: of one model, or of replicas, whose anchor it is.
+  """
+  if not isinstance(state, TrainState):
+    return state
+  average = optim.averaged(state.opt_state)
+  if average is None:
+    return state
+  return state._replace(
+    params=jax.tree.map(lambda a, p: a.astype(p.dtype), average, state.params)
   )
 
 

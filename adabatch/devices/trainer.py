@@ -241,8 +241,8 @@ class Trainer:
   # What is measured.
 
   def evaluate(self) -> dict[str, float]:
-    """Metrics of the evaluation split."""
-    return self.evaluator.metrics(self.state)
+    """Metrics of the evaluation split, of averaged parameters if there are."""
+    return self.evaluator.metrics(state_lib.to_evaluate(self.state))
 
   def measure(self) -> tuple[dict[str, float], int]:
     """The signals that cost a pass over data; see `Measurements`."""

@@ -13,7 +13,20 @@ from adabatch.optim.adam import (
   beta2_floor,
   scale_by_adam_in_examples,
 )
+from adabatch.optim.averaging import (
+  AverageParamsState,
+  average_params,
+  averaged,
+  with_average,
+)
 from adabatch.optim.damping import damping_exponent, scale_by_damping
+from adabatch.optim.foreign import (
+  AtLearningRateState,
+  at_learning_rate,
+  check_trains,
+  find_optimizer,
+  of_optax,
+)
 from adabatch.optim.learning_rate import (
   LearningRateRule,
   ScaleByBatchLearningRateState,
@@ -24,11 +37,13 @@ from adabatch.optim.learning_rate import (
   no_warmup,
   scale_by_batch_learning_rate,
 )
+from adabatch.optim.masks import no_norms_and_biases
+from adabatch.optim.muon import matrices, scale_by_muon_or_adam
 from adabatch.optim.optimizers import (
   OPTIMIZERS,
   Hyperparameters,
+  framed,
   make_optimizer,
-  no_norms_and_biases,
 )
 from adabatch.optim.precision import in_float32, scale_in_float32
 from adabatch.optim.scaling import (
@@ -49,12 +64,16 @@ from adabatch.optim.schedules import (
   piecewise,
   polynomial,
   to_examples,
+  wsd,
 )
 from adabatch.optim.trust import scale_by_lars
+from adabatch.optim.weight_decay import decaying
 
 __all__ = [
   'OPTIMIZERS',
   'AdaScaleState',
+  'AtLearningRateState',
+  'AverageParamsState',
   'Hyperparameters',
   'LearningRateRule',
   'ScaleByAdamInExamplesState',
@@ -66,26 +85,38 @@ __all__ = [
   'adascale',
   'affine_length',
   'after_batch_growth',
+  'at_learning_rate',
+  'average_params',
+  'averaged',
   'beta2_floor',
+  'check_trains',
   'constant',
   'constant_warmup',
   'cosine',
   'damping_exponent',
+  'decaying',
+  'find_optimizer',
+  'framed',
   'gradual_warmup',
   'in_float32',
   'linear',
   'linear_scaling',
   'make_optimizer',
+  'matrices',
   'no_norms_and_biases',
   'no_scaling',
   'no_warmup',
+  'of_optax',
   'piecewise',
   'polynomial',
   'scale_by_adam_in_examples',
   'scale_by_batch_learning_rate',
   'scale_by_damping',
   'scale_by_lars',
+  'scale_by_muon_or_adam',
   'scale_in_float32',
   'sqrt_scaling',
   'to_examples',
+  'with_average',
+  'wsd',
 ]

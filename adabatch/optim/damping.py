@@ -20,6 +20,7 @@ NOISE_EXPONENTS = {
   'adamw': 0.5,
   'lars': 0.5,
   'lamb': 0.5,
+  'muon': 0.5,
 }
 
 
@@ -36,7 +37,7 @@ def damping_exponent(optimizer: str, scaling: str) -> float:
 
   Args:
     optimizer: a key of OPTIMIZERS. r = 1 for sgd, momentum, nesterov and 1/2
-      for adam, adamw, lamb, lars.
+      for adam, adamw, lamb, lars, muon.
     scaling: 'none' (p = 0), 'sqrt' (1/2), 'linear' (1) or 'adascale' (1, its
       gain where noise dominates).
 

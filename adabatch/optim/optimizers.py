@@ -1,8 +1,7 @@
 """Optimizers by name, with the learning rate of a moving batch size."""
 
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import optax
@@ -13,48 +12,12 @@ from adabatch.optim.learning_rate import (
   LearningRateRule,
   scale_by_batch_learning_rate,
 )
+from adabatch.optim.masks import no_norms_and_biases
+from adabatch.optim.muon import scale_by_muon_or_adam
 from adabatch.optim.precision import in_float32
+from adabatch.optim.scaling import Scaling
 from adabatch.optim.trust import Mask, scale_by_lars
-
-_NORM_MODULE = re.compile(r'(batch|layer|group|instance|rms)_?norm', re.I)
-
-
-def no_norms_and_biases(params: Any) -> Any:
-  """Marks the leaves that weight decay and trust ratios apply to.
-
-      mask = rank >= 2  and  name not in (bias, scale)  and  not in a norm
-
-  Rank alone misses parameters stacked over layers or replicas, names alone
-  miss other libraries' parameters; a leaf is left out by either.
-
-  Args:
-    params: pytree of arrays, or of gradients, with Flax's names.
-
-  Returns:
-    A pytree of booleans of the same structure, False for biases, for scales
-    and for everything inside BatchNorm, LayerNorm, GroupNorm, InstanceNorm
-    and RMSNorm modules.
-
-  Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017
-  (arXiv 1706.02677), section 5.1.
-
-  >>> import numpy as np
-  >>> no_norms_and_biases({'Dense_0': {
-  ...     'kernel': np.ones((2, 2)), 'bias': np.ones(2)}})
-  {'Dense_0': {'bias': False, 'kernel': True}}
-  """
-
-  def keep(path, leaf):
-    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    # Boxed parameters (flax's metadata) end in an attribute `value`.
-    last = next((name for name in reversed(names) if name != 'value'), '')
-    return (
-      leaf.ndim >= 2
-      and last not in ('bias', 'scale')
-      and not any(_NORM_MODULE.search(name) for name in names)
-    )
-
-  return jax.tree_util.tree_map_with_path(keep, params)
+from adabatch.optim.weight_decay import decaying
 
 
 class Hyperparameters(NamedTuple):
@@ -63,12 +26,12 @@ class Hyperparameters(NamedTuple):
       row(learning_rate, hyperparameters) -> transforms, in order
 
   Args:
-    momentum: m, for momentum, nesterov and lars.
-    beta1: decay of Adam's first moment, for adam, adamw and lamb.
-    beta2: decay of Adam's second moment, for adam, adamw and lamb.
+    momentum: m, for momentum, nesterov, lars and muon.
+    beta1: decay of Adam's first moment, for adam, adamw, lamb and muon.
+    beta2: decay of Adam's second moment, likewise.
     epsilon: Adam's, in units of the gradient.
     weight_decay: wd: as L2 in the gradient for sgd, momentum, nesterov, adam
-      and lars, decoupled for adamw and lamb.
+      and lars, decoupled for adamw, lamb and muon.
     decay_mask: where weight decay applies: a pytree of booleans or a function
       params -> such a tree; True is everywhere, None `no_norms_and_biases`.
     trust_coefficient: lars' trust; lamb has none.
@@ -78,6 +41,8 @@ class Hyperparameters(NamedTuple):
       beta2 holds; its half-life is then fixed in examples.
     beta2_min: beta2 of a large batch is then not lowered below this, nor below
       beta1^2; see `scale_by_adam_in_examples`.
+    weight_decay_scaling: if given, batch size -> factor on weight_decay; see
+      `decaying`.
   """
 
   momentum: jax.typing.ArrayLike
@@ -90,6 +55,7 @@ class Hyperparameters(NamedTuple):
   trust_mask: Mask | None
   beta2_reference_batch_size: jax.typing.ArrayLike | None
   beta2_min: jax.typing.ArrayLike
+  weight_decay_scaling: Scaling | None
 
 
 def _mask(mask: Mask | None) -> Mask:
@@ -98,7 +64,11 @@ def _mask(mask: Mask | None) -> Mask:
 
 
 def _decay(h: Hyperparameters) -> optax.GradientTransformation:
-  return optax.add_decayed_weights(h.weight_decay, _mask(h.decay_mask))  # pyright: ignore
+  return decaying(
+    lambda decay: optax.add_decayed_weights(decay, _mask(h.decay_mask)),  # pyright: ignore
+    h.weight_decay,
+    h.weight_decay_scaling,
+  )
 
 
 def _trace(h: Hyperparameters, nesterov: bool) -> optax.GradientTransformation:
@@ -118,12 +88,20 @@ def _adam(h: Hyperparameters) -> optax.GradientTransformation:
 
 
 def _lars(h: Hyperparameters) -> optax.GradientTransformation:
-  return scale_by_lars(
+  return decaying(
+    lambda decay: scale_by_lars(
+      decay,
+      h.trust_coefficient,
+      decay_mask=_mask(h.decay_mask),
+      trust_mask=_mask(h.trust_mask),
+    ),
     h.weight_decay,
-    h.trust_coefficient,
-    decay_mask=_mask(h.decay_mask),
-    trust_mask=_mask(h.trust_mask),
+    h.weight_decay_scaling,
   )
+
+
+def _muon(h: Hyperparameters) -> optax.GradientTransformation:
+  return scale_by_muon_or_adam(h.momentum, _adam(h))
 
 
 def _trust(h: Hyperparameters) -> optax.GradientTransformation:
@@ -147,6 +125,7 @@ OPTIMIZERS: dict[
   'adamw': lambda lr, h: (_adam(h), _decay(h), lr),
   'lars': lambda lr, h: (_lars(h), lr, _trace(h, nesterov=False)),
   'lamb': lambda lr, h: (_adam(h), _decay(h), _trust(h), lr),
+  'muon': lambda lr, h: (_muon(h), _decay(h), lr),
 }
 
 
@@ -172,6 +151,8 @@ def make_optimizer(
   trust_mask: Mask | None = None,
   beta2_reference_batch_size: jax.typing.ArrayLike | None = None,
   beta2_min: jax.typing.ArrayLike = 0.95,
+  weight_decay_scaling: Scaling | None = None,
+  clip_norm: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """An optimizer by name, for a batch size that moves.
 
@@ -183,7 +164,9 @@ def make_optimizer(
       lars      v <- m v - lr t g,  u = v      by leaf, g' being without L2:
                                                t = trust |p| / (|g'| + wd |p|)
       lamb      u = -lr t (Adam(g) + wd p)     t = |p| / |Adam(g) + wd p|
-      all       u <- damping u                 last, so that it acts at once
+      muon      u = -lr (Muon(g) + wd p)       Adam(g) where p is no matrix
+      all       g <- min(1, clip / |g|) g      first, |g| of all leaves together
+                u <- damping u                 last, so that it acts at once
 
   Everything is computed in at least float32 and cast to the gradients' dtype
   at the end; each optimizer reads the hyperparameters that it has and ignores
@@ -194,6 +177,7 @@ def make_optimizer(
     learning_rate: a base as `scale_by_batch_learning_rate` takes it, or a
       transform that multiplies by minus the learning rate, such as that one.
     momentum, beta1, beta2, ...: see `Hyperparameters`.
+    clip_norm: clip, the largest norm of a gradient; None for any.
 
   Returns:
     A transform whose `update` needs params and the keyword arguments
@@ -206,7 +190,8 @@ def make_optimizer(
 
   Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
   and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
-  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962).
+  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962), Pascanu et al.
+  2012 (arXiv 1211.5063) for the clipping.
 
   >>> import jax.numpy as jnp
   >>> tx = make_optimizer('nesterov', 0.1)
@@ -233,6 +218,31 @@ def make_optimizer(
     trust_mask=trust_mask,
     beta2_reference_batch_size=beta2_reference_batch_size,
     beta2_min=beta2_min,
+    weight_decay_scaling=weight_decay_scaling,
   )
-  transforms = OPTIMIZERS[name](learning_rate, hyperparameters)
-  return in_float32(optax.chain(*transforms, scale_by_damping()))
+  return framed(OPTIMIZERS[name](learning_rate, hyperparameters), clip_norm)
+
+
+def framed(
+  transforms: Iterable[optax.GradientTransformation],
+  clip_norm: jax.typing.ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """What every optimizer has around it: clipping first, damping last.
+
+      clip, transforms, damping; in at least float32
+
+  Args:
+    transforms: of the optimizer, in order.
+    clip_norm: largest norm of a gradient, of all leaves together; None for any.
+
+  Returns:
+    A transform whose `update` needs the keyword argument `damping`.
+
+  >>> import jax.numpy as jnp
+  >>> tx = framed([optax.sgd(1.0)], clip_norm=1.0)
+  >>> g = jnp.array([3.0, 4.0])
+  >>> print(tx.update(g, tx.init(g), damping=0.5)[0])
+  [-0.3 -0.4]
+  """
+  clip = () if clip_norm is None else (optax.clip_by_global_norm(clip_norm),)
+  return in_float32(optax.chain(*clip, *transforms, scale_by_damping()))

@@ -20,7 +20,7 @@ from adabatch.optim.host import Scalar, float32, namespace
 
 Schedule = Callable[[jax.typing.ArrayLike], Scalar]
 
-_UNITS = ('epochs', 'examples', 'updates')
+_UNITS = ('epochs', 'examples', 'updates', 'tokens')
 
 
 def constant() -> Schedule:
@@ -189,6 +189,66 @@ def polynomial(
   return _of_examples(schedule, total, final)
 
 
+def wsd(
+  total: Any,
+  cooldown: Any = 0.2,
+  final: Any = 0.0,
+  shape: str = '1-sqrt',
+) -> Schedule:
+  """Constant, then a cooldown to `final`; with a warmup, warmup-stable-decay.
+
+      m(e) = final + (1 - final) (1 - x)            'linear'
+      m(e) = final + (1 - final) (1 - sqrt(x))      '1-sqrt'
+      x = clip((e - (1 - cooldown) total) / (cooldown total), 0, 1)
+
+  Until the cooldown begins the run's length need not be known.
+
+  Args:
+    total: length in examples, the cooldown included; a number, which may be
+      traced.
+    cooldown: share of it that is the cooldown, in (0, 1]; likewise.
+    final: multiplier at and after `total`; likewise.
+    shape: 'linear' or '1-sqrt'.
+
+  Returns:
+    A schedule: examples seen (scalar) -> multiplier (float32 scalar).
+
+  Raises:
+    ValueError: total is not positive, cooldown not in (0, 1], or an unknown
+      shape.
+
+  Reference: Hu et al., MiniCPM, 2024 (arXiv 2404.06395); Haegele et al.,
+  Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
+  2024 (arXiv 2405.18392), for 1 - sqrt and a cooldown of 20 %.
+
+  >>> schedule = wsd(total=1000, cooldown=0.4)
+  >>> print(*[f'{schedule(e):.2f}' for e in (0, 600, 700, 1000, 2000)])
+  1.00 1.00 0.50 0.00 0.00
+  """
+  _check_total('wsd', total)
+  if shape not in _COOLDOWNS:
+    raise ValueError(
+      f'wsd: unknown shape {shape!r}; choose one of {", ".join(_COOLDOWNS)}'
+    )
+  if not isinstance(cooldown, Tracer) and not 0 < cooldown <= 1:
+    raise ValueError(f'wsd: cooldown must be in (0, 1], got {cooldown}')
+  total, cooldown = float32(total), float32(cooldown)
+  final, left = float32(final), _COOLDOWNS[shape]
+
+  def schedule(xp, count):
+    done = (count / total - (1 - cooldown)) / cooldown
+    return final + (1 - final) * left(xp, xp.clip(done, 0, 1))
+
+  return _of_examples(schedule, total, cooldown, final)
+
+
+# Share of the way done -> of what is left.
+_COOLDOWNS: dict[str, Callable[[Any, Any], Any]] = {
+  'linear': lambda xp, done: 1 - done,
+  '1-sqrt': lambda xp, done: 1 - xp.sqrt(done),
+}
+
+
 def after_batch_growth(
   decay: Schedule,
   *,
@@ -263,16 +323,19 @@ def to_examples(
   *,
   num_examples: float | None = None,
   reference_batch_size: float | None = None,
+  tokens_per_example: float | None = None,
 ) -> Any:
   """Converts a length of training to examples.
 
-      epochs: length * num_examples,  updates: length * reference_batch_size
+      epochs: length * num_examples,  updates: length * reference_batch_size,
+      tokens: length / tokens_per_example
 
   Args:
     length: how much, in `unit`; a number, which may be traced.
-    unit: 'epochs', 'examples' or 'updates'.
+    unit: 'epochs', 'examples', 'updates' or 'tokens'.
     num_examples: examples in an epoch; needed for 'epochs' only.
     reference_batch_size: examples in an update; needed for 'updates' only.
+    tokens_per_example: needed for 'tokens' only.
 
   Returns:
     The length in examples.
@@ -291,14 +354,14 @@ def to_examples(
     )
   if unit == 'examples':
     return 1.0 * length
-  name, size = (
-    ('num_examples', num_examples)
-    if unit == 'epochs'
-    else ('reference_batch_size', reference_batch_size)
-  )
+  name, size = {
+    'epochs': ('num_examples', num_examples),
+    'updates': ('reference_batch_size', reference_batch_size),
+    'tokens': ('tokens_per_example', tokens_per_example),
+  }[unit]
   if size is None:
     raise ValueError(f'to_examples: {unit} need {name}, got None')
-  return length * float(size)
+  return length / float(size) if unit == 'tokens' else length * float(size)
 
 
 def _of_examples(schedule: Callable[[Any, Any], Any], *others: Any) -> Schedule:

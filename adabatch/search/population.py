@@ -32,11 +32,14 @@ TRACED = frozenset(
     'learning_rate.base',
     'learning_rate.decay.final',
     'learning_rate.decay.length',
+    'learning_rate.decay.cooldown',
     'optimizer.momentum',
     'optimizer.beta1',
     'optimizer.beta2',
     'optimizer.epsilon',
     'optimizer.weight_decay',
+    'optimizer.clip_norm',
+    'ema.half_life',
   ]
 )
 

@@ -16,22 +16,34 @@ from adabatch.study.trials import Goal, published_goal
 SEARCHED = (
   'buckets.',
   'controller.',
+  'ema.',
   'learning_rate.',
   'model.',
   'optimizer.',
   'sync.',
   'task.',
 )
-_ADAM = frozenset(['adam', 'adamw', 'lamb'])
+_ADAM = frozenset(['adam', 'adamw', 'lamb', 'muon'])
 # Optimizers that read a key; a space leaves it out for the others.
 READ_BY = {
-  'optimizer.momentum': frozenset(['momentum', 'nesterov', 'lars']),
+  'optimizer.momentum': frozenset(['momentum', 'nesterov', 'lars', 'muon']),
   'optimizer.beta1': _ADAM,
   'optimizer.beta2': _ADAM,
   'optimizer.beta2_min': _ADAM,
   'optimizer.epsilon': _ADAM,
   'optimizer.trust_coefficient': frozenset(['lars']),
 }
+
+
+# Numbers that are None by default.
+OPTIONAL = frozenset(
+  [
+    'ema.half_life',
+    'learning_rate.decay.length',
+    'learning_rate.warmup.length',
+    'optimizer.clip_norm',
+  ]
+)
 
 
 def make_goal(config: Config) -> Goal:
@@ -72,9 +84,12 @@ def search_space(config: Config) -> dict[str, Parameter]:
 
 
 def _check_key(config: Config, key: str, parameter: Parameter) -> None:
-  # None of a key in the table of a network of somebody else.
+  # None of a key in the table of a network of somebody else, and of those of an
+  # optimizer of optax, which the config itself has.
   default = config_lib.flatten(config_lib.default()).get(key)
-  optional = key == 'learning_rate.decay.length'  # None: the whole run
+  if key.startswith(config_lib.ARGUMENTS):
+    default = config_lib.flatten(config)[key]
+  optional = key in OPTIONAL
   number = isinstance(default, int | float) and not isinstance(default, bool)
   if not key.startswith(SEARCHED) or not (number or optional):
     raise ConfigError(

@@ -273,6 +273,12 @@ def check(config: Config, devices: int) -> None:
       )
     with refusing('sync.tune: a device may come to train one replica, where'):
       rules.rule(math.gcd(config.sync.replicas, devices))
+  if config.sync.name != 'synchronous' and config.ema.half_life is not None:
+    raise ConfigError(
+      f'ema.half_life averages the weights of one model, and with sync.name='
+      f'{config.sync.name!r} the anchor of the replicas is an average already: '
+      'leave one of them out'
+    )
   if config.sync.name != 'synchronous' and config.parallel.backend == 'pmap':
     raise ConfigError(
       f'sync.name={config.sync.name!r} needs two axes of devices, and '

@@ -85,6 +85,8 @@ class Update(NamedTuple):
     decides: whether a decision is due after it.
     report: what it reported, all replicas together.
     noise: its estimates of the gradient noise, if it has any.
+    clipped: share of the replicas whose gradient was clipped, 0 or 1 of one
+      model; None where none is ever.
   """
 
   update: int
@@ -94,6 +96,7 @@ class Update(NamedTuple):
   decides: bool
   report: Report
   noise: GradientNoise | None
+  clipped: float | None = None
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from adabatch import optim
@@ -19,12 +20,20 @@ DECAYS = {
   'polynomial': lambda length, d, convert: optim.polynomial(
     length, d.power, d.final
   ),
+  'wsd': lambda length, d, convert: optim.wsd(
+    length, d.cooldown, d.final, d.shape
+  ),
 }
 SCALINGS = {
   'none': lambda reference: optim.no_scaling(),
   'linear': optim.linear_scaling,
   'sqrt': optim.sqrt_scaling,
   'adascale': optim.adascale,
+}
+WEIGHT_DECAY_SCALINGS = {
+  'none': lambda reference: None,
+  'linear': optim.linear_scaling,
+  'sqrt': optim.sqrt_scaling,
 }
 WARMUPS = {
   'none': lambda length, start: optim.no_warmup(),
@@ -33,9 +42,8 @@ WARMUPS = {
 }
 
 
-def _to_examples(config: Config, extent: Extent, length: Any) -> Any:
-  """A length in `learning_rate.decay.unit`, in examples."""
-  unit = config.learning_rate.decay.unit
+def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
+  """A length in a unit of the config, in examples."""
   if unit == 'run':
     return length * extent.run
   return optim.to_examples(
@@ -43,12 +51,21 @@ def _to_examples(config: Config, extent: Extent, length: Any) -> Any:
     unit,
     num_examples=extent.epoch,
     reference_batch_size=config.learning_rate.reference_batch_size,
+    tokens_per_example=tokens_per_example(config),
   )
 
 
+def tokens_per_example(config: Config) -> int | None:
+  """Of text; None of images."""
+  of_text = config.task.name == 'language_modelling'
+  return config.data.sequence_length if of_text else None
+
+
 def lasts_as_the_run(config: Config) -> bool:
-  """Whether the decay depends on where the run ends."""
-  decay = config.learning_rate.decay
+  """Whether decay or warmup depend on where the run ends."""
+  decay, warmup = config.learning_rate.decay, config.learning_rate.warmup
+  if warmup.kind != 'none' and warmup.length and warmup.unit == 'run':
+    return True
   if decay.name == 'constant':
     return False
   whole = decay.length is None and decay.name != 'piecewise'
@@ -60,7 +77,7 @@ def make_decay(config: Config, extent: Extent) -> optim.Schedule:
   decay = config.learning_rate.decay
 
   def convert(length: Any) -> Any:
-    return _to_examples(config, extent, length)
+    return in_examples(config, extent, length, decay.unit)
 
   make = choose(DECAYS, decay.name, 'learning_rate.decay.name')
   with refusing('learning_rate.decay'):
@@ -94,6 +111,17 @@ def damping_exponent(config: Config) -> float:
     return 1.0
   if given is not None:
     return given
+  if is_of_optax(config.optimizer.name):
+    with refusing('optimizer.name'):
+      optim.find_optimizer(config.optimizer.name)
+    if config.controller.name == 'constant':
+      return 0.0  # but for the last batch nothing is ever missing
+    raise ConfigError(
+      f'optimizer.name={config.optimizer.name} has no known exponent for the '
+      'damping of its rate where the rule asks for more than max_batch_size: '
+      'set learning_rate.damping_exponent (without scaling 1 as of sgd, 0.5 as '
+      'of adam)'
+    )
   choose(optim.OPTIMIZERS, config.optimizer.name, 'optimizer.name')
   choose(SCALINGS, rate.scaling, 'learning_rate.scaling')
   return optim.damping_exponent(config.optimizer.name, rate.scaling)
@@ -121,18 +149,25 @@ def _make_warmup(config: Config, extent: Extent) -> optim.Warmup:
       "reference batch size, which with learning_rate.scaling='none' is the "
       'target already: set learning_rate.warmup.start to a fraction of it'
     )
-  if w.kind != 'none' and not w.epochs and not w.epochs_per_example:
+  by_epochs = w.epochs or w.epochs_per_example
+  if w.kind != 'none' and not by_epochs and w.length is None:
     raise ConfigError(
       f'learning_rate.warmup.kind={w.kind} has no length: set '
-      'learning_rate.warmup.epochs'
+      'learning_rate.warmup.epochs, or learning_rate.warmup.length'
+    )
+  if by_epochs and w.length is not None:
+    raise ConfigError(
+      f'learning_rate.warmup has the length {w.length:g} {w.unit} and one in '
+      'learning_rate.warmup.epochs: leave one of them out'
     )
   with refusing('learning_rate.warmup'):
-    return make(
-      optim.affine_length(
+    # Refuses an unknown unit, also where no length is given.
+    length = in_examples(config, extent, w.length or 1.0, w.unit)
+    if w.length is None:
+      length = optim.affine_length(
         w.epochs, w.epochs_per_example, num_examples=extent.epoch
-      ),
-      w.start,
-    )
+      )
+    return make(length, w.start)
 
 
 def _whole_decay(config: Config, extent: Extent) -> optim.Schedule:
@@ -188,7 +223,7 @@ def learning_rate_drops(config: Config, extent: Extent) -> tuple[float, ...]:
     return ()
   with refusing('learning_rate.decay'):
     return tuple(
-      _to_examples(config, extent, boundary)
+      in_examples(config, extent, boundary, rate.decay.unit)
       for boundary in rate.decay.boundaries
     )
 
@@ -210,12 +245,30 @@ def unwarmed_rate(
 
 
 def make_optimizer(config: Config, extent: Extent):
-  """The whole optax chain, damping last."""
+  """The whole optax chain, damping last but for what only watches."""
+  o = config.optimizer
+  scaling = choose(
+    WEIGHT_DECAY_SCALINGS,
+    o.weight_decay_scaling,
+    'optimizer.weight_decay_scaling',
+  )(config.learning_rate.reference_batch_size)
+  make = _of_optax if is_of_optax(o.name) else _of_ours
+  tx = make(config, make_learning_rate(config, extent), scaling)
+  half_life = config.ema.half_life
+  return tx if half_life is None else optim.with_average(tx, half_life)
+
+
+def _of_ours(config: Config, learning_rate: Any, scaling: Any):
   o = config.optimizer
   choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
+  if given := sorted(_arguments(o)):
+    raise ConfigError(
+      f'optimizer.args.{given[0]} is for the optimizers of optax, and '
+      f'optimizer.name={o.name!r} has keys of its own: leave it out'
+    )
   return optim.make_optimizer(
     o.name,
-    make_learning_rate(config, extent),
+    learning_rate,
     momentum=o.momentum,
     beta1=o.beta1,
     beta2=o.beta2,
@@ -227,7 +280,45 @@ def make_optimizer(config: Config, extent: Extent):
       config.learning_rate.reference_batch_size if o.beta2_in_examples else None
     ),
     beta2_min=o.beta2_min,
+    weight_decay_scaling=scaling,
+    clip_norm=o.clip_norm,
   )
+
+
+def _of_optax(config: Config, learning_rate: Any, scaling: Any):
+  """An optimizer of optax; L2 before it where it has no weight decay itself."""
+  o = config.optimizer
+  mask = True if o.decay_norms_and_biases else None
+  with refusing('optimizer.name'):
+    factory = optim.find_optimizer(o.name)
+  with refusing('optimizer.args'):
+    tx = optim.of_optax(
+      factory,
+      learning_rate,
+      _arguments(o),
+      weight_decay=o.weight_decay,
+      weight_decay_scaling=scaling,
+      decay_mask=mask,
+      clip_norm=o.clip_norm,
+    )
+  with refusing(f'optimizer.name={o.name} cannot be trained with here'):
+    optim.check_trains(tx)
+  return tx
+
+
+def is_of_optax(name: str) -> bool:
+  """Whether an optimizer is one of optax, by its name there.
+
+  >>> is_of_optax('optax.lion'), is_of_optax('adam')
+  (True, False)
+  """
+  return name.startswith('optax.')
+
+
+def _arguments(optimizer: Config) -> dict[str, Any]:
+  """Of optax's; a search lays a plain namespace over the config."""
+  given = optimizer.args
+  return dict(vars(given) if isinstance(given, SimpleNamespace) else given)
 
 
 def beta2_at_its_floor(config: Config, max_batch_size: int) -> str | None:
@@ -236,7 +327,7 @@ def beta2_at_its_floor(config: Config, max_batch_size: int) -> str | None:
   None if it cannot, or where beta2 is not counted in examples.
   """
   o, largest = config.optimizer, max_batch_size
-  adam = o.name in ('adam', 'adamw', 'lamb')
+  adam = o.name in ('adam', 'adamw', 'lamb', 'muon')
   if not (adam and o.beta2_in_examples and o.beta2 > 0):
     return None
   floor = optim.beta2_floor(o.beta1, o.beta2, o.beta2_min)

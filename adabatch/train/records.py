@@ -1,5 +1,6 @@
 """The records that a run yields, in plain numbers; `log` writes them."""
 
+import math
 from typing import Any
 
 from adabatch.train.build import Parts
@@ -40,6 +41,10 @@ def train_record(
     'examples_per_second': (done.examples - examples)
     / max(done.seconds - seconds, 1e-9),
   }
+  if done.clipped is not None:
+    # Before it was clipped; of replicas the root of the mean square.
+    record['gradient_norm'] = math.sqrt(done.report.gradient_norm_squared)
+    record['clipped'] = done.clipped
   if tokens_per_example is not None:
     record['tokens'] = done.examples * tokens_per_example
     record['tokens_per_second'] = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from adabatch.controllers import GradientNoise
-from adabatch.devices.messages import Call, Report, combine
+from adabatch.devices.messages import Call, Report, combine, share_above
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
@@ -126,6 +126,7 @@ class Reports:
       # The reports are gathered behind all that was dispatched; and on a CPU
       # two collectives at once could wait for each other for ever.
       self.wait(0)
+    clip = self._parts.config.optimizer.clip_norm
     while len(self._queue) > keep:
       call, reports = self._queue.popleft()
       if self._gather is not None:
@@ -146,6 +147,7 @@ class Reports:
             decides=call.decides and i == call.count,
             report=report,
             noise=_noise(report),
+            clipped=None if clip is None else share_above(rows[:, i - 1], clip),
           )
         )
 

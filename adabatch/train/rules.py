@@ -8,7 +8,11 @@ from adabatch import controllers
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
-from adabatch.train.optimizer import damping_exponent, make_decay
+from adabatch.train.optimizer import (
+  damping_exponent,
+  make_decay,
+  tokens_per_example,
+)
 from adabatch.train.run_end import Extent
 
 
@@ -65,7 +69,19 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     with refusing('controller.every'):
       due = controllers.every_due(updates=c.every, wait=c.wait)
     parameters = {'schedule': make_decay(config, extent), 'due': due}
+  if c.name == 'ramp_up' and parameters.pop('megatron') is not None:
+    with refusing('controller.ramp_up.megatron'):
+      start, *ramp = controllers.parse_ramp(c.ramp_up.megatron)
+    if start != c.initial_batch_size:
+      raise ConfigError(
+        f'controller.ramp_up.megatron starts with a batch of {start:g}, not '
+        f'with controller.initial_batch_size={c.initial_batch_size}: set that '
+        f'to {start:g}'
+      )
+    parameters |= dict(zip(('increment', 'examples'), ramp, strict=True))
   accepted = inspect.signature(factory).parameters
+  if 'tokens_per_example' in accepted:
+    parameters['tokens_per_example'] = tokens_per_example(config)
   if c.min_batch_size is not None:
     if 'floor' not in accepted:
       raise ConfigError(

@@ -136,6 +136,14 @@ def test_a_key_that_the_config_file_does_not_have(error, monkeypatch, capsys):
     command_line.parse(['launch.py', '--config=mine.py'])
 
 
+def test_an_argument_without_a_value(capsys):
+  with pytest.raises(SystemExit) as ended:
+    command_line.parse(['launch.py', '--config.optimizer.args.b1', '0.9'])
+  assert ended.value.code == 2
+  err = capsys.readouterr().err
+  assert 'write --config.optimizer.args.b1=VALUE' in err
+
+
 def test_it_says_whom_it_waits_for(monkeypatch, capsys):
   """Before it waits, which may be for ever."""
   said = []

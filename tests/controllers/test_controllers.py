@@ -28,6 +28,9 @@ CASES = {
   'adadamp full': lambda **kw: c.adadamp(
     initial_batch_size=B0, loss_source='full', **kw
   ),
+  'adadamp power': lambda **kw: c.adadamp(
+    initial_batch_size=B0, loss_source='full', exponent=4.76, **kw
+  ),
   'adadamp subset': lambda **kw: c.adadamp(
     initial_batch_size=B0, loss_source='subset', minimum_loss=0.05, **kw
   ),
@@ -457,6 +460,7 @@ def wrapped(wrapper, *args, **kwargs):
     (lambda: c.adadamp_grad(initial_batch_size=8, gradient_source='x'),
      'full, subset, ema'),
     (lambda: c.adadamp(initial_batch_size=8, decay=1.0), 'decay=1.0.*< 1'),
+    (lambda: c.adadamp(initial_batch_size=8, exponent=0), 'exponent=0.*> 0'),
     (lambda: c.adadamp(initial_batch_size=8, minimum_loss=math.nan),
      'minimum_loss'),
     (lambda: c.radadamp(initial_batch_size=8, rho=1), 'rho'),
@@ -466,6 +470,8 @@ def wrapped(wrapper, *args, **kwargs):
     *[(lambda f=f: f(initial_batch_size=8, initial_updates=0),
        'initial_updates=0')
       for f in (c.adadamp, c.adadamp_grad, c.radadamp)],
+    (lambda: c.parse_ramp('32 32'), "'32 32' is malformed.*increment"),
+    (lambda: c.step_table(table='0:8', unit='tokens'), 'tokens_per_example'),
     (lambda: c.padadamp(initial_batch_size=8, rate=-1), 'rate=-1.*>= 0'),
     (lambda: c.padadamp_rate(initial_batch_size=8, max_batch_size=4,
                              epochs=1, num_examples=9), 'max_batch_size'),

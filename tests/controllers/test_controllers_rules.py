@@ -57,16 +57,22 @@ def compare(controller, size, signals, moves=True):
 @pytest.mark.parametrize(('source', 'name'), [
   ('full', 'full_loss'), ('subset', 'subset_loss')
 ])  # fmt: skip
-@pytest.mark.parametrize('minimum', [0.0, 0.2])
-def test_adadamp(seed, source, name, minimum):
+@pytest.mark.parametrize(('minimum', 'exponent'), [
+  (0.0, 1.0), (0.2, 1.0), (0.0, 2), (0.2, 4.76)
+])  # fmt: skip
+def test_adadamp(seed, source, name, minimum, exponent):
   controller = c.adadamp(
-    initial_batch_size=B0, loss_source=source, minimum_loss=minimum
+    initial_batch_size=B0,
+    loss_source=source,
+    minimum_loss=minimum,
+    exponent=exponent,
   )
   assert controller.needs == {name}
 
   def size(signals):
     first, last = getattr(signals[0], name), getattr(signals[-1], name)
-    return max(math.ceil(B0 * r(first - minimum) / r(last - minimum)), B0)
+    ratio = r(first - minimum) / r(last - minimum)
+    return max(math.ceil(B0 * ratio**exponent), B0)
 
   compare(controller, size, random_signals(seed))
 
@@ -352,7 +358,7 @@ def test_geodamp_steps_at_the_epoch(delay):
 
 
 def test_step_table(seed):
-  table = '0:768 1.1K:1536 2k:32 0.003M:64 0.000005B:8'
+  table = '0:768 1.1K:1536 2k:32 0.000003B:64 5e-9T:8'
   counts, sizes = (0, 1100, 2000, 3000, 5000), (768, 1536, 32, 64, 8)
 
   def size(signals):
@@ -370,6 +376,11 @@ def test_step_table(seed):
   )
   assert by_epoch.needs == {'epoch'}
   assert run(by_epoch, signals)[0] == run(controller, signals)[0]
+  by_token = c.step_table(
+    table=[[n * 64, b] for n, b in pairs], unit='tokens', tokens_per_example=64
+  )
+  assert by_token.needs == {'examples'}
+  assert run(by_token, signals)[0] == run(controller, signals)[0]
   exact = [c.Signals(examples=n) for n in (0, 1099, 1100, 1999, 2000)]
   assert run(controller, exact)[0] == [768, 768, 1536, 1536, 32]
 
@@ -392,6 +403,17 @@ def test_ramp_up(seed):
     lambda signals: [b for n, b in ramp if n <= signals[-1].examples][-1],
     random_signals(seed),
   )
+  start, increment, samples = c.parse_ramp(f'{B0} 24 {3.5 * 128}K')
+  by_token = c.ramp_up(
+    initial_batch_size=start,
+    final_batch_size=256,
+    increment=increment,
+    examples=samples,
+    unit='tokens',
+    tokens_per_example=128,
+  )
+  signals = random_signals(seed)
+  assert run(by_token, signals)[0] == run(controller, signals)[0]
   flat = c.ramp_up(
     initial_batch_size=8, final_batch_size=8, increment=1, examples=1
   )

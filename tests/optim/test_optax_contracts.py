@@ -52,6 +52,7 @@ OPTIMIZERS = {
   ),
   'lars': _optimizer('lars', 1e-3, weight_decay=1e-4, trust_coefficient=1.0),
   'lamb': _optimizer('lamb', 1e-3, weight_decay=1e-4),
+  'muon': _optimizer('muon', 1e-2, weight_decay=1e-4),
 }
 TRANSFORMS = {
   'damping': _Case(optim.scale_by_damping, {}, optax.sgd(1e-3)),

@@ -61,6 +61,20 @@ def test_linear_and_polynomial(seed, power):
     )
 
 
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('shape', ['linear', '1-sqrt'])
+def test_wsd(seed, shape):
+  total, share, final = 1000 + seed, 0.1 + 0.4 * seed, 0.05 * seed
+  schedule = optim.wsd(total, share, final, shape)
+  begin = total * (1 - share)
+  for e in _examples(seed, total):
+    done = max(0, min(e, total) - begin) / (total - begin)
+    left = 1 - done if shape == 'linear' else 1 - math.sqrt(done)
+    expected = final + (1 - final) * left
+    np.testing.assert_allclose(schedule(e), expected, rtol=1e-4, atol=1e-4)
+  assert schedule(0) == 1
+
+
 @pytest.mark.parametrize(
   'schedule',
   [
@@ -69,6 +83,7 @@ def test_linear_and_polynomial(seed, power):
     optim.cosine(10**10, 0.1),
     optim.linear(10**10, 0.1),
     optim.polynomial(10**10, 2.0, 0.1),
+    optim.wsd(10**10),
   ],
 )
 def test_schedules_take_any_count_and_return_float32(schedule):
@@ -88,6 +103,7 @@ HOST = {
   'cosine': optim.cosine(4000, 0.01),
   'linear': optim.linear(4000, 0.01),
   'polynomial': optim.polynomial(4000, 2.0, 0.01),
+  'wsd': optim.wsd(4000, 0.3, 0.01),
   'root': optim.polynomial(4000, 0.5, 0.01),
   'growth': optim.after_batch_growth(
     optim.cosine(4000, 0.01),
@@ -171,6 +187,7 @@ def test_to_examples():
   assert optim.to_examples(2.5, 'epochs', **sizes) == 125_000
   assert optim.to_examples(2.5, 'examples', **sizes) == 2.5
   assert optim.to_examples(10, 'updates', **sizes) == 2560
+  assert optim.to_examples(1e3, 'tokens', tokens_per_example=8) == 125
 
 
 def test_scalings():
@@ -335,8 +352,13 @@ def test_the_learning_rate_is_the_product(seed):
     (lambda: optim.cosine(0), 'total must be positive'),
     (lambda: optim.linear(-1, 0.1), 'total must be positive'),
     (lambda: optim.polynomial(10, 0), 'power must be positive'),
-    (lambda: optim.to_examples(1, 'steps'), 'epochs, examples, updates'),
+    (lambda: optim.wsd(0), 'total must be positive'),
+    (lambda: optim.wsd(10, 0), r'cooldown must be in \(0, 1\]'),
+    (lambda: optim.wsd(10, shape='x'), 'choose one of linear, 1-sqrt'),
+    (lambda: optim.average_params(0), 'half_life must be positive'),
+    (lambda: optim.to_examples(1, 'steps'), 'epochs, examples, updates, tok'),
     (lambda: optim.to_examples(1, 'epochs'), 'need num_examples'),
+    (lambda: optim.to_examples(1, 'tokens'), 'need tokens_per_example'),
     (lambda: optim.to_examples(1, 'updates'), 'need reference_batch_size'),
     (lambda: optim.linear_scaling(0), 'must be positive'),
     (lambda: optim.sqrt_scaling(-1), 'must be positive'),

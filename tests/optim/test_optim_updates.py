@@ -57,6 +57,16 @@ ALIASES = {
     RATE, 0.0, mask, trust_coefficient=0.02, trust_ratio_mask=mask
   ),
   'lamb': lambda mask: optax.lamb(RATE, eps=1e-8, weight_decay=0.01, mask=mask),
+  # optax's own has a Nesterov momentum in the Adam of the rest.
+  'muon': lambda mask: optax.partition(
+    {
+      True: optax.contrib.muon(
+        RATE, beta=0.9, consistent_rms=0.2, weight_decay=0.01
+      ),
+      False: optax.adam(RATE),
+    },
+    mask,
+  ),
 }
 
 
@@ -88,6 +98,15 @@ def test_fixed_batch_size_equals_optax(name, seed):
     theirs_params = optax.apply_updates(theirs_params, expected)
 
 
+def _orthogonal(x):
+  """U f(S) V^T of U S V^T: the polynomial of the iteration on S alone."""
+  u, s, v = np.linalg.svd(x, full_matrices=False)
+  s = s / np.linalg.norm(s)
+  for _ in range(5):
+    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+  return u @ np.diag(s) @ v
+
+
 class _Slow:
   """The optimizers again, leaf by leaf in float64, from their equations."""
 
@@ -110,7 +129,7 @@ class _Slow:
       g = np.asarray(g, np.float64)
       slope = np.linalg.norm(g)
       wd = self.decay if self.decayed[i] else 0.0
-      if self.name not in ('adamw', 'lamb'):
+      if self.name not in ('adamw', 'lamb', 'muon'):
         g = g + wd * p
       self.mu[i] = 0.9 * self.mu[i] + 0.1 * g
       self.nu[i] = beta2 * self.nu[i] + (1 - beta2) * g**2
@@ -125,7 +144,12 @@ class _Slow:
         u = -rate * (g + 0.9 * self.v[i] if nesterov else self.v[i])
       elif self.name == 'adam':
         u = -rate * adam
-      elif self.name == 'adamw':
+      elif self.name == 'muon' and p.ndim == 2:
+        moment = 0.9 * self.mu[i] / (1 - 0.9 ** (self.k + 1))
+        moment += 0.1 * g / (1 - 0.9**self.k)
+        size = 0.2 * max(p.shape) ** 0.5
+        u = -rate * (size * _orthogonal(moment) + wd * p)
+      elif self.name in ('adamw', 'muon'):
         u = -rate * (adam + wd * p)
       elif self.name == 'lars':
         t = 1.0

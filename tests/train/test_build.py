@@ -449,6 +449,73 @@ REFUSED = {
   # JAX would take it for the seed 1.
   'seed': ({'seed': 2**32 + 1}, r'seed must be in \[0, 2\^32\)'),
   'optimizer': ({'optimizer.name': 'x'}, 'optimizer'),
+  'optimizer of optax': ({'optimizer.name': 'optax.x'}, 'optax.x is no opti'),
+  'an optimizer that needs the loss': (
+    {
+      'optimizer.name': 'optax.contrib.momo',
+      'learning_rate.damping_exponent': 1.0,
+    },
+    'momo cannot be trained with here.*value',
+  ),
+  'a damping that nobody knows': (
+    {'optimizer.name': 'optax.lion'},
+    'optax.lion has no known .*set learning_rate.damping_exponent',
+  ),
+  'a decay scaling': ({'optimizer.weight_decay_scaling': 'x'}, 'decay_scaling'),
+  'a norm': ({'optimizer.clip_norm': 0.0}, 'clip_norm must be above 0'),
+  'an average of averages': (
+    {'ema.half_life': 100.0, 'sync.name': 'local_sgd'},
+    "ema.half_life.*sync.name='local_sgd'",
+  ),
+  'cooldown': ({'learning_rate.decay.cooldown': 0.0}, 'cooldown must be in'),
+  'shape': (
+    {
+      'learning_rate.decay.name': 'wsd',
+      'learning_rate.decay.shape': 'x',
+    },
+    'choose one of linear, 1-sqrt',
+  ),
+  'two lengths': (
+    {
+      'learning_rate.warmup.kind': 'gradual',
+      'learning_rate.warmup.start': 0.0,
+      'learning_rate.warmup.epochs': 1.0,
+      'learning_rate.warmup.length': 1.0,
+    },
+    'leave one of them out',
+  ),
+  'tokens of images': (
+    {
+      'learning_rate.decay.name': 'linear',
+      'learning_rate.decay.unit': 'tokens',
+    },
+    'learning_rate.decay: .*tokens need tokens_per_example',
+  ),
+  'a table in tokens of images': (
+    {'controller.name': 'step_table', 'controller.step_table.unit': 'tokens'},
+    'controller.step_table: .*set unit to examples or epochs',
+  ),
+  'a ramp that starts elsewhere': (
+    {
+      'controller.name': 'ramp_up',
+      'controller.ramp_up.final_batch_size': 128,
+      'controller.ramp_up.megatron': '32 32 1000',
+    },
+    'starts with a batch of 32.*initial_batch_size=16: set that to 32',
+  ),
+  'arguments of ours': (
+    {'optimizer.args.b1': 0.9},
+    "optimizer.args.b1 is for the optimizers of optax.*'momentum'",
+  ),
+  'arguments that it does not take': (
+    {
+      'optimizer.name': 'optax.lion',
+      'optimizer.args.b3': 0.9,
+      'learning_rate.damping_exponent': 0.5,
+    },
+    'optimizer.args: lion takes no b3 here, but b1, b2, mu_dtype',
+  ),
+  'a unit': ({'learning_rate.warmup.unit': 'x'}, 'warmup.*unknown unit'),
   'backend': ({'parallel.backend': 'x'}, 'parallel.backend'),
   'target': ({'target.metric': 'x', 'target.value': 0.5}, 'target.metric'),
   'smoothing': ({'task.label_smoothing': 1.0}, 'label_smoothing'),
@@ -493,8 +560,11 @@ def test_refused_before_the_data_are_read(case, monkeypatch):
 
   overrides, word = REFUSED[case]
   monkeypatch.setattr(data, 'load', load)
+  config = digits()
+  with config.unlocked():
+    config.update_from_flattened_dict(overrides)
   with pytest.raises(ConfigError, match=word) as error:
-    build_lib.build(digits(**overrides))
+    build_lib.build(config)
   assert '\n' not in str(error.value)
 
 

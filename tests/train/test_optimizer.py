@@ -141,3 +141,67 @@ def test_rules_between_updates_leave_the_devices_alone():
   np.testing.assert_allclose(got[5], 16 / alpha[0], rtol=1e-5)
   np.testing.assert_allclose(got[10], 16 / alpha[1], rtol=1e-5)
   np.testing.assert_allclose(rates, [0.02, 0.02, 0.04], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('unit', 'length', 'examples'),
+  [
+    ('updates', 100.0, 1200),
+    ('examples', 1200.0, 1200),
+    ('epochs', 1.5, 1500),
+    ('run', 0.1, 300),
+    ('tokens', 6400.0, 50),  # of 128 in an example
+  ],
+)
+def test_a_warmup_from_zero_has_its_length(unit, length, examples):
+  config = digits(
+    **{
+      'task.name': 'language_modelling',
+      'learning_rate.reference_batch_size': 12,
+      'learning_rate.warmup.kind': 'gradual',
+      'learning_rate.warmup.start': 0.0,
+      'learning_rate.warmup.length': length,
+      'learning_rate.warmup.unit': unit,
+    }
+  )
+  tx = optimizer.make_learning_rate(config, EXTENT)
+  state = tx.init(())
+  for share in (0.0, 0.25, 1.0, 2.0):
+    _, now = tx.update((), state, batch_size=48, examples=share * examples)
+    rate = now.learning_rate
+    np.testing.assert_allclose(rate, 0.02 * min(share, 1), rtol=1e-5)
+  assert optimizer.lasts_as_the_run(config) == (unit == 'run')
+
+
+def test_weight_decay_of_the_config_follows_the_batch_size():
+  params = {'kernel': np.ones((1, 1), np.float32)}
+  nothing = {'kernel': np.zeros((1, 1), np.float32)}
+  for name, factor in (('none', 1), ('linear', 4), ('sqrt', 2)):
+    for optimizer_name in ('sgd', 'optax.adamw', 'optax.sgd'):
+      config = digits(
+        **{
+          'optimizer.name': optimizer_name,
+          'optimizer.weight_decay': 0.1,
+          'optimizer.weight_decay_scaling': name,
+          'learning_rate.reference_batch_size': 16,
+        }
+      )
+      tx = optimizer.make_optimizer(config, EXTENT)
+      updates, _ = tx.update(
+        nothing,
+        tx.init(params),
+        params,
+        batch_size=64,
+        damping=1.0,
+        examples=0,
+      )
+      expected = -0.02 * 0.1 * factor
+      np.testing.assert_allclose(updates['kernel'], expected, rtol=1e-6)
+
+
+def test_the_damping_of_optimizers_of_optax():
+  lion = {'optimizer.name': 'optax.lion'}
+  constant = digits(**lion, **{'controller.name': 'constant'})
+  assert optimizer.damping_exponent(constant) == 0
+  given = digits(**lion, **{'learning_rate.damping_exponent': 0.5})
+  assert optimizer.damping_exponent(given) == 0.5

@@ -70,6 +70,7 @@ DECAYS = {
   'linear': lambda x: 0.2 + 0.8 * (1 - x),
   'cosine': lambda x: 0.2 + 0.8 * (1 + math.cos(math.pi * x)) / 2,
   'polynomial': lambda x: 0.2 + 0.8 * (1 - x) ** 3,
+  'wsd': lambda x: 0.2 + 0.8 * (1 - math.sqrt(max(0, x - 0.7) / 0.3)),
   'piecewise': lambda x: 0.5 ** ((x >= 0.5) + (x >= 0.75)),
 }
 ENDS = {
@@ -107,6 +108,7 @@ def test_a_decay_ends_with_the_run(decay, end, rule):
         'learning_rate.decay.unit': unit,
         'learning_rate.decay.final': 0.2,
         'learning_rate.decay.power': 3.0,
+        'learning_rate.decay.cooldown': 0.3,
         'learning_rate.decay.factor': 0.5,
         'learning_rate.decay.boundaries': (0.5, 0.75),
       },

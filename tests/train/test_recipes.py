@@ -1,0 +1,151 @@
+"""Clipping, averaged weights and optimizers of optax in real runs."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from adabatch.devices.population import Member
+from adabatch.search.population import Mode, make_population, run, why_not
+from adabatch.train import train
+from adabatch.train.build import build
+from tests.experiments import column, digits, records
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+ALL = {
+  'optimizer.name': 'optax.lion',
+  'optimizer.weight_decay': 0.1,
+  'optimizer.weight_decay_scaling': 'linear',
+  'optimizer.clip_norm': 1.0,
+  'ema.half_life': 100.0,
+  'learning_rate.base': 1e-3,
+  'learning_rate.decay.name': 'wsd',
+  'controller.name': 'constant',
+}
+SGD = {'optimizer.name': 'sgd', 'controller.name': 'constant'}
+
+
+def config(**overrides):
+  kept = {'checkpoint.every_updates': 1, 'checkpoint.keep': 9}
+  return digits(**kept | {'max_updates': 6} | overrides)
+
+
+def go(workdir, devices=1, **overrides):
+  return train(config(**overrides), workdir, devices=jax.devices()[:devices])
+
+
+def length(tree):
+  return np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
+
+
+def saved(workdir, update):
+  manager = ocp.CheckpointManager(workdir.absolute() / 'checkpoints')
+  args = ocp.args.Composite(state=ocp.args.StandardRestore())
+  state = manager.restore(update, args=args)['state']
+  manager.close()
+  return state
+
+
+def test_a_gradient_is_clipped_and_said_to_be(tmp_path):
+  clips = (1e6, 0.5)
+  for clip in clips:
+    go(tmp_path / str(clip), **SGD, **{'optimizer.clip_norm': clip})
+  loose, tight = (records(tmp_path / str(clip)) for clip in clips)
+  assert {r['clipped'] for r in loose} == {0.0}
+  assert {r['clipped'] for r in tight} == {1.0}
+  # What is reported is the gradient, and what is done its direction.
+  assert tight[0]['gradient_norm'] == loose[0]['gradient_norm'] > 0.5
+  assert loose[0]['loss'] == tight[0]['loss']
+  assert loose[5]['loss'] < tight[5]['loss']
+  before, after = (saved(tmp_path / '0.5', u)['params'] for u in (1, 2))
+  step = jax.tree.map(np.subtract, after, before)
+  assert length(step) == pytest.approx(0.02 * 0.5, rel=1e-3)
+
+
+def test_each_replica_clips_its_own_gradient(tmp_path):
+  replicas = {'sync.name': 'local_sgd', 'sync.replicas': 2}
+  go(tmp_path, 2, **SGD, **replicas, **{'optimizer.clip_norm': 0.5})
+  assert records(tmp_path)[0]['clipped'] == 1.0
+  state = saved(tmp_path, 1)
+  steps = jax.tree.map(
+    lambda x, z: x - z, state['replicas']['params'], state['params']
+  )
+  for i in range(2):
+    step = jax.tree.map(lambda x, i=i: x[i], steps)
+    assert length(step) == pytest.approx(0.02 * 0.5, rel=1e-3)
+
+
+def test_what_is_evaluated_is_the_average(tmp_path):
+  """Averaged again from the parameters of a run that has no average."""
+  sizes = {
+    'controller.name': 'step_table',
+    'controller.step_table.table': '0:16 48:64',
+    'controller.every': 1,
+  }
+  go(tmp_path / 'plain', **sizes)
+  summary = go(tmp_path / 'ema', **sizes, **{'ema.half_life': 64.0})
+  names = 'loss', 'batch_size'
+  for name in names:  # nothing else changes
+    assert column(tmp_path / 'ema', name) == column(tmp_path / 'plain', name)
+  total, weight = 0.0, 0.0
+  for update, size in enumerate(column(tmp_path / 'plain', 'batch_size'), 1):
+    params = saved(tmp_path / 'plain', update)['params']
+    flat = np.concatenate([
+      np.ravel(params[f'Dense_{i}'][name]).astype(np.float64)
+      for i in (0, 1)
+      for name in ('kernel', 'bias')
+    ])  # fmt: skip
+    decay = 2 ** (-size / 64)
+    total = decay * total + (1 - decay) * flat
+    weight = decay * weight + (1 - decay)
+  flat = total / weight
+  cut = np.cumsum([64 * 32, 32, 32 * 10])
+  w0, b0, w1, b1 = np.split(flat, cut)
+  split = build(config(), jax.devices()[:1]).recipe.inputs
+  arrays = split.evaluation.arrays
+  examples = split.load(arrays, np.arange(len(arrays['label'])), None)
+  x = np.asarray(examples['image'], np.float64).reshape(-1, 64)
+  hidden = np.maximum(x @ w0.reshape(64, 32) + b0, 0)
+  logits = hidden @ w1.reshape(32, 10) + b1
+  top = logits.max(1, keepdims=True)
+  logs = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+  loss = -np.mean(logs[np.arange(len(logs)), np.asarray(examples['label'])])
+  assert summary['final']['validation']['loss'] == pytest.approx(loss, rel=1e-5)
+  plain = records(tmp_path / 'plain', 'eval')[-1]['loss']
+  assert abs(plain - loss) > 1e-3
+
+
+def test_a_population_is_single_runs_and_those_go_on_where_they_were(tmp_path):
+  keys = (
+    'learning_rate.base',
+    'optimizer.weight_decay',
+    'optimizer.clip_norm',
+    'ema.half_life',
+    'learning_rate.decay.cooldown',
+  )
+  members = [
+    Member(3, (1e-3, 0.1, 0.5, 100.0, 0.5)),
+    Member(4, (5e-3, 0.0, 2.0, 30.0, 1.0)),
+  ]
+  searched = config(**ALL, **{'learning_rate.reference_batch_size': 16})
+  parts = build(searched, jax.devices()[:1])
+  assert why_not(parts, keys) is None
+  population = make_population(parts, keys)
+  found = dict(
+    run(
+      population, parts, members, Mode(2, 6), limit=lambda member, known: None
+    )
+  )
+  for i, member in enumerate(members):
+    single = searched.copy_and_resolve_references()
+    single.seed = member.seed
+    values = dict(zip(keys, member.values, strict=True))
+    single.update_from_flattened_dict(values)
+    workdir, devices = tmp_path / str(i), jax.devices()[:1]
+    if i:
+      train(single, workdir, devices=devices, last_update=3)
+    summary = train(single, workdir, devices=devices)
+    (loss,) = (e.metrics['loss'] for e in found[i].evaluations[-1:])
+    expected = summary['final']['validation']['loss']
+    assert loss == pytest.approx(expected, rel=1e-5)
