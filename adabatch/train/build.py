@@ -221,8 +221,9 @@ def make_task(config: Config, num_classes: int | None = None) -> Task:
   """Losses and metrics, with the task's own table of parameters."""
   name, smoothing = config.task.name, config.task.label_smoothing
   make = choose(TASKS, name, 'task.name')
-  table = config.task[name] if name in config.task else {}
-  parameters: dict[str, Any] = dict(table)
+  parameters: dict[str, Any] = {}
+  if name in config.task:  # a table of its own
+    parameters |= config.task[name]
   takes = inspect.signature(make).parameters
   if 'label_smoothing' in takes:
     parameters['label_smoothing'] = smoothing
