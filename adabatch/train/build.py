@@ -19,7 +19,7 @@ from adabatch.data.source import Inputs
 from adabatch.devices import layout
 from adabatch.devices.mesh import BACKENDS, make_devices
 from adabatch.devices.recipe import Recipe, Sync
-from adabatch.models import MODELS, contract
+from adabatch.models import MODELS, contract, own
 from adabatch.models.tasks import TASKS, TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train.calls import Due, make_due
@@ -158,22 +158,27 @@ def make_model(
       f'model.name={name!r} has no table of parameters in this config: give it '
       f'one, c.model.{name} = ConfigDict()'
     )
-  parameters = {
+  signature = own.signature_of(make)
+  takes = signature.parameters
+  if dtype != 'float32' and 'dtype' not in takes:
+    raise ConfigError(
+      f'model.dtype={dtype!r} has no effect on model.name={name!r}, whose '
+      f'constructor ({make.__name__}) takes no dtype: leave it out'
+    )
+  given = {
     'num_classes': num_classes,
     'dtype': choose(DTYPES, dtype, 'model.dtype'),
-    **config.model[name],
+    'end_of_document': end_of_document,
   }
-  if name in LANGUAGE_MODELS:
-    parameters['end_of_document'] = end_of_document
+  parameters = {k: v for k, v in given.items() if k in takes}
+  parameters |= config.model[name]
   with refusing(
     f'model.{name} ({make.__name__}) takes {", ".join(parameters)}'
   ):
-    inspect.signature(make).bind(**parameters)
-  model = make(**parameters)
-  call = inspect.signature(model.__call__)
-  with refusing(f'model.{name} is called as model(x, train=..., rows=...)'):
-    call.bind('x', train=False, rows=None)
-  return model
+    random = [key for key in ('rngs', 'key') if key in takes]
+    signature.bind(**parameters, **dict.fromkeys(random))
+  with refusing(f'model.{name}'):
+    return own.call(make, parameters)
 
 
 def check_model(
@@ -254,7 +259,9 @@ def check(config: Config, devices: int) -> None:
   make_model(config, 1)
   name, task_name = config.model.name, config.task.name
   make_task(config)
-  if (name in LANGUAGE_MODELS) != (task_name == 'language_modelling'):
+  ours = not config_lib.is_of_another_model(f'model.{name}.any')
+  of_text = name in LANGUAGE_MODELS
+  if ours and of_text != (task_name == 'language_modelling'):
     raise ConfigError(
       f'model.name={name!r} and task.name={task_name!r} do not go together: '
       f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, and no '

@@ -606,10 +606,6 @@ def with_network(net, table, monkeypatch):
   ('net', 'table', 'words'),
   [
     (network(), None, "model.name='mine'.*no table.*c.model.mine = ConfigDict"),
-    (network(has='num_classes'), {}, 'model.mine.*takes.*dtype'),
-    (network(has='dtype'), {}, 'model.mine.*takes.*num_classes'),
-    (network(takes='train'), {}, r'model\(x, train=..., rows=...\).*rows'),
-    (network(takes='rows'), {}, r'model\(x, train=..., rows=...\).*train'),
     (network(), {'wdth': 3}, 'model.mine.*wdth'),
   ],
 )

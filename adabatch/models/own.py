@@ -1,0 +1,284 @@
+"""Networks of one's own, of linen, NNX or Equinox, called as ours are.
+
+    from adabatch import config, models
+
+    def get_config():
+      c = config.default()
+      models.register(c, 'mine', MyNetwork, width=64)
+      return c
+
+`width` is then a key, `model.mine.width`, to be overridden and searched.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from adabatch.config import Config, ConfigError
+from adabatch.models.rows import Rows
+
+# What the trainer gives a constructor that takes it, and no key.
+GIVEN = ('num_classes', 'dtype', 'end_of_document', 'rngs', 'key')
+
+# Of linen's and Equinox's own.
+_NOT_KEYS = (*GIVEN, 'self', 'parent', 'name', 'args', 'kwargs')
+
+
+def signature_of(make: Callable[..., Any]) -> inspect.Signature:
+  """What a constructor takes.
+
+  >>> signature_of(nnx.Linear).bind(2, 3, rngs=None).arguments['in_features']
+  2
+  """
+  if not (isinstance(make, type) and issubclass(make, nnx.Module)):
+    return inspect.signature(make)
+  # The class itself says that it takes anything.
+  whole = inspect.signature(make.__init__)
+  return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+def parameters_of(make: Callable[..., Any]) -> dict[str, Any]:
+  """Arguments of a constructor that can be keys, with their defaults.
+
+  >>> def make(num_classes, width=8, activation=abs): ...
+  >>> parameters_of(make)
+  {'width': 8}
+  """
+  return {
+    name: parameter.default
+    for name, parameter in signature_of(make).parameters.items()
+    if name not in _NOT_KEYS
+    and isinstance(parameter.default, bool | int | float | str | tuple)
+  }
+
+
+def registered(
+  registry: dict[str, Callable[..., Any]],
+  config: Config,
+  name: str,
+  make: Callable[..., Any],
+  parameters: Mapping[str, Any],
+) -> None:
+  """Adds a network to a registry and to a config; see `models.register`."""
+  if not name.isidentifier():
+    raise ConfigError(
+      f'model.name={name!r} is no name: give letters and digits'
+    )
+  if name in registry and name in config.model and registry[name] is not make:
+    raise ConfigError(
+      f'model.name={name!r} is that of another network: give yours another'
+    )
+  takes = signature_of(make).parameters
+  for key in parameters:
+    if key not in takes or key in _NOT_KEYS:
+      raise ConfigError(
+        f'{make.__name__} takes no {key!r} as a key: it takes '
+        f'{", ".join(k for k in takes if k not in _NOT_KEYS) or "none"}'
+      )
+  registry[name] = make
+  with config.unlocked():
+    config.model[name] = parameters_of(make) | dict(parameters)
+    config.model.name = name
+
+
+def call(make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+  """A network that is called as `model.apply(variables, x, train=, rows=)`.
+
+  Args:
+    make: a class of linen, NNX or Equinox, or a function that makes a linen
+      module.
+    parameters: what it is made with, without `rngs` and `key`.
+
+  Raises:
+    TypeError: for a BatchNorm whose statistics would depend on the hardware.
+  """
+  if isinstance(make, type) and issubclass(make, nnx.Module):
+    return OfNNX(make, parameters)
+  equinox = sys.modules.get('equinox')
+  if equinox and isinstance(make, type) and issubclass(make, equinox.Module):
+    return OfEquinox(equinox, make, parameters)
+  model = make(**parameters)
+  if not isinstance(model, nn.Module):
+    return model
+  takes = inspect.signature(model.__call__).parameters
+  return model if {'train', 'rows'} <= {*takes} else OfLinen(model)
+
+
+def _how(
+  function: Callable[..., Any], train: bool, rows: Rows | None
+) -> dict[str, Any]:
+  """What a network is told of how it is called, as far as it wants to know."""
+  told = {'train': train, 'rows': rows, 'deterministic': not train}
+  takes = inspect.signature(function).parameters
+  return {key: value for key, value in told.items() if key in takes}
+
+
+class OfLinen:
+  """A linen module without `train` or `rows`."""
+
+  def __init__(self, model: nn.Module):
+    self._model = model
+
+  def init(self, rngs: Any, x: Any, *, train: bool, rows: Any = None) -> Any:
+    how = _how(self._model.__call__, train, rows)
+    return self._model.init(rngs, x, **how)
+
+  def apply(
+    self,
+    variables: Any,
+    x: Any,
+    *,
+    train: bool,
+    rows: Any = None,
+    **options: Any,
+  ) -> Any:
+    how = _how(self._model.__call__, train, rows)
+    return self._model.apply(variables, x, **how, **options)
+
+
+class _Built:
+  """A network that holds its parameters: built anew wherever it is called.
+
+  Its first values are then thrown away, and with them what computes them.
+  """
+
+  def build(self, rngs: Mapping[str, jax.Array]) -> tuple[Any, Any, Any]:
+    """(network, its parameters, puts others in their place)."""
+    raise NotImplementedError
+
+  def run(
+    self, model: Any, x: Any, train: bool, rows: Any, key: jax.Array
+  ) -> Any:
+    """What the network makes of a batch."""
+    raise NotImplementedError
+
+  def init(self, rngs: Any, x: Any, *, train: bool, rows: Any = None) -> Any:
+    rngs = rngs if isinstance(rngs, Mapping) else {'params': rngs}
+    key = rngs.get('dropout', rngs['params'])
+    # It may not fit its inputs.
+    jax.eval_shape(lambda: self.run(self.build(rngs)[0], x, train, rows, key))
+    return {'params': _nested(self.build(rngs)[1])}
+
+  def apply(
+    self,
+    variables: Any,
+    x: Any,
+    *,
+    train: bool,
+    rows: Any = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    mutable: Any = False,
+  ) -> Any:
+    key = (rngs or {}).get('dropout', jax.random.key(0))
+    _, params, replace = self.build(
+      {'params': jax.random.key(0), 'dropout': key}
+    )
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [_at(variables['params'], path) for path, _ in paths]
+    model = replace(jax.tree.unflatten(structure, leaves))
+    outputs = self.run(model, x, train, rows, key)
+    return outputs if mutable is False else (outputs, {})
+
+
+class OfNNX(_Built):
+  """An NNX class: `rngs` are given, layers are told whether they train."""
+
+  def __init__(self, make: type, parameters: Mapping[str, Any]):
+    self._make, self._parameters = make, dict(parameters)
+    abstract = nnx.eval_shape(lambda: self._new(nnx.Rngs(0)))
+    for path, part in nnx.iter_modules(abstract):
+      if isinstance(part, nnx.BatchNorm):
+        _refuse('flax.nnx.BatchNorm', '/'.join(map(str, path)))
+
+  def _new(self, rngs: nnx.Rngs) -> Any:
+    takes = 'rngs' in signature_of(self._make).parameters
+    return self._make(**self._parameters, **({'rngs': rngs} if takes else {}))
+
+  def build(self, rngs):
+    # Streams without a name of their own draw from the first.
+    params = rngs['params']
+    model = self._new(nnx.Rngs(params, dropout=rngs.get('dropout', params)))
+    state = nnx.state(model, nnx.Param)
+
+    def replace(values):
+      nnx.replace_by_pure_dict(state, values)
+      nnx.update(model, state)
+      return model
+
+    return model, nnx.to_pure_dict(state), replace
+
+  def run(self, model, x, train, rows, key):
+    del key  # its streams were made of it
+    (model.train if train else model.eval)()
+    return model(x, **_how(model.__call__, train, rows))
+
+
+class OfEquinox(_Built):
+  """An Equinox class, called with one example: `key` is of its place."""
+
+  def __init__(self, equinox: Any, make: type, parameters: Mapping[str, Any]):
+    self._equinox, self._make = equinox, make
+    self._parameters = dict(parameters)
+    norm = equinox.nn.BatchNorm
+    abstract = equinox.filter_eval_shape(self._new, jax.random.key(0))
+    leaves = jax.tree.leaves(abstract, is_leaf=lambda x: isinstance(x, norm))
+    if any(isinstance(leaf, norm) for leaf in leaves):
+      _refuse('equinox.nn.BatchNorm', make.__name__)
+
+  def _new(self, key: jax.Array) -> Any:
+    takes = 'key' in signature_of(self._make).parameters
+    return self._make(**self._parameters, **({'key': key} if takes else {}))
+
+  def build(self, rngs):
+    equinox = self._equinox
+    model = self._new(rngs['params'])
+    params, rest = equinox.partition(model, equinox.is_inexact_array)
+    return model, params, lambda values: equinox.combine(values, rest)
+
+  def run(self, model, x, train, rows, key):
+    model = self._equinox.nn.inference_mode(model, value=not train)
+    places = jnp.arange(len(x)) if rows is None else rows.places
+    by_key = 'key' in inspect.signature(type(model).__call__).parameters
+
+    def one(x, place):
+      more = {'key': jax.random.fold_in(key, place)} if by_key else {}
+      return model(x, **more)
+
+    return jax.vmap(one)(x, places)
+
+
+def _refuse(what: str, path: str) -> None:
+  raise TypeError(
+    f'the layer {path or "itself"!r} is a {what}, whose statistics would '
+    'depend on the devices, the microbatches and the empty slots: use a norm '
+    'of each example (LayerNorm, GroupNorm, RMSNorm), or in a linen module '
+    'adabatch.models.GhostBatchNorm'
+  )
+
+
+def _names(path: Any) -> list[str]:
+  return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def _nested(tree: Any) -> dict[str, Any]:
+  """A pytree as dictionaries of dictionaries, by the names of its parts."""
+  nested: dict[str, Any] = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    *parents, last = _names(path)
+    table = nested
+    for name in parents:
+      table = table.setdefault(name, {})
+    table[last] = leaf
+  return nested
+
+
+def _at(nested: Any, path: Any) -> Any:
+  for name in _names(path):
+    nested = nested[name]
+  return nested
