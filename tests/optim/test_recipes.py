@@ -92,6 +92,8 @@ def test_an_average_of_the_parameters_against_its_sum(half_life):
     expected = np.average(seen, axis=0, weights=weights)
     got = optim.averaged(state)['Dense_0']['kernel']
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+    weight = optax.tree_utils.tree_get(state, 'weight')
+    np.testing.assert_allclose(weight, sum(weights), rtol=1e-5)
 
 
 def test_an_average_does_not_tell_a_batch_from_its_halves():
