@@ -10,6 +10,7 @@ from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
   always,
+  described,
   only_at_start,
 )
 from adabatch.controllers.state import (
@@ -27,6 +28,7 @@ from adabatch.controllers.state import (
 _SUFFIXES = {'K': 10**3, 'M': 10**6, 'B': 10**9}
 
 
+@described
 def constant(*, initial_batch_size: float) -> BatchSizeController:
   """The same size for ever: B_k = B_0.
 
@@ -52,6 +54,7 @@ def constant(*, initial_batch_size: float) -> BatchSizeController:
   )
 
 
+@described
 def padadamp(*, initial_batch_size: float, rate: float) -> BatchSizeController:
   """Linear growth with the number of updates: the passive AdaDamp.
 
@@ -123,6 +126,7 @@ def padadamp_rate(
   return 4 / 3 * growth / (2 * b_max - 2 * b0 + 3 * epochs * num_examples)
 
 
+@described
 def geodamp(
   *, initial_batch_size: float, factor: float = 2.0, delay_epochs: float = 5.0
 ) -> BatchSizeController:
@@ -167,6 +171,7 @@ def _steps(epoch: float, delay_epochs: float) -> int:
   return math.floor(epoch / delay_epochs * (1 + 1e-12))
 
 
+@described
 def step_table(
   *,
   table: str | Sequence[Sequence[float]],
@@ -260,6 +265,7 @@ def _parse_count(count: Any) -> float:
   return float(number * (scale or 1))
 
 
+@described
 def ramp_up(
   *,
   initial_batch_size: float,
@@ -353,6 +359,7 @@ class LearningRateState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def from_lr_schedule(
   schedule: Callable[[int], Any],
   *,
