@@ -1,4 +1,4 @@
-"""Flax linen with its TrainState, whose batch grows as the loss falls (AdaDamp).
+"""Flax linen with a TrainState, and a batch that grows as the loss falls.
 
 pip install adabatch flax scikit-learn, then:
 python examples/linen_train_state.py
@@ -18,11 +18,11 @@ x = x / 16
 
 # The rule, and the sizes that it may choose; each is compiled once.
 rule = every(adadamp(initial_batch_size=16, initial_updates=10), updates=10)
-ladder = buckets.ladder(16, 256, devices=1)
+ladder = buckets.ladder(16, 128, devices=1)
 batch_size = BatchSize(rule, ladder, num_examples=len(x))
 sampler = BatchSampler(batch_size, seed=0)
 
-# The damping stands for the part of a batch beyond 256; it comes last.
+# The damping stands for the part of a batch beyond 128; it comes last.
 tx = optax.chain(optax.sgd(0.05, momentum=0.9), optim.scale_by_damping())
 model = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)])
 params = model.init(jax.random.key(0), x[:1])
@@ -36,13 +36,13 @@ def step(state, x, y, damping):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
   loss, grads = jax.value_and_grad(loss_of)(state.params)
-  # `apply_gradients` has no argument for the damping, but `tx` can be given it.
-  tx = state.tx
-  damped = optax.GradientTransformation(
-    tx.init, lambda *args: tx.update(*args, damping=damping)
+  # What `apply_gradients` does, which has no argument for the damping.
+  updates, opt_state = state.tx.update(
+    grads, state.opt_state, state.params, damping=damping
   )
-  state = state.replace(tx=damped).apply_gradients(grads=grads)
-  return state.replace(tx=tx), loss
+  params = optax.apply_updates(state.params, updates)
+  step = state.step + 1
+  return state.replace(step=step, params=params, opt_state=opt_state), loss
 
 
 # A schedule by examples, for nobody knows the number of updates in advance.

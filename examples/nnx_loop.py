@@ -15,11 +15,11 @@ x = x / 16
 
 # The rule, and the sizes that it may choose; each is compiled once.
 rule = every(adadamp(initial_batch_size=16, initial_updates=10), updates=10)
-ladder = buckets.ladder(16, 256, devices=1)
+ladder = buckets.ladder(16, 128, devices=1)
 batch_size = BatchSize(rule, ladder, num_examples=len(x))
 sampler = BatchSampler(batch_size, seed=0)
 
-# The damping stands for the part of a batch beyond 256; it comes last.
+# The damping stands for the part of a batch beyond 128; it comes last.
 tx = optax.chain(optax.sgd(0.05, momentum=0.9), optim.scale_by_damping())
 
 

@@ -16,9 +16,9 @@ data = torch.utils.data.TensorDataset(
   torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
 )
 
-# The rule, and the sizes that it may choose: 16, 32, ..., 256.
+# The rule, and the sizes that it may choose: 16, 32, 64, 128.
 rule = every(adadamp(initial_batch_size=16, initial_updates=10), updates=10)
-ladder = buckets.ladder(16, 256, devices=1)
+ladder = buckets.ladder(16, 128, devices=1)
 batch_size = BatchSize(rule, ladder, num_examples=len(data))
 
 # num_workers=2 would do as well: batches that are made ready before the size
@@ -31,7 +31,7 @@ model = torch.nn.Sequential(
   torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-damp(optimizer, batch_size)  # for the part of a batch beyond 256
+damp(optimizer, batch_size)  # for the part of a batch beyond 128
 
 # A schedule by examples, for nobody knows the number of updates in advance.
 total = 10 * len(data)
