@@ -1,8 +1,10 @@
 """What the README shows is true."""
 
+import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from adabatch import controllers
@@ -23,10 +25,26 @@ def test_first_block_is_the_two_commands():
   assert test.endswith('pytest')
 
 
-def run(snippet):
-  names = {}
+def run(snippet, **names):
   exec(compile(snippet, 'README.md', 'exec'), names)
   return names
+
+
+def loop_of(snippet):
+  """The README's loop with a least-squares fit: its losses and batch sizes."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1024, 8))
+  y = x @ np.arange(8.0)
+  losses, sizes = [], []
+
+  def step(state, x, y, damping):
+    error = x @ state - y
+    losses.append(np.mean(error**2))
+    sizes.append(len(x))
+    return state - 0.1 * damping * error @ x / len(x), losses[-1]
+
+  names = run(snippet, x=x, y=y, state=np.zeros(8), step=step)
+  return losses, sizes, names
 
 
 def test_the_snippets_run(capsys):
@@ -38,25 +56,30 @@ def test_the_snippets_run(capsys):
   assert low < size < high
   assert float(overhead) < size
   assert 'no point' in misses
-  names = run(loop)
-  sizes = names['batch_sizes']
+  losses, sizes, names = loop_of(loop)
   assert sizes[-1] > 4 * sizes[0]
-  assert names['loss'] < 0.1 * names['first_loss']
+  assert losses[-1] < 0.1 * losses[0]
+  assert json.loads(json.dumps(names['saved']))['examples'] == sum(sizes)
+
+
+def test_the_own_loop_is_short():
+  section = README.split('## In your own loop\n')[1].split('\n## ')[0]
+  assert len(section.strip().splitlines()) + 2 <= 25
 
 
 # What may stand in the loop's place for a rule, and what a rule misses there.
 RULES = {
   'constant': '',
   'adadamp': '',
-  'radadamp': 'window=5',
   'padadamp': 'rate=4.0',
-  'geodamp': 'delay_epochs=0.01',
+  'geodamp': 'delay_epochs=0.5',
   'step_table': "table='0:8 100:32'",
   'ramp_up': 'final_batch_size=32, increment=8, examples=200',
   'from_lr_schedule': 'lambda examples: 1 / (1 + examples)',
 }
 MISSING = {
   "adadamp(loss_source='full', ": 'full_loss',
+  'radadamp(window=5, ': 'gradient_norm_squared',
   'adadamp_grad(': 'gradient_noise',
   'noise_scale(': 'gradient_noise',
   'norm_test(': 'gradient_noise',
@@ -68,15 +91,14 @@ def test_the_loop_feeds_every_rule_or_says_what_it_lacks():
   assert set(RULES) | {key.partition('(')[0] for key in MISSING} == set(
     controllers.CONTROLLERS
   )
-  parts, loop = blocks('python')[1].split('\nparams = ')
-  loop = 'params = ' + loop.replace('range(1, 101)', 'range(1, 22)')
-  (make,) = re.findall(r'^controller = controllers\.adadamp.*\n.*', parts, re.M)
-  names = run(parts)  # compiles each size once
+  loop = blocks('python')[1]
+  imports = 'from adabatch.controllers import *\n'
 
   def sizes(rule):
-    with_rule = re.sub(r'adadamp\(.*\)', f'{rule}initial_batch_size=8)', make)
-    exec(with_rule + '\n' + loop, names)
-    return names['batch_sizes']
+    arguments = f'{rule}initial_batch_size=8)'
+    with_rule, count = re.subn(r'adadamp\(.*?\)', arguments, loop)
+    assert count == 1
+    return loop_of(imports + with_rule)[1]
 
   for name, arguments in RULES.items():
     got = sizes(f'{name}({arguments}{arguments and ", "}')

@@ -10,8 +10,10 @@ from adabatch.controllers.base import (
   State,
   always,
 )
+from adabatch.controllers.batch_size import BatchSize
 from adabatch.controllers.damping import adadamp, adadamp_grad, radadamp
 from adabatch.controllers.noise import cabs, noise_scale, norm_test
+from adabatch.controllers.sampler import BatchSampler
 from adabatch.controllers.schedule import (
   constant,
   from_lr_schedule,
@@ -56,6 +58,8 @@ CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
 
 __all__ = [
   'CONTROLLERS',
+  'BatchSampler',
+  'BatchSize',
   'BatchSizeController',
   'GradientNoise',
   'MissingSignal',

@@ -1,7 +1,12 @@
 """What a batch-size controller is: signals in, a nominal batch size out."""
 
+import functools
+import inspect
+import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
+
+Arguments = ParamSpec('Arguments')
 
 # A NamedTuple of plain numbers; a wrapper's state holds the inner state.
 State = Any
@@ -116,6 +121,7 @@ class BatchSizeController(NamedTuple):
     needs: names of the `Signals` fields that `update` reads. `update`, which is
       always there, may be read without being named.
     due: k -> may the size change after k updates?
+    rule: how it was made, so that a state goes on with the rule that wrote it.
 
   >>> from adabatch.controllers import Signals, constant
   >>> controller = constant(initial_batch_size=64)
@@ -128,3 +134,42 @@ class BatchSizeController(NamedTuple):
   update: Callable[[State, Signals], tuple[float, State]]
   needs: frozenset[str]
   due: Callable[[int], bool] = always
+  rule: str = 'a rule without a name'
+
+
+def described(
+  factory: Callable[Arguments, BatchSizeController],
+) -> Callable[Arguments, BatchSizeController]:
+  """Lets the controllers that a function makes say how they were made.
+
+  Args:
+    factory: makes a controller of arguments.
+
+  >>> from adabatch.controllers import constant, every
+  >>> every(constant(initial_batch_size=64), updates=5).rule
+  'every(controller=constant(initial_batch_size=64), updates=5)'
+  """
+  signature = inspect.signature(factory)
+
+  @functools.wraps(factory)
+  def make(
+    *args: Arguments.args, **kwargs: Arguments.kwargs
+  ) -> BatchSizeController:
+    controller = factory(*args, **kwargs)
+    given = signature.bind(*args, **kwargs).arguments.items()
+    words = ', '.join(f'{name}={_described(value)}' for name, value in given)
+    return controller._replace(rule=f'{factory.__name__}({words})')
+
+  return make
+
+
+def _described(value: Any) -> str:
+  """Equal values alike, and nothing that another process would say otherwise:
+  no address of a function."""
+  if isinstance(value, BatchSizeController):
+    return value.rule
+  if callable(value):
+    return getattr(value, '__qualname__', type(value).__name__)
+  if isinstance(value, float | numbers.Integral) and value == value // 1:
+    return repr(value if isinstance(value, bool) else int(value))
+  return repr(value)

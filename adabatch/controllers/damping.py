@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
+  described,
 )
 from adabatch.controllers.state import (
   SMALLEST_RATIO,
@@ -43,6 +44,7 @@ class DampingState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def adadamp(
   *,
   initial_batch_size: float,
@@ -111,6 +113,7 @@ def adadamp(
   )
 
 
+@described
 def adadamp_grad(
   *,
   initial_batch_size: float,
@@ -270,6 +273,7 @@ class RadadampState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def radadamp(
   *,
   initial_batch_size: float,

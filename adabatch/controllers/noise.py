@@ -6,6 +6,7 @@ from typing import NamedTuple
 from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
+  described,
 )
 from adabatch.controllers.state import (
   Average,
@@ -31,6 +32,7 @@ class NoiseState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def noise_scale(
   *,
   initial_batch_size: float,
@@ -74,6 +76,7 @@ def noise_scale(
   )
 
 
+@described
 def norm_test(
   *,
   initial_batch_size: float,
@@ -162,6 +165,7 @@ class CabsState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def cabs(
   *,
   initial_batch_size: float,

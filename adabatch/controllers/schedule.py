@@ -9,6 +9,7 @@ from adabatch.controllers.base import (
   BatchSizeController,
   Signals,
   always,
+  described,
   only_at_start,
 )
 from adabatch.controllers.state import (
@@ -25,6 +26,7 @@ from adabatch.controllers.state import (
 from adabatch.controllers.tables import parse_table, per_example
 
 
+@described
 def constant(*, initial_batch_size: float) -> BatchSizeController:
   """The same size for ever: B_k = B_0.
 
@@ -50,6 +52,7 @@ def constant(*, initial_batch_size: float) -> BatchSizeController:
   )
 
 
+@described
 def padadamp(*, initial_batch_size: float, rate: float) -> BatchSizeController:
   """Linear growth with the number of updates: the passive AdaDamp.
 
@@ -121,6 +124,7 @@ def padadamp_rate(
   return 4 / 3 * growth / (2 * b_max - 2 * b0 + 3 * epochs * num_examples)
 
 
+@described
 def geodamp(
   *, initial_batch_size: float, factor: float = 2.0, delay_epochs: float = 5.0
 ) -> BatchSizeController:
@@ -165,6 +169,7 @@ def _steps(epoch: float, delay_epochs: float) -> int:
   return math.floor(epoch / delay_epochs * (1 + 1e-12))
 
 
+@described
 def step_table(
   *,
   table: str | Sequence[Sequence[float]],
@@ -220,6 +225,7 @@ def step_table(
   )
 
 
+@described
 def ramp_up(
   *,
   initial_batch_size: float,
@@ -321,6 +327,7 @@ class LearningRateState(NamedTuple):
   ignored: int = 0
 
 
+@described
 def from_lr_schedule(
   schedule: Callable[[int], Any],
   *,

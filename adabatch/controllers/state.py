@@ -47,8 +47,8 @@ def required(
     name = missing[0]
     raise MissingSignal(
       f'{rule} reads the signal {name!r}, which is None at update '
-      f'{signals.update}: give Signals({name}=...) wherever due(update) is '
-      'true (NaN if there is no estimate), or take a rule that needs less'
+      f'{signals.update}: give {name}=... wherever a decision is due (NaN if '
+      'there is no estimate), or take a rule that needs less'
     )
   return tuple(getattr(signals, name) for name in names)
 

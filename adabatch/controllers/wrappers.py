@@ -14,6 +14,7 @@ from adabatch.controllers.base import (
   Signals,
   State,
   always,
+  described,
 )
 from adabatch.controllers.state import check_number
 
@@ -25,6 +26,7 @@ class WrapperState(NamedTuple):
   batch_size: float | None = None  # None before the first call
 
 
+@described
 def every(
   controller: BatchSizeController, updates: int = 20, wait: int = 0
 ) -> BatchSizeController:
@@ -89,6 +91,7 @@ def every_due(updates: int = 20, wait: int = 0) -> Callable[[int], bool]:
   return lambda k: k == 0 or (k >= wait and (k - wait) % updates == 0)
 
 
+@described
 def monotone(controller: BatchSizeController) -> BatchSizeController:
   """Never shrink: B_k = max(B_{k-1}, b_k), where b_k is the inner size.
 
@@ -107,6 +110,7 @@ def monotone(controller: BatchSizeController) -> BatchSizeController:
   return _wrap(controller, max, controller.due)
 
 
+@described
 def smooth(controller: BatchSizeController, rho: float) -> BatchSizeController:
   """Average the logarithms of the sizes at each decision.
 
@@ -142,6 +146,7 @@ def smooth(controller: BatchSizeController, rho: float) -> BatchSizeController:
   return _wrap(controller, change, controller.due)
 
 
+@described
 def limit_growth(
   controller: BatchSizeController, factor: float
 ) -> BatchSizeController:
@@ -174,6 +179,7 @@ def limit_growth(
   )
 
 
+@described
 def hysteresis(
   controller: BatchSizeController, ratio: float
 ) -> BatchSizeController:
