@@ -143,7 +143,8 @@ def find_parquet_images(
   inputs, label_keys = choose_columns(
     name, _schemas(files), input_key, label_key
   )
-  if len(inputs) > 1:
+  image, *others = inputs
+  if others:
     raise DatasetError(
       f"data set '{name}': {', '.join(inputs)} hold images and more: name one "
       'with data.input_key'
@@ -161,9 +162,7 @@ def find_parquet_images(
       start += count
   values, outputs = join(name, targets, names_of(splits[0]))
   chosen = [rows_of(name, split, rows) for split in splits]
-  mapped = tuple(
-    _map(path, inputs[0]) for part in targets for path in files[part]
-  )
+  mapped = tuple(_map(path, image) for part in targets for path in files[part])
   result = []
   for split, some in zip(splits, chosen, strict=True):
     labels = values[some].astype(np.int32)
