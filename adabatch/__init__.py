@@ -4,11 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from adabatch.controllers.batch_size import BatchSize
+  from adabatch.train.load import load
 
 # Fetched when they are asked for: a batch-size rule needs no JAX.
-_WHERE = {'BatchSize': 'adabatch.controllers.batch_size'}
+_WHERE = {
+  'BatchSize': 'adabatch.controllers.batch_size',
+  'load': 'adabatch.train.load',
+}
 
-__all__ = ['BatchSize']
+__all__ = ['BatchSize', 'load']
 
 
 def __getattr__(name: str) -> Any:

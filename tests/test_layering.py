@@ -178,7 +178,7 @@ def loaded():
 import adabatch
 assert not loaded(), loaded()
 assert 'BatchSize' in dir(adabatch) and not loaded()
-from adabatch import *
+from adabatch import BatchSize
 assert BatchSize is adabatch.BatchSize is adabatch.controllers.BatchSize
 others = [n for n in loaded() if not n.startswith('adabatch.controllers')]
 assert others == ['numpy'], others

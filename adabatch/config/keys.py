@@ -42,7 +42,7 @@ def default() -> Config:
   c.data.name = 'digits'
   # Columns of a file, several separated by commas; None: found by their names.
   c.data.input_key = placeholder(str)
-  c.data.label_key = placeholder(str)
+  c.data.label_key = placeholder(str)  # likewise
   # Where TFDS sets lie; None: TFDS's own. May be another when a run is resumed.
   c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on

@@ -25,10 +25,12 @@ class Split(NamedTuple):
       integers [N, T + 1], and 'weight', float32 [N]; perhaps others, all with
       leading axis N.
     num_classes: labels, or tokens, are in [0, num_classes); D of numbers.
+    classes: their names, where they are known.
   """
 
   arrays: dict[str, np.ndarray]
   num_classes: int
+  classes: tuple[str, ...] = ()
 
   @property
   def num_examples(self) -> int:

@@ -57,6 +57,7 @@ class ImageRecords:
   Attributes:
     num_examples: how many records there are.
     num_classes: labels are in [0, num_classes).
+    classes: their names, where they are known.
     fingerprint: what the data is, in short; another string for other data.
     shapes: of one example: 'image', uint8 [S, S, C], and 'label', int32 [].
     cropped: whether images are cut to squares here.
@@ -76,6 +77,7 @@ class ImageRecords:
   ) -> None:
     self.num_examples = split.num_examples
     self.num_classes = split.num_classes
+    self.classes = tuple(split.classes or ())
     self.fingerprint = fingerprint
     self.shapes = {
       'image': Shape(image_shape, np.dtype(np.uint8)),

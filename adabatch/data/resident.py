@@ -93,7 +93,8 @@ def _load_images(
 ) -> Split:
   try:
     pixels, classes = _decode(found)
-    return from_arrays({'image': pixels, 'label': classes}, found.num_classes)
+    split = from_arrays({'image': pixels, 'label': classes}, found.num_classes)
+    return split._replace(classes=tuple(found.classes or ()))
   except DatasetError as error:
     raise DatasetError(
       f"data set '{found.name}', split '{found.split}': {error}"

@@ -73,6 +73,7 @@ class Inputs(NamedTuple):
     end_of_document: a token, of text.
     skipped_train, skipped_evaluation: documents of a text that could not be
       read: number, split and reason of each.
+    statistics: mean and standard deviation of each channel; None of text.
   """
 
   train: Any
@@ -85,3 +86,4 @@ class Inputs(NamedTuple):
   end_of_document: int | None = None
   skipped_train: tuple[str, ...] = ()
   skipped_evaluation: tuple[str, ...] = ()
+  statistics: tuple[np.ndarray, np.ndarray] | None = None

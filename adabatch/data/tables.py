@@ -100,6 +100,7 @@ def load_tables(
     rows[part] = start + take(Order(count, seed=0), 0, count)
     start += count
   label, outputs = join(name, targets, names_of(splits[0]))
+  classes = next(iter(targets.values())).classes
   image = _concatenate(name, inputs)
   entry = 'image' if image.ndim == 4 else 'features'
   result = []
@@ -107,7 +108,8 @@ def load_tables(
     chosen = rows_of(name, split, rows)
     arrays = {entry: image[chosen], 'label': label[chosen]}
     try:
-      result.append(from_arrays(arrays, outputs))
+      found = from_arrays(arrays, outputs)
+      result.append(found._replace(classes=classes))
     except DatasetError as error:
       raise DatasetError(
         f"data set '{name}', split '{split}': {error}"

@@ -17,7 +17,7 @@ from adabatch.controllers import BatchSizeController
 from adabatch.controllers.buckets import Ladder
 from adabatch.data.source import Inputs
 from adabatch.devices import layout
-from adabatch.devices.mesh import BACKENDS, make_devices
+from adabatch.devices.mesh import BACKENDS, Devices, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract, own
 from adabatch.models.tasks import TASKS, TOP_5_CLASSES, Task
@@ -329,6 +329,11 @@ def build(
   check(config, made.size)
   labels = make_task(config).labels
   inputs = open_inputs(config, splits, cache, labels=labels)
+  return assemble(config, made, inputs)
+
+
+def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
+  """The parts of a run, once its data are there; raises as `build`."""
   task = make_task(config, inputs.train.num_classes)
   if config.target.value is not None:
     _check_target(config, task)

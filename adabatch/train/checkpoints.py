@@ -54,18 +54,22 @@ def _silence_abandoned_reads() -> None:
 class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
-  def __init__(self, directory: pathlib.Path, keep: int):
-    """The newest `keep` are kept; the directory is created with the first."""
+  def __init__(self, directory: pathlib.Path, keep: int | None):
+    """The newest `keep` are kept; the directory is created with the first.
+
+    None: it is only read.
+    """
     self._directory, self._keep = directory.absolute(), keep
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
+    if self._keep is None:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      options = ocp.CheckpointManagerOptions(
         max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
-      ),
-    )
+      )
+    return ocp.CheckpointManager(self._directory, options=options)
 
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied."""
@@ -125,6 +129,34 @@ class Checkpoints:
       f'none of the checkpoints in {self._directory} can be read: restore '
       'them from a copy, or start in another workdir'
     )
+
+  def read(self, update: int | None, template: Any) -> Saved:
+    """One record; nothing is changed on disk.
+
+    Args:
+      update: which; None: the newest.
+      template: as for `restore`.
+
+    Raises:
+      CheckpointError: if it is not there, or cannot be read.
+    """
+    updates = sorted(self._manager.all_steps())
+    if not updates or update not in (None, *updates):
+      raise CheckpointError(
+        f'{self._directory} holds no checkpoint of update {update}, but of '
+        f'{", ".join(map(str, updates)) or "none"}'
+      )
+    update = updates[-1] if update is None else update
+    try:
+      return self._read(update, template)
+    except CheckpointError:
+      raise
+    # Where data are missing Orbax raises `Exception` itself.
+    except Exception as error:  # noqa: BLE001
+      raise CheckpointError(
+        f'checkpoint of update {update} in {self._directory} cannot be read: '
+        f'{(str(error).splitlines() or [""])[0][:200]}'
+      ) from error
 
   def _read(self, update: int, template: Any) -> Saved:
     def read(**args) -> Any:

@@ -133,6 +133,7 @@ def _example_inputs(
       flip=d.flip and not cropped,
     ),
     load=make_load(statistics),
+    statistics=statistics,
   )
 
 

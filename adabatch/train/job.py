@@ -19,6 +19,7 @@ from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
 from adabatch.train.console import Console
+from adabatch.train.load import describe
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
 from adabatch.train.splits import TextCache
@@ -87,8 +88,11 @@ def train(
     if summary is not None and _complete(parts, saved, summary, cut):
       console.say(f'{files.path} is complete: nothing to do')
       return summary
+    about = describe(parts.recipe.inputs)
     log = stack.enter_context(
-      contextlib.closing(Log(config, files, console, enabled=first))
+      contextlib.closing(
+        Log(config, files, console, about=about, enabled=first)
+      )
     )
     record: dict[str, Any] = {}
     for kind, record in loop(

@@ -70,10 +70,20 @@ class Log:
   """
 
   def __init__(
-    self, config: Config, files: Workdir, console: Console, *, enabled: bool
+    self,
+    config: Config,
+    files: Workdir,
+    console: Console,
+    *,
+    about: dict[str, Any],
+    enabled: bool,
   ):
-    """Silent where `enabled` is false: only one process writes."""
+    """`about` is what `load.describe` says of the data.
+
+    Silent where `enabled` is false: only one process writes.
+    """
     self._config, self._files, self._console = config, files, console
+    self._about = about
     self._enabled = enabled
     self._writer: MetricsWriter | None = None
 
@@ -83,7 +93,7 @@ class Log:
       return
     if kind == 'start':
       if not record['over']:
-        self._files.open(self._config)
+        self._files.open(self._config, self._about)
       self._writer = MetricsWriter(self._files.path, record['update'])
       self._console.start(record['examples'])
     elif kind == 'note':

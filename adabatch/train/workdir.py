@@ -94,8 +94,28 @@ class Workdir:
         'choose another --workdir'
       )
 
-  def open(self, config: Config) -> None:
-    """Creates the directory and writes `config.json`.
+  def read_config(self) -> Config:
+    """The run's config; keys of today that it lacks have their defaults.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    found = read_json(self._config_path())
+    if found is None:
+      raise ConfigError(f'{self.path} holds no config.json')
+    config = config_lib.default()
+    with config.unlocked(), config.ignore_type():
+      config.update_from_flattened_dict(
+        {key: _tuples(v) for key, v in config_lib.flatten(found).items()}
+      )
+    return config
+
+  def open(self, config: Config, about: dict[str, Any]) -> None:
+    """Creates the directory and writes `config.json` and `inputs.json`.
+
+    Args:
+      config: of the run.
+      about: its data, as `load.describe` has them.
 
     Raises:
       ConfigError: if it cannot be written.
@@ -104,6 +124,7 @@ class Workdir:
       self.path.mkdir(parents=True, exist_ok=True)
       self.lock()
       write_json(self._config_path(), config.to_dict())
+      write_json(self.path / 'inputs.json', about)
 
   def text_directory(self, writer: bool) -> pathlib.Path:
     """The directory for the tokens of a text.
@@ -139,3 +160,10 @@ class Workdir:
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`."""
     write_json(self.path / 'summary.json', summary)
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has no tuples."""
+  if isinstance(value, list):
+    return tuple(_tuples(part) for part in value)
+  return value

@@ -111,7 +111,7 @@ def stopped(config, workdir, devices, after):
   stop, files, record = threading.Event(), Workdir(workdir), {}
   parts = build(config, jax.devices()[:devices])
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep)
-  log = Log(config, files, Console(0, enabled=False), enabled=True)
+  log = Log(config, files, Console(0, enabled=False), about={}, enabled=True)
   with contextlib.ExitStack() as stack:
     for close in (files.unlock, checkpoints.close, log.close):
       stack.callback(close)
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path, capfd):
     'data': {'training': 'some', 'evaluation': 'others'},
   }
   files = Workdir(tmp_path)
-  files.open(config)
+  files.open(config, {})
   files.unlock()
   checkpoints = Checkpoints(tmp_path / 'checkpoints', 3)
   for update in (10, 20):

@@ -330,7 +330,7 @@ def test_checking_a_directory_does_not_make_it(workdir):
 
 
 def test_a_run_is_taken_up_again_with_its_own_config(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   results(workdir)
   workdir.check(config())
   written = strict_json((workdir.path / 'config.json').read_text())
@@ -338,7 +338,7 @@ def test_a_run_is_taken_up_again_with_its_own_config(workdir):
 
 
 def test_another_config_is_refused_by_its_keys(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   results(workdir)
   other = config(**{
     'learning_rate.base': 0.25,
@@ -356,7 +356,7 @@ def test_another_config_is_refused_by_its_keys(workdir):
 
 
 def test_many_differences_are_counted(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   results(workdir)
   names = (
     'seed',
@@ -373,7 +373,7 @@ def test_many_differences_are_counted(workdir):
 
 
 def test_a_key_that_only_one_config_has_is_a_difference(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   path = workdir.path / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'extra': 1}))
   results(workdir)
@@ -383,7 +383,7 @@ def test_a_key_that_only_one_config_has_is_a_difference(workdir):
 
 def test_some_keys_may_change(workdir):
   """Where the data lie, and what a device and the disk can hold."""
-  workdir.open(config())
+  workdir.open(config(), {})
   results(workdir)
   elsewhere = {
     'data.data_dir': '/mnt/sets',
@@ -396,7 +396,7 @@ def test_some_keys_may_change(workdir):
 
 
 def test_checkpoints_alone_are_results(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   checkpoints = workdir.path / 'checkpoints'
   checkpoints.mkdir()
   assert not workdir.has_checkpoints()
@@ -407,12 +407,12 @@ def test_checkpoints_alone_are_results(workdir):
 
 
 def test_a_config_without_results_is_replaced(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   (workdir.path / 'metrics.jsonl').touch()
   (workdir.path / 'checkpoints').mkdir()
   other = config(seed=1)
   workdir.check(other)
-  workdir.open(other)
+  workdir.open(other, {})
   assert json.loads((workdir.path / 'config.json').read_text())['seed'] == 1
 
 
@@ -425,7 +425,7 @@ def test_results_without_a_config_are_refused(workdir):
 
 @pytest.mark.parametrize('text', ['', '{"seed": 0', 'null', '[1]'])
 def test_a_broken_config_is_refused(workdir, text):
-  workdir.open(config())
+  workdir.open(config(), {})
   results(workdir)
   (workdir.path / 'config.json').write_text(text)
   with pytest.raises(ConfigError, match=r'config\.json is not'):
@@ -438,12 +438,12 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, below):
   workdir = Workdir(tmp_path / 'file' / below)
   workdir.check(config())
   with pytest.raises(ConfigError, match='cannot write to workdir') as error:
-    workdir.open(config())
+    workdir.open(config(), {})
   assert '\n' not in str(error.value)
 
 
 def test_files_are_written_whole_or_not_at_all(workdir, monkeypatch):
-  workdir.open(config())
+  workdir.open(config(), {})
   workdir.write_summary({'updates': 1})
   with pytest.raises(TypeError):
     workdir.write_summary({'updates': 2, 'bad': object()})
@@ -463,7 +463,7 @@ def test_files_are_written_whole_or_not_at_all(workdir, monkeypatch):
 
 
 def test_a_summary_is_json(workdir):
-  workdir.open(config())
+  workdir.open(config(), {})
   workdir.write_summary({'final': {'test': {'loss': math.nan}}, 'epochs': 0.5})
   text = (workdir.path / 'summary.json').read_text()
   expected = {'final': {'test': {'loss': None}}, 'epochs': 0.5}
@@ -475,7 +475,7 @@ def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
   workdir = Workdir('mine')
   (tmp_path / 'elsewhere').mkdir()
   monkeypatch.chdir(tmp_path / 'elsewhere')
-  workdir.open(config())
+  workdir.open(config(), {})
   assert (tmp_path / 'mine' / 'config.json').exists()
 
 
@@ -499,7 +499,7 @@ def logged(workdir, records, *, enabled=True):
   console = Console(
     6400, enabled=enabled, stream=stream, seconds_between_lines=0.0
   )
-  log = Log(config(), workdir, console, enabled=enabled)
+  log = Log(config(), workdir, console, about={}, enabled=enabled)
   assert not (workdir.path / 'metrics.jsonl').exists()
   for kind, record in records:
     log.write(kind, record)
@@ -546,7 +546,7 @@ def test_nothing_is_written_before_everything_was_accepted(workdir):
 
 
 def test_a_run_that_is_over_leaves_its_config_alone(workdir):
-  workdir.open(config(epochs=1.0))
+  workdir.open(config(epochs=1.0), {})
   before = (workdir.path / 'config.json').read_text()
   assert logged(workdir, [('start', START | {'over': True})]) == []
   assert (workdir.path / 'config.json').read_text() == before

@@ -1,0 +1,180 @@
+"""The network of a run, taken home: its parameters and what it is fed."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from adabatch import data
+from adabatch.config import Config, ConfigError
+from adabatch.config.files import read_json
+from adabatch.data.source import Inputs, Shape
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.state import to_evaluate
+from adabatch.devices.trainer import template
+from adabatch.train.build import assemble
+from adabatch.train.checkpoints import Checkpoints
+from adabatch.train.inputs import gather, make_load
+from adabatch.train.workdir import Workdir
+
+
+class Loaded:
+  """A trained network with its preprocessing.
+
+  Attributes:
+    config: of the run.
+    update: updates of the checkpoint.
+    params, model_state: as the network has them; of a run with averaged
+      weights the average.
+    model: called as `model.apply({'params': params, **model_state}, x,
+      train=False)`, x being standardised.
+    task: losses and metrics.
+    classes: their names, in the order of the outputs; () where they have none.
+    mean, std: of each channel, as floats; None of text.
+  """
+
+  def __init__(self, config: Config, update: int, state: Any, parts: Any):
+    recipe, about = parts.recipe, parts.recipe.inputs.train.about
+    self.config, self.update = config, update
+    state = to_evaluate(state)
+    self.params, self.model_state = state.params, state.model_state
+    self.model, self.task = recipe.model, recipe.task
+    self.classes = tuple(about['classes'])
+    self.mean, self.std = (
+      None if about[key] is None else np.array(about[key], np.float32)
+      for key in ('mean', 'std')
+    )
+    self._shapes = recipe.inputs.train.shapes
+    self._entry = next(iter(self._shapes))
+    self._apply = jax.jit(self._outputs)
+
+  def __call__(self, inputs: Any) -> jax.Array:
+    """Outputs for examples as the data set has them, not yet standardised.
+
+    Args:
+      inputs: images, uint8 [B, H, W, C] of the size that was trained on,
+        features [B, ...], or tokens [B, T].
+
+    Returns:
+      What the network makes of them: logits [B, C], or numbers [B, D].
+
+    Raises:
+      ValueError: for inputs of another shape.
+    """
+    shape = self._shapes[self._entry]
+    inputs = np.asarray(inputs)
+    if self._entry != 'tokens' and inputs.shape[1:] != shape.shape:
+      raise ValueError(
+        f'inputs have the shape {list(inputs.shape)}: give '
+        f'[B, {", ".join(map(str, shape.shape))}]'
+      )
+    if (inputs.dtype == np.uint8) != (shape.dtype == np.uint8):
+      raise ValueError(
+        f'inputs are {inputs.dtype}, and the network was trained on '
+        f'{shape.dtype}: give those'
+      )
+    variables = {'params': self.params, **self.model_state}
+    return self._apply(variables, inputs)
+
+  def _outputs(self, variables: Any, inputs: jax.Array) -> jax.Array:
+    if self.mean is not None:
+      inputs = data.to_float(inputs, self.mean, self.std)
+    return self.model.apply(variables, inputs, train=False)
+
+
+def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
+  """The network that a run has trained; its data need not be there.
+
+  A network of one's own must be registered: import the config that does.
+
+  Args:
+    workdir: of the run; it is only read.
+    which: 'last', the newest checkpoint, or the updates of one that was kept.
+
+  Raises:
+    ConfigError: for a directory without a run, or a checkpoint that is not
+      there.
+    CheckpointError: if it cannot be read.
+  """
+  files = Workdir(workdir)
+  about = read_json(files.path / 'inputs.json')
+  if about is None or not files.has_checkpoints():
+    raise ConfigError(
+      f'{files.path} holds no checkpoints with inputs.json: give the workdir '
+      'of a run'
+    )
+  config = files.read_config()
+  devices = make_devices(jax.local_devices()[:1])
+  parts = assemble(config, devices, _described(config, about))
+  checkpoints = Checkpoints(files.path / 'checkpoints', keep=None)
+  try:
+    saved = checkpoints.read(
+      None if which == 'last' else which,
+      lambda host: template(parts.recipe, host['replicas']['replicas']),
+    )
+  finally:
+    checkpoints.close()
+  return Loaded(config, saved.update, saved.state, parts)
+
+
+class Described(NamedTuple):
+  """A split of which only the description is there."""
+
+  num_examples: int
+  num_classes: int
+  shapes: dict[str, Shape]
+  fingerprint: str
+  about: dict[str, Any]
+
+
+def describe(inputs: Inputs) -> dict[str, Any]:
+  """What `load` needs to know of a run's data, as JSON has it."""
+
+  def numbers(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else [float(v) for v in values]
+
+  mean, std = inputs.statistics or (None, None)
+  train = inputs.train
+  return {
+    'num_classes': train.num_classes,
+    'classes': list(getattr(train, 'classes', None) or ()),
+    'mean': numbers(mean),
+    'std': numbers(std),
+    'shapes': {
+      name: [list(shape.shape), str(np.dtype(shape.dtype))]
+      for name, shape in train.shapes.items()
+    },
+    'splits': [
+      [split.num_examples, split.fingerprint]
+      for split in (train, inputs.evaluation)
+    ],
+    'end_of_document': inputs.end_of_document,
+  }
+
+
+def _described(config: Config, about: dict[str, Any]) -> Inputs:
+  shapes = {
+    name: Shape(tuple(shape), np.dtype(dtype))
+    for name, (shape, dtype) in about['shapes'].items()
+  }
+  splits = [
+    Described(count, about['num_classes'], shapes, fingerprint, about)
+    for count, fingerprint in about['splits']
+  ]
+  text = config.task.name == 'language_modelling'
+  statistics = None
+  if not text:
+    statistics = np.array(about['mean']), np.array(about['std'])
+  load = gather if text else make_load(statistics)
+  return Inputs(
+    *splits,
+    streaming=False,
+    workers=0,
+    load_train=lambda seed: load,
+    load=load,
+    tokens_per_example=shapes['tokens'].shape[0] - 1 if text else None,
+    end_of_document=about['end_of_document'],
+    statistics=statistics,
+  )

@@ -1,0 +1,102 @@
+"""The network of a run, without its data."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import adabatch
+from adabatch import data
+from adabatch.config import ConfigError
+from adabatch.train import train
+from adabatch.train.checkpoints import CheckpointError
+from tests.data.test_tables import config, table_of, write
+from tests.experiments import digits
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def evaluated(loaded, split):
+  """The metrics of a split, by hand."""
+  inputs, labels = split.arrays.values()
+  outputs = loaded(inputs)
+  means = loaded.task.metrics(outputs, {'label': labels})
+  return {name: float(np.mean(values)) for name, values in means.items()}
+
+
+def on_two(c, workdir, **more):
+  return train(c, workdir, devices=jax.devices()[:2], **more)
+
+
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    {},
+    {'model.name': 'cifar_resnet', 'model.cifar_resnet.depth': 8},
+    {'ema.half_life': 500.0},
+    {'sync.name': 'local_sgd', 'sync.replicas': 2},
+  ],
+  ids=['mlp', 'batch norm', 'averaged', 'replicas'],
+)
+def test_it_evaluates_as_the_run_did(overrides, tmp_path):
+  c = digits(max_updates=12, **overrides)
+  if c.model.name == 'cifar_resnet':
+    c.model.cifar_resnet.width = 4
+    c.model.cifar_resnet.batch_norm_group = 8
+  final = on_two(c, tmp_path)['final']['validation']
+  loaded = adabatch.load(tmp_path)
+  assert loaded.update == 12
+  found = evaluated(loaded, data.load('digits', 'validation'))
+  assert found == pytest.approx(final, rel=1e-6)
+
+
+def test_in_a_fresh_process_when_the_data_are_gone(tmp_path):
+  name = write(tmp_path / 'mine.csv', table_of())
+  final = on_two(config(name), tmp_path / 'run')['final']['train[80%:]']
+  _, split = data.load_tables(name, ('train[:80%]', 'train[80%:]'))
+  np.savez(tmp_path / 'some.npz', **split.arrays)
+  (tmp_path / 'mine.csv').unlink()
+  code = (
+    'import sys, json, numpy as np, adabatch\n'
+    'loaded = adabatch.load(sys.argv[1])\n'
+    'some = np.load(sys.argv[2])\n'
+    'outputs = loaded(some["features"])\n'
+    'values = loaded.task.metrics(outputs, {"label": some["label"]})\n'
+    'means = {k: float(np.mean(v)) for k, v in values.items()}\n'
+    'print(json.dumps([means, loaded.classes]))\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code, tmp_path / 'run', tmp_path / 'some.npz'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  means, classes = json.loads(result.stdout)
+  assert means == pytest.approx(final, rel=1e-6)
+  assert classes == ['ant', 'bee', 'cat']
+
+
+def test_which(tmp_path):
+  c = digits(max_updates=9)
+  c.checkpoint.every_updates, c.checkpoint.keep = 3, 2
+  on_two(c, tmp_path)
+  kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+  assert adabatch.load(tmp_path, 6).update == 6
+  with pytest.raises(CheckpointError, match='no checkpoint of update 3, but'):
+    adabatch.load(tmp_path, 3)
+  with pytest.raises(ValueError, match=r'give \[B, 8, 8, 1\]'):
+    adabatch.load(tmp_path)(np.zeros((2, 8, 8), np.uint8))
+  with pytest.raises(ValueError, match='inputs are float32, and the network'):
+    adabatch.load(tmp_path)(np.zeros((2, 8, 8, 1), np.float32))
+  after = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+  assert after == kept
+
+
+def test_no_run(tmp_path):
+  with pytest.raises(ConfigError, match='holds no checkpoints'):
+    adabatch.load(tmp_path)
