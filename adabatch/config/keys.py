@@ -132,9 +132,8 @@ def default() -> Config:
   c.task = ConfigDict()
   # 'classification', 'regression', 'multi_label', 'language_modelling'
   c.task.name = 'classification'
-  c.task.label_smoothing = (
-    0.0  # of classes and tokens; in the training loss only
-  )
+  # Of classes and tokens, in the training loss only.
+  c.task.label_smoothing = 0.0
   c.task.regression = ConfigDict()
   c.task.regression.loss = 'squared'  # or 'absolute'
 

@@ -459,7 +459,8 @@ def test_files_are_written_whole_or_not_at_all(workdir, monkeypatch):
   assert workdir.read_summary() == {'updates': 1}
   workdir.write_summary({'updates': 3})
   assert workdir.read_summary() == {'updates': 3}
-  assert sorted(os.listdir(workdir.path)) == ['config.json', 'summary.json']
+  files = ['config.json', 'inputs.json', 'summary.json']
+  assert sorted(os.listdir(workdir.path)) == files
 
 
 def test_a_summary_is_json(workdir):
