@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from adabatch.controllers.batch_size import BatchSize
   from adabatch.train.load import load
+  from adabatch.train.register import register
 
 # Fetched when they are asked for: a batch-size rule needs no JAX.
 _WHERE = {
   'BatchSize': 'adabatch.controllers.batch_size',
   'load': 'adabatch.train.load',
+  'register': 'adabatch.train.register',
 }
 
-__all__ = ['BatchSize', 'load']
+__all__ = ['BatchSize', 'load', 'register']
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from adabatch.config.known import (
   FREE,
   check_keys,
   differences,
-  is_of_another_model,
+  is_of_another,
   nearest,
 )
 
@@ -21,7 +21,7 @@ __all__ = [
   'default',
   'differences',
   'flatten',
-  'is_of_another_model',
+  'is_of_another',
   'nearest',
   'refusing',
 ]

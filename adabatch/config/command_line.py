@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> list[str]:
   keys = [n.removeprefix('config.') for n in names if n.startswith('config.')]
   known, others = config.flatten(config.default()), []
   for key in keys:
-    if config.is_of_another_model(key):
+    if config.is_of_another(key):
       others.append(key)  # which only the config file may know
     elif key not in known:
       fail(f'unknown config key {key!r}{config.nearest(key)}', USAGE)

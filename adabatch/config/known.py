@@ -1,7 +1,7 @@
 """Which keys a config may have, and which of them a run may go on with."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from adabatch.config.errors import Config, ConfigError
@@ -11,21 +11,24 @@ from adabatch.config.keys import default, flatten
 ARGUMENTS = 'optimizer.args.'
 
 
-def check_keys(config: Config, models: Collection[str] = ()) -> None:
+def check_keys(
+  config: Config, registered: Mapping[str, Collection[str]] | None = None
+) -> None:
   """Refuses a config with keys that mean nothing, or without some that do.
 
   Args:
     config: the whole config.
-    models: names of networks. What stands in the table of one that is not of
-      this package is its own business.
+    registered: names of networks, rules, ... by table. What stands in the table
+      of one that is not of this package is its own business.
 
   Raises:
     ConfigError: naming the keys, with the nearest that exists.
   """
   known, given = flatten(default()), flatten(config)
   for key in sorted(given.keys() - known.keys()):
-    mine = is_of_another_model(key) and key.split('.')[1] in models
-    if not (mine or key.startswith(ARGUMENTS)):
+    table, name = key.split('.')[:2] if key.count('.') > 1 else (key, '')
+    theirs = is_of_another(key) and name in (registered or {}).get(table, ())
+    if not (theirs or key.startswith(ARGUMENTS)):
       raise ConfigError(f'unknown config key {key!r}{nearest(key)}')
   missing = sorted(known.keys() - given.keys())
   if missing:
@@ -75,15 +78,19 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   )
 
 
-def is_of_another_model(key: str) -> bool:
-  """Whether a key would be in the table of a network of somebody else.
+def is_of_another(key: str) -> bool:
+  """Whether a key would be in the table of something registered.
 
-  >>> is_of_another_model('model.mine.width'), is_of_another_model('model.nme')
+  >>> is_of_another('model.mine.width'), is_of_another('model.nme')
   (True, False)
   """
   table, _, rest = key.partition('.')
   name, _, parameter = rest.partition('.')
-  return table == 'model' and bool(parameter) and name not in default().model
+  return (
+    table in ('model', 'controller', 'task', 'sync')
+    and bool(parameter)
+    and name not in default()[table]
+  )
 
 
 def nearest(key: str) -> str:

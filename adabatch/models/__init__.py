@@ -8,8 +8,6 @@ dropout, look at it.
 from collections.abc import Callable
 from typing import Any
 
-from adabatch.config import Config
-from adabatch.models import own
 from adabatch.models.densenet import DenseNet
 from adabatch.models.lenet import LeNet
 from adabatch.models.lstm import LSTM
@@ -39,29 +37,6 @@ MODELS: dict[str, Callable[..., Any]] = {
   'lstm': LSTM,
 }
 
-
-def register(
-  config: Config, name: str, make: Callable[..., Any], **parameters: Any
-) -> None:
-  """Makes a network of one's own that of a config, its arguments keys of it.
-
-  Args:
-    config: gets `model.name` and the table `model.NAME`, which holds the
-      constructor's arguments with their defaults.
-    name: of the network.
-    make: a class of linen (called as `model(x)`, with `train`, `deterministic`
-      and `rows` if it takes them), NNX (the same; it is told to `train()` or
-      `eval()`) or Equinox (called with one example, and with `key` if it takes
-      one); or a function that makes a linen module. It is given `num_classes`,
-      the outputs that the data ask for, and `dtype` if it takes them.
-    parameters: other values of its arguments.
-
-  Raises:
-    ConfigError: for a name that is taken, or an argument that it has not.
-  """
-  own.registered(MODELS, config, name, make, parameters)
-
-
 __all__ = [
   'MODELS',
   'ROWS_STREAM',
@@ -79,5 +54,4 @@ __all__ = [
   'StridedCNN',
   'Transformer',
   'WideResNet',
-  'register',
 ]

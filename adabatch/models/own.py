@@ -1,14 +1,4 @@
-"""Networks of one's own, of linen, NNX or Equinox, called as ours are.
-
-    from adabatch import config, models
-
-    def get_config():
-      c = config.default()
-      models.register(c, 'mine', MyNetwork, width=64)
-      return c
-
-`width` is then a key, `model.mine.width`, to be overridden and searched.
-"""
+"""Networks of one's own, of linen, NNX or Equinox, called as ours are."""
 
 import inspect
 import sys
@@ -20,14 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from adabatch.config import Config, ConfigError
 from adabatch.models.rows import Rows
-
-# What the trainer gives a constructor that takes it, and no key.
-GIVEN = ('num_classes', 'dtype', 'end_of_document', 'rngs', 'key')
-
-# Of linen's and Equinox's own.
-_NOT_KEYS = (*GIVEN, 'self', 'parent', 'name', 'args', 'kwargs')
 
 
 def signature_of(make: Callable[..., Any]) -> inspect.Signature:
@@ -41,50 +24,6 @@ def signature_of(make: Callable[..., Any]) -> inspect.Signature:
   # The class itself says that it takes anything.
   whole = inspect.signature(make.__init__)
   return whole.replace(parameters=list(whole.parameters.values())[1:])
-
-
-def parameters_of(make: Callable[..., Any]) -> dict[str, Any]:
-  """Arguments of a constructor that can be keys, with their defaults.
-
-  >>> def make(num_classes, width=8, activation=abs): ...
-  >>> parameters_of(make)
-  {'width': 8}
-  """
-  return {
-    name: parameter.default
-    for name, parameter in signature_of(make).parameters.items()
-    if name not in _NOT_KEYS
-    and isinstance(parameter.default, bool | int | float | str | tuple)
-  }
-
-
-def registered(
-  registry: dict[str, Callable[..., Any]],
-  config: Config,
-  name: str,
-  make: Callable[..., Any],
-  parameters: Mapping[str, Any],
-) -> None:
-  """Adds a network to a registry and to a config; see `models.register`."""
-  if not name.isidentifier():
-    raise ConfigError(
-      f'model.name={name!r} is no name: give letters and digits'
-    )
-  if name in registry and name in config.model and registry[name] is not make:
-    raise ConfigError(
-      f'model.name={name!r} is that of another network: give yours another'
-    )
-  takes = signature_of(make).parameters
-  for key in parameters:
-    if key not in takes or key in _NOT_KEYS:
-      raise ConfigError(
-        f'{make.__name__} takes no {key!r} as a key: it takes '
-        f'{", ".join(k for k in takes if k not in _NOT_KEYS) or "none"}'
-      )
-  registry[name] = make
-  with config.unlocked():
-    config.model[name] = parameters_of(make) | dict(parameters)
-    config.model.name = name
 
 
 def call(make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from adabatch.train.optimizer import (
   make_optimizer,
   unwarmed_rate,
 )
+from adabatch.train.register import registered
 from adabatch.train.replicas import Replicas
 from adabatch.train.rules import (
   count_replicas,
@@ -249,7 +250,7 @@ def check(config: Config, devices: int) -> None:
   Raises:
     ConfigError: in one line.
   """
-  config_lib.check_keys(config, models=MODELS)
+  config_lib.check_keys(config, registered())
   check_numbers(config)
   choose(
     dict.fromkeys(BACKENDS),
@@ -259,7 +260,7 @@ def check(config: Config, devices: int) -> None:
   make_model(config, 1)
   name, task_name = config.model.name, config.task.name
   make_task(config)
-  ours = not config_lib.is_of_another_model(f'model.{name}.any')
+  ours = not config_lib.is_of_another(f'model.{name}.any')
   of_text = name in LANGUAGE_MODELS
   if ours and of_text != (task_name == 'language_modelling'):
     raise ConfigError(

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import adabatch
 from adabatch import models
 from adabatch.config import ConfigError
 from adabatch.train import build as build_lib
@@ -68,7 +69,7 @@ def registry():
 
 def config(kind, overrides=None, **parameters):
   c = digits(**{'max_updates': 30, 'epochs': 100.0, **(overrides or {})})
-  models.register(c, 'mine', NETWORKS[kind], **parameters)
+  adabatch.register(c, 'model', 'mine', NETWORKS[kind], **parameters)
   return c
 
 
@@ -150,13 +151,13 @@ class NormalizedEquinox(Equinox):
 @pytest.mark.parametrize('network', [NormalizedNNX, NormalizedEquinox])
 def test_plain_batch_norm_is_refused(network):
   c = digits()
-  models.register(c, 'mine', network)
+  adabatch.register(c, 'model', 'mine', network)
   with pytest.raises(ConfigError, match=r'BatchNorm, whose.*LayerNorm'):
     build_lib.check(c, 1)
 
 
 def test_names_that_are_taken():
-  with pytest.raises(ConfigError, match="'mlp' is that of another network"):
-    models.register(digits(), 'mlp', Linen)
+  with pytest.raises(ConfigError, match="'mlp' is that of another"):
+    adabatch.register(digits(), 'model', 'mlp', Linen)
   with pytest.raises(ConfigError, match="'my-net' is no name"):
-    models.register(digits(), 'my-net', Linen)
+    adabatch.register(digits(), 'model', 'my-net', Linen)
