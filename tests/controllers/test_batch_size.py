@@ -1,7 +1,9 @@
 """A rule in somebody's own loop decides as it does in the trainer."""
 
+import itertools
 import json
 import math
+import sys
 from collections import deque
 
 import numpy as np
@@ -256,13 +258,10 @@ class Prefetching:
 
   def __iter__(self):
     source = iter(self.sampler)
-    ready = deque(rows for rows, _ in zip(source, range(self.ahead)))  # noqa: B905
+    ready = deque(itertools.islice(source, self.ahead))
     while ready:
       rows = ready.popleft()
-      ready.extend([row] for row in ())
-      following = next(source, None)
-      if following is not None:
-        ready.append(following)
+      ready.extend(itertools.islice(source, 1))
       yield rows
 
 
@@ -396,7 +395,7 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch):
     (pytorch.hugging_face_callback, 'transformers'),
     (pytorch.lightning_callback, 'lightning'),
   ):
-    monkeypatch.setitem(__import__('sys').modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=f'pip install {package}'):
       make(batch_size)
 
