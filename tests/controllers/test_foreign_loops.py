@@ -28,7 +28,7 @@ def until(batch_size, loader, updates):
         return
 
 
-def check(run, tmp_path):
+def check(run):
   """`run(updates, saved)` gives sizes, losses and what to save."""
   whole = run(UPDATES, None)
   first = run(CUT, None)
@@ -40,7 +40,7 @@ def check(run, tmp_path):
     assert first[i] + second[i] == whole[i]
 
 
-def test_optax(tmp_path):
+def test_optax():
   jax = pytest.importorskip('jax')
   optax = pytest.importorskip('optax')
   from adabatch import optim
@@ -73,7 +73,7 @@ def test_optax(tmp_path):
     state = json.dumps(batch_size.state_dict())
     return sizes, losses, (state, params, opt_state)
 
-  check(run, tmp_path)
+  check(run)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_torch(torch, workers, tmp_path):
     torch.save({k: part.state_dict() for k, part in parts.items()}, path)
     return sizes, losses, path
 
-  check(run, tmp_path)
+  check(run)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -158,6 +158,7 @@ def test_hugging_face(torch, tmp_path):
         )
 
     model = Network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     arguments = {
       'output_dir': str(tmp_path / 'out'),
       'max_steps': updates,
@@ -172,14 +173,14 @@ def test_hugging_face(torch, tmp_path):
       model,
       transformers.TrainingArguments(**arguments | others),
       train_dataset=data,
-      optimizers=(torch.optim.SGD(model.parameters(), lr=0.02), None),
+      optimizers=(optimizer, None),
       callbacks=[pytorch.hugging_face_callback(batch_size)],
     )
     trainer.train(resume_from_checkpoint=saved)
     path = tmp_path / 'out' / f'checkpoint-{CUT}'
     return *model.seen, str(path)
 
-  check(run, tmp_path)
+  check(run)
   saved = str(tmp_path / 'out' / f'checkpoint-{CUT}')
   with pytest.raises(ValueError, match='resume with ignore_data_skip=True'):
     run(UPDATES, saved, ignore_data_skip=False)
@@ -226,6 +227,6 @@ def test_lightning(torch, tmp_path):
     trainer.save_checkpoint(path)
     return *model.seen, path
 
-  check(run, tmp_path)
+  check(run)
   with pytest.raises(ValueError, match='accumulate_grad_batches is 2'):
     run(UPDATES, None, accumulate_grad_batches=2)
