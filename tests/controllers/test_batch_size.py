@@ -178,6 +178,25 @@ def test_the_first_size_may_wait_for_a_measurement():
   assert again.size == 2 * B0
 
 
+def test_a_rule_that_reads_progress_alone_is_asked_only_where_due():
+  """One that integrates a schedule is dear to ask."""
+  asked = []
+
+  def schedule(examples):
+    asked.append(examples)
+    return 1 / (1 + examples)
+
+  rule = c.from_lr_schedule(schedule, initial_batch_size=B0)
+  batch_size = sizes(c.every(rule, updates=4))
+  counts = []
+  for _ in range(8):
+    asked.clear()
+    due = batch_size.due
+    batch_size.observe()
+    counts.append((due, bool(asked)))
+  assert counts == 2 * [*3 * [(False, False)], (True, True)]
+
+
 def test_epochs_are_counted_or_given():
   rule = c.geodamp(initial_batch_size=B0, delay_epochs=1)
   counting, told = sizes(rule, num_examples=B0), sizes(rule)
@@ -196,6 +215,10 @@ def test_epochs_are_counted_or_given():
 @pytest.mark.parametrize(
   ('call', 'message'),
   [
+    (
+      lambda b: sizes(c.cabs(initial_batch_size=1)).observe(gradient_noise=1.0),
+      'gradient_noise=1.0',
+    ),
     (lambda b: b.observe(0, loss=1.0), 'examples=0.*at least 1'),
     (lambda b: b.observe(los=1.0), 'los=.*choose among epoch, loss,'),
     (lambda b: b.observe(update=1), 'update='),
