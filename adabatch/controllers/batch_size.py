@@ -284,7 +284,13 @@ class BatchSize:
 
 def _plain(name: str, value: Any) -> float | GradientNoise:
   if name == 'gradient_noise':
-    trace, norm = value
+    try:
+      trace, norm = value
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f'gradient_noise={value!r} was given; give GradientNoise('
+        'trace_covariance, squared_norm)'
+      ) from error
     return GradientNoise(_plain('S', trace), _plain('|G|^2', norm))  # pyright: ignore
   shape = tuple(getattr(value, 'shape', ()))
   if shape:

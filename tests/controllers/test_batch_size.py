@@ -1,7 +1,9 @@
 """A rule in somebody's own loop decides as it does in the trainer."""
 
+import itertools
 import json
 import math
+import sys
 from collections import deque
 
 import numpy as np
@@ -176,6 +178,25 @@ def test_the_first_size_may_wait_for_a_measurement():
   assert again.size == 2 * B0
 
 
+def test_a_rule_that_reads_progress_alone_is_asked_only_where_due():
+  """One that integrates a schedule is dear to ask."""
+  asked = []
+
+  def schedule(examples):
+    asked.append(examples)
+    return 1 / (1 + examples)
+
+  rule = c.from_lr_schedule(schedule, initial_batch_size=B0)
+  batch_size = sizes(c.every(rule, updates=4))
+  counts = []
+  for _ in range(8):
+    asked.clear()
+    due = batch_size.due
+    batch_size.observe()
+    counts.append((due, bool(asked)))
+  assert counts == 2 * [*3 * [(False, False)], (True, True)]
+
+
 def test_epochs_are_counted_or_given():
   rule = c.geodamp(initial_batch_size=B0, delay_epochs=1)
   counting, told = sizes(rule, num_examples=B0), sizes(rule)
@@ -194,6 +215,10 @@ def test_epochs_are_counted_or_given():
 @pytest.mark.parametrize(
   ('call', 'message'),
   [
+    (
+      lambda b: sizes(c.cabs(initial_batch_size=1)).observe(gradient_noise=1.0),
+      'gradient_noise=1.0',
+    ),
     (lambda b: b.observe(0, loss=1.0), 'examples=0.*at least 1'),
     (lambda b: b.observe(los=1.0), 'los=.*choose among epoch, loss,'),
     (lambda b: b.observe(update=1), 'update='),
@@ -256,13 +281,10 @@ class Prefetching:
 
   def __iter__(self):
     source = iter(self.sampler)
-    ready = deque(rows for rows, _ in zip(source, range(self.ahead)))  # noqa: B905
+    ready = deque(itertools.islice(source, self.ahead))
     while ready:
       rows = ready.popleft()
-      ready.extend([row] for row in ())
-      following = next(source, None)
-      if following is not None:
-        ready.append(following)
+      ready.extend(itertools.islice(source, 1))
       yield rows
 
 
@@ -396,7 +418,7 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch):
     (pytorch.hugging_face_callback, 'transformers'),
     (pytorch.lightning_callback, 'lightning'),
   ):
-    monkeypatch.setitem(__import__('sys').modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=f'pip install {package}'):
       make(batch_size)
 
