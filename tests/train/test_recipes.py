@@ -73,7 +73,7 @@ def test_each_replica_clips_its_own_gradient(tmp_path):
     assert length(step) == pytest.approx(0.02 * 0.5, rel=1e-3)
 
 
-def test_what_is_evaluated_is_the_average(tmp_path):
+def test_what_is_evaluated_is_the_average(tmp_path, capsys):
   """Averaged again from the parameters after each update."""
   sizes = {
     'controller.name': 'step_table',
@@ -81,6 +81,7 @@ def test_what_is_evaluated_is_the_average(tmp_path):
     'controller.every': 1,
   }
   summary = go(tmp_path, **sizes, **{'ema.half_life': 64.0})
+  assert 'a half-life of 64 examples' in ''.join(capsys.readouterr())
   total, weight = 0.0, 0.0
   for update, size in enumerate(column(tmp_path, 'batch_size'), 1):
     params = saved(tmp_path, update)['params']
