@@ -190,8 +190,7 @@ def make_optimizer(
 
   Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
   and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
-  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962), Pascanu et al.
-  2012 (arXiv 1211.5063) for the clipping.
+  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962).
 
   >>> import jax.numpy as jnp
   >>> tx = make_optimizer('nesterov', 0.1)
@@ -242,6 +241,9 @@ def framed(
 
   Returns:
     A transform whose `update` needs the keyword argument `damping`.
+
+  Reference: Pascanu et al., On the difficulty of training Recurrent Neural
+  Networks, 2012 (arXiv 1211.5063), for the clipping.
 
   >>> import jax.numpy as jnp
   >>> tx = framed([optax.sgd(1.0)], clip_norm=1.0)
