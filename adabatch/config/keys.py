@@ -157,8 +157,9 @@ def default() -> Config:
   c.optimizer.weight_decay_scaling = 'none'
   c.optimizer.decay_norms_and_biases = False  # weight decay on those as well
   c.optimizer.trust_coefficient = 0.001  # lars
-  # Largest norm of a gradient, of all parameters together; a longer one is
-  # scaled down to it. Of a replica's own gradient. None: any.
+  # Largest norm of a batch's mean gradient, of all parameters together; longer
+  # ones are scaled down to it. Each replica clips its own; rules read what was
+  # not clipped. None: any.
   c.optimizer.clip_norm = placeholder(float)
 
   c.ema = ConfigDict()

@@ -108,16 +108,16 @@ def _trust(h: Hyperparameters) -> optax.GradientTransformation:
   return optax.masked(optax.scale_by_trust_ratio(), _mask(h.trust_mask))
 
 
+# (learning rate, hyperparameters) -> transforms, in order.
+Row = Callable[
+  [optax.GradientTransformation, Hyperparameters],
+  tuple[optax.GradientTransformation, ...],
+]
+
 # Each row reads as the optimizer's definition, left to right. The learning
 # rate comes after the velocity, so Goyal's momentum correction is not needed;
 # LARS alone applies it before, as published. make_optimizer adds the damping.
-OPTIMIZERS: dict[
-  str,
-  Callable[
-    [optax.GradientTransformation, Hyperparameters],
-    tuple[optax.GradientTransformation, ...],
-  ],
-] = {
+OPTIMIZERS: dict[str, Row] = {
   'sgd': lambda lr, h: (_decay(h), lr),
   'momentum': lambda lr, h: (_decay(h), _trace(h, nesterov=False), lr),
   'nesterov': lambda lr, h: (_decay(h), _trace(h, nesterov=True), lr),
@@ -190,8 +190,7 @@ def make_optimizer(
 
   Reference: Goyal et al. 2017 (arXiv 1706.02677) for the SGD family, Kingma
   and Ba 2014 (arXiv 1412.6980), Loshchilov and Hutter 2017 (arXiv 1711.05101),
-  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962), Pascanu et al.
-  2012 (arXiv 1211.5063) for the clipping.
+  You et al. 2017 (arXiv 1708.03888) and 2019 (arXiv 1904.00962).
 
   >>> import jax.numpy as jnp
   >>> tx = make_optimizer('nesterov', 0.1)
@@ -201,10 +200,7 @@ def make_optimizer(
   >>> print(updates['kernel'])  # -0.1 * (1 + 0.9) * 0.5
   [[-0.095]]
   """
-  if name not in OPTIMIZERS:
-    raise ValueError(
-      f'unknown optimizer {name!r}; choose one of {", ".join(OPTIMIZERS)}'
-    )
+  row = _row(name)
   if not isinstance(learning_rate, optax.GradientTransformation):
     learning_rate = scale_by_batch_learning_rate(learning_rate)
   hyperparameters = Hyperparameters(
@@ -220,7 +216,15 @@ def make_optimizer(
     beta2_min=beta2_min,
     weight_decay_scaling=weight_decay_scaling,
   )
-  return framed(OPTIMIZERS[name](learning_rate, hyperparameters), clip_norm)
+  return framed(row(learning_rate, hyperparameters), clip_norm)
+
+
+def _row(name: str) -> Row:
+  if name not in OPTIMIZERS:
+    raise ValueError(
+      f'unknown optimizer {name!r}; choose one of {", ".join(OPTIMIZERS)}'
+    )
+  return OPTIMIZERS[name]
 
 
 def framed(
@@ -237,6 +241,9 @@ def framed(
 
   Returns:
     A transform whose `update` needs the keyword argument `damping`.
+
+  Reference: Pascanu et al., On the difficulty of training Recurrent Neural
+  Networks, 2012 (arXiv 1211.5063), for the clipping.
 
   >>> import jax.numpy as jnp
   >>> tx = framed([optax.sgd(1.0)], clip_norm=1.0)

@@ -132,6 +132,12 @@ def remarks(parts: Parts) -> Iterator[str]:
     )
   if (line := beta2_at_its_floor(config, top)) is not None:
     yield line
+  if config.ema.half_life is not None:
+    yield (
+      'evaluated are averages of the weights, with a half-life of '
+      f'{config.ema.half_life:g} examples (ema.half_life); the training loss '
+      'is that of the weights themselves'
+    )
   if not parts.length.exact and lasts_as_the_run(config):
     tuned = config.sync.tune.enabled
     name = f'controller.name={config.controller.name!r}'

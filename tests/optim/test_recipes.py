@@ -243,7 +243,7 @@ def test_muon_takes_kernels_of_convolutions_as_matrices_and_no_embeddings():
     lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), ones
   )
   tx = optim.scale_by_muon_or_adam()
-  updates, _ = tx.update(gradient, tx.init(ones), ones)
+  updates, _ = jax.jit(tx.update)(gradient, tx.init(ones), ones)
   matrix = np.asarray(updates['Conv_0']['kernel']).reshape(18, 4)
   sizes = np.linalg.svd(matrix / (0.2 * 18**0.5), compute_uv=False)
   assert np.all((sizes > 0.6) & (sizes < 1.25))

@@ -5,8 +5,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from adabatch.config import ConfigError
 from adabatch.devices.population import Member
 from adabatch.search.population import Mode, make_population, run, why_not
+from adabatch.search.workload import search_space, trial_config
 from adabatch.train import train
 from adabatch.train.build import build
 from tests.experiments import column, digits, records
@@ -71,7 +73,7 @@ def test_each_replica_clips_its_own_gradient(tmp_path):
     assert length(step) == pytest.approx(0.02 * 0.5, rel=1e-3)
 
 
-def test_what_is_evaluated_is_the_average(tmp_path):
+def test_what_is_evaluated_is_the_average(tmp_path, capsys):
   """Averaged again from the parameters after each update."""
   sizes = {
     'controller.name': 'step_table',
@@ -79,6 +81,7 @@ def test_what_is_evaluated_is_the_average(tmp_path):
     'controller.every': 1,
   }
   summary = go(tmp_path, **sizes, **{'ema.half_life': 64.0})
+  assert 'a half-life of 64 examples' in ''.join(capsys.readouterr())
   total, weight = 0.0, 0.0
   for update, size in enumerate(column(tmp_path, 'batch_size'), 1):
     params = saved(tmp_path, update)['params']
@@ -139,3 +142,20 @@ def test_a_member_of_a_population_is_a_run_that_goes_on_where_it_was(tmp_path):
   expected = summary['final']['validation']['loss']
   loss = found[1].evaluations[-1].metrics['loss']
   assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_not_set_can_be_searched_and_what_optax_takes():
+  rows = (
+    ('optimizer.clip_norm', 'log', 0.1, 10.0),
+    ('ema.half_life', 'log', 10.0, 1000.0),
+    ('optimizer.args.b1', 'reverse_log', 0.5, 0.99),
+  )
+  searched = config(**{'optimizer.name': 'optax.lion', 'search.space': rows})
+  with pytest.raises(ConfigError, match=r"unknown key 'optimizer\.args\.b1'"):
+    search_space(searched)
+  with searched.unlocked():
+    searched.optimizer.args.b1 = 0.9
+  space = search_space(searched)
+  trial = trial_config(searched, 1, {k: p.at(0.0) for k, p in space.items()})
+  got = trial.optimizer.clip_norm, trial.ema.half_life, trial.optimizer.args.b1
+  assert got == pytest.approx((0.1, 10.0, 0.5))
