@@ -14,9 +14,10 @@ from configs import digits_mlp
 
 
 def config(overrides):
-  """60 updates of the digits in three batch sizes."""
+  """60 updates of the digits in several batch sizes."""
   c = digits_mlp.get_config()
   c.max_updates = 60
+  c.controller.max_batch_size = 64
   c.log.every_updates = 1
   c.checkpoint.every_updates = 40
   c.update_from_flattened_dict(overrides)

@@ -168,9 +168,8 @@ def make_optimizer(
       all       g <- min(1, clip / |g|) g      first, |g| of all leaves together
                 u <- damping u                 last, so that it acts at once
 
-  Everything is computed in at least float32 and cast to the gradients' dtype
-  at the end; each optimizer reads the hyperparameters that it has and ignores
-  the others.
+  Computed in at least float32, cast to the gradients' dtype at the end; an
+  optimizer ignores the hyperparameters that it has not.
 
   Args:
     name: a key of OPTIMIZERS.
@@ -180,9 +179,8 @@ def make_optimizer(
     clip_norm: clip, the largest norm of a gradient; None for any.
 
   Returns:
-    A transform whose `update` needs params and the keyword arguments
-    `batch_size`, `damping` and `examples`, scalars, takes `gradient_noise`
-    and ignores any other.
+    A transform whose `update` needs params and the scalars `batch_size`,
+    `damping` and `examples`, takes `gradient_noise` and ignores any other.
 
   Raises:
     ValueError: name is not in OPTIMIZERS, or learning_rate is a function whose
@@ -200,7 +198,6 @@ def make_optimizer(
   >>> print(updates['kernel'])  # -0.1 * (1 + 0.9) * 0.5
   [[-0.095]]
   """
-  row = _row(name)
   if not isinstance(learning_rate, optax.GradientTransformation):
     learning_rate = scale_by_batch_learning_rate(learning_rate)
   hyperparameters = Hyperparameters(
@@ -216,7 +213,7 @@ def make_optimizer(
     beta2_min=beta2_min,
     weight_decay_scaling=weight_decay_scaling,
   )
-  return framed(row(learning_rate, hyperparameters), clip_norm)
+  return framed(_row(name)(learning_rate, hyperparameters), clip_norm)
 
 
 def _row(name: str) -> Row:

@@ -12,19 +12,20 @@ from tests.experiments import column, digits
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
-# The main job's rule, from 16 examples to 128 and beyond the cap.
-UPDATES = 100
+# The main job's rule, from 16 examples to 64 and beyond the cap.
+UPDATES = 60
+CAP = {'controller.max_batch_size': 64, 'epochs': 100.0}
 
 
 def run(tmp_path, name, devices=1, **overrides):
-  config = digits(max_updates=UPDATES, epochs=100.0, **overrides)
+  config = digits(max_updates=UPDATES, **CAP | overrides)
   workdir = tmp_path / name
   train(config, workdir, devices=jax.devices()[:devices])
   return workdir
 
 
 def agree(a, b, *, updates=UPDATES):
-  """Equal batch sizes; losses to 1e-5 at once and 1e-4 over 100 updates."""
+  """Equal batch sizes; losses to 1e-5 at once and 1e-4 at the end."""
   sizes = column(a, 'batch_size')
   assert len(sizes) == updates
   assert sizes == column(b, 'batch_size')
@@ -32,7 +33,7 @@ def agree(a, b, *, updates=UPDATES):
   losses = np.array([column(a, 'loss'), column(b, 'loss')])
   np.testing.assert_allclose(*losses[:, :1], rtol=1e-5)
   np.testing.assert_allclose(*losses, rtol=1e-4)
-  assert len(set(sizes)) >= 3, 'the run must visit several buckets'
+  assert len(set(sizes)) >= 2, 'the run must visit several buckets'
 
 
 @pytest.fixture(scope='module')

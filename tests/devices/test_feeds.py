@@ -47,7 +47,7 @@ def splits():
 
 
 def run(workdir, splits, devices=1, stop=None, **overrides):
-  config = digits(**STREAMING | overrides)
+  config = digits(**STREAMING | {'controller.max_batch_size': 64} | overrides)
   devices = jax.devices()[:devices]
   return train(config, workdir, devices=devices, splits=splits, stop=stop)
 

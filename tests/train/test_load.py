@@ -38,12 +38,12 @@ def on_two(c, workdir, **more):
     {},
     {'model.name': 'cifar_resnet', 'model.cifar_resnet.depth': 8},
     {'ema.half_life': 500.0},
-    {'sync.name': 'local_sgd', 'sync.replicas': 2},
+    {'sync.name': 'sma', 'sync.sma.rho': 0.5, 'sync.replicas': 2},
   ],
   ids=['mlp', 'batch norm', 'averaged', 'replicas'],
 )
 def test_it_evaluates_as_the_run_did(overrides, tmp_path):
-  c = digits(max_updates=12, **overrides)
+  c = digits(max_updates=12, **{'controller.name': 'constant'} | overrides)
   if c.model.name == 'cifar_resnet':
     c.model.cifar_resnet.width = 4
     c.model.cifar_resnet.batch_norm_group = 8
