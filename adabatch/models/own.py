@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from adabatch.models.rows import Rows
+from adabatch.models.rows import ROWS_STREAM, Rows
 
 
 def signature_of(make: Callable[..., Any]) -> inspect.Signature:
@@ -114,10 +114,11 @@ class _Built:
     rngs: Mapping[str, jax.Array] | None = None,
     mutable: Any = False,
   ) -> Any:
-    key = (rngs or {}).get('dropout', jax.random.key(0))
-    _, params, replace = self.build(
-      {'params': jax.random.key(0), 'dropout': key}
-    )
+    zero = jax.random.key(0)
+    rngs = {'params': zero, 'dropout': zero, **(rngs or {})}
+    # The key that all microbatches share, for what is drawn by place.
+    key = rngs.get(ROWS_STREAM, rngs['dropout'])
+    _, params, replace = self.build(rngs)
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [_at(variables['params'], path) for path, _ in paths]
     model = replace(jax.tree.unflatten(structure, leaves))
@@ -134,6 +135,14 @@ class OfNNX(_Built):
     for path, part in nnx.iter_modules(abstract):
       if isinstance(part, nnx.BatchNorm):
         _refuse('flax.nnx.BatchNorm', '/'.join(map(str, path)))
+    known = nnx.Any(nnx.Param, nnx.RngState)
+    others = nnx.to_flat_state(nnx.state(abstract, nnx.Not(known)))
+    for path, _ in others:
+      raise TypeError(
+        f'{make.__name__} keeps {"/".join(map(str, path))!r}, which is neither '
+        'a parameter nor random: what changes in training and is no parameter '
+        'is kept of linen modules alone'
+      )
 
   def _new(self, rngs: nnx.Rngs) -> Any:
     takes = 'rngs' in signature_of(self._make).parameters
@@ -164,11 +173,19 @@ class OfEquinox(_Built):
   def __init__(self, equinox: Any, make: type, parameters: Mapping[str, Any]):
     self._equinox, self._make = equinox, make
     self._parameters = dict(parameters)
-    norm = equinox.nn.BatchNorm
+    norm, state = equinox.nn.BatchNorm, equinox.nn.StateIndex
     abstract = equinox.filter_eval_shape(self._new, jax.random.key(0))
-    leaves = jax.tree.leaves(abstract, is_leaf=lambda x: isinstance(x, norm))
-    if any(isinstance(leaf, norm) for leaf in leaves):
-      _refuse('equinox.nn.BatchNorm', make.__name__)
+    for leaf in jax.tree.leaves(
+      abstract, is_leaf=lambda x: isinstance(x, norm | state)
+    ):
+      if isinstance(leaf, norm):
+        _refuse('equinox.nn.BatchNorm', make.__name__)
+      if isinstance(leaf, state):
+        raise TypeError(
+          f'{make.__name__} has a layer with a state, a StateIndex: what '
+          'changes in training and is no parameter is kept of linen modules '
+          'alone'
+        )
 
   def _new(self, key: jax.Array) -> Any:
     takes = 'key' in signature_of(self._make).parameters

@@ -1,7 +1,6 @@
 """The network of a run, taken home: its parameters and what it is fed."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,10 +41,8 @@ class Loaded:
     self.params, self.model_state = state.params, state.model_state
     self.model, self.task = recipe.model, recipe.task
     self.classes = tuple(about['classes'])
-    self.mean, self.std = (
-      None if about[key] is None else np.array(about[key], np.float32)
-      for key in ('mean', 'std')
-    )
+    statistics = recipe.inputs.statistics
+    self.mean, self.std = (None, None) if statistics is None else statistics
     self._shapes = recipe.inputs.train.shapes
     self._entry = next(iter(self._shapes))
     self._apply = jax.jit(self._outputs)
@@ -79,7 +76,7 @@ class Loaded:
     return self._apply(variables, inputs)
 
   def _outputs(self, variables: Any, inputs: jax.Array) -> jax.Array:
-    if self.mean is not None:
+    if self.mean is not None and self.std is not None:
       inputs = data.to_float(inputs, self.mean, self.std)
     return self.model.apply(variables, inputs, train=False)
 
@@ -105,13 +102,17 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
       f'{files.path} holds no checkpoints with inputs.json: give the workdir '
       'of a run'
     )
+  if which != 'last' and not isinstance(which, int):
+    raise ConfigError(
+      f"which={which!r}: give 'last', or the updates of a checkpoint"
+    )
   config = files.read_config()
   devices = make_devices(jax.local_devices()[:1])
-  parts = assemble(config, devices, _described(config, about))
+  parts = assemble(config, devices, _described(about))
   checkpoints = Checkpoints(files.path / 'checkpoints', keep=None)
   try:
     saved = checkpoints.read(
-      None if which == 'last' else which,
+      which if isinstance(which, int) else None,
       lambda host: template(parts.recipe, host['replicas']['replicas']),
     )
   finally:
@@ -132,16 +133,11 @@ class Described(NamedTuple):
 def describe(inputs: Inputs) -> dict[str, Any]:
   """What `load` needs to know of a run's data, as JSON has it."""
 
-  def numbers(values: Sequence[float] | None) -> list[float] | None:
-    return None if values is None else [float(v) for v in values]
-
-  mean, std = inputs.statistics or (None, None)
-  train = inputs.train
+  train, statistics = inputs.train, inputs.statistics
   return {
     'num_classes': train.num_classes,
     'classes': list(getattr(train, 'classes', None) or ()),
-    'mean': numbers(mean),
-    'std': numbers(std),
+    'statistics': statistics and [values.tolist() for values in statistics],
     'shapes': {
       name: [list(shape.shape), str(np.dtype(shape.dtype))]
       for name, shape in train.shapes.items()
@@ -154,7 +150,7 @@ def describe(inputs: Inputs) -> dict[str, Any]:
   }
 
 
-def _described(config: Config, about: dict[str, Any]) -> Inputs:
+def _described(about: dict[str, Any]) -> Inputs:
   shapes = {
     name: Shape(tuple(shape), np.dtype(dtype))
     for name, (shape, dtype) in about['shapes'].items()
@@ -163,18 +159,19 @@ def _described(config: Config, about: dict[str, Any]) -> Inputs:
     Described(count, about['num_classes'], shapes, fingerprint, about)
     for count, fingerprint in about['splits']
   ]
-  text = config.task.name == 'language_modelling'
-  statistics = None
-  if not text:
-    statistics = np.array(about['mean']), np.array(about['std'])
-  load = gather if text else make_load(statistics)
+  statistics, load = None, gather
+  if about['statistics'] is not None:
+    mean, std = (np.array(v, np.float32) for v in about['statistics'])
+    statistics, load = (mean, std), make_load((mean, std))
+  tokens = shapes.get('tokens')
+  tokens_per_example = None if tokens is None else tokens.shape[0] - 1
   return Inputs(
     *splits,
     streaming=False,
     workers=0,
     load_train=lambda seed: load,
     load=load,
-    tokens_per_example=shapes['tokens'].shape[0] - 1 if text else None,
+    tokens_per_example=tokens_per_example,
     end_of_document=about['end_of_document'],
     statistics=statistics,
   )

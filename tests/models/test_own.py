@@ -85,7 +85,8 @@ def test_it_learns_alike_on_any_devices(kind, tmp_path):
   losses = []
   for devices in (1, 2):
     summary = train(
-      config(kind, width=12),
+      # Masks are drawn by place where a layer is given a key for each.
+      config(kind, width=12, rate=0.3 if kind == 'equinox' else 0.0),
       tmp_path / str(devices),
       devices=jax.devices()[:devices],
     )
@@ -153,6 +154,28 @@ class NormalizedEquinox(Equinox):
   def __init__(self, num_classes, *, key):
     super().__init__(num_classes, key=key)
     self.norm = eqx.nn.BatchNorm(16, 'batch', mode='batch')
+
+
+class CountingNNX(OfNNX):
+  def __init__(self, num_classes, *, rngs):
+    super().__init__(num_classes, rngs=rngs)
+    self.calls = nnx.Variable(jnp.zeros(()))
+
+
+class SpectralEquinox(Equinox):
+  norm: eqx.nn.SpectralNorm
+
+  def __init__(self, num_classes, *, key):
+    super().__init__(num_classes, key=key)
+    self.norm = eqx.nn.SpectralNorm(self.layers[0], 'weight', key=key)
+
+
+@pytest.mark.parametrize('network', [CountingNNX, SpectralEquinox])
+def test_what_would_be_lost_is_refused(network):
+  c = digits()
+  adabatch.register(c, 'model', 'mine', network)
+  with pytest.raises(ConfigError, match='is kept of linen modules alone'):
+    build_lib.check(c, 1)
 
 
 @pytest.mark.parametrize('network', [NormalizedNNX, NormalizedEquinox])
