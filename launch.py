@@ -23,6 +23,7 @@ try:
   from adabatch.search.study_job import study
   from adabatch.train import train
   from adabatch.train.checkpoints import CheckpointError
+  from adabatch.train.evaluate_job import evaluate
   from adabatch.train.stop import Stop
 except ModuleNotFoundError as error:
   package = (error.name or '').partition('.')[0]
@@ -33,7 +34,7 @@ except ModuleNotFoundError as error:
     "pip install '.[train]'"
   )
 
-JOBS = {'train': train, 'search': search, 'study': study}
+JOBS = {'train': train, 'search': search, 'study': study, 'evaluate': evaluate}
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, f'The experiment. Default: {command_line.DEFAULT_CONFIG}.'

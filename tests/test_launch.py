@@ -78,6 +78,7 @@ def test_main_job_leaves_its_files(digits):
   names = {path.name for path in workdir.iterdir()}
   assert names == {
     'config.json',
+    'inputs.json',
     'metrics.jsonl',
     'tensorboard',
     'checkpoints',
@@ -409,7 +410,10 @@ def test_compiled_programs_are_kept(tmp_path, monkeypatch):
     '--config.max_updates=3',
   ]
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-  environment = {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  environment = {
+    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
+    'XLA_FLAGS': commands.QUICKLY,
+  }
   for name in ('first', 'second'):
     workdir = tmp_path / name
     result = launch_anew(*flags, f'--workdir={workdir}', **environment)

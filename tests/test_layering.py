@@ -55,7 +55,15 @@ ORDER = {
   # What a person looks at.
   'report': {'matplotlib', 'numpy'},
   # The loop, and what it keeps.
-  'train': {'flax', 'jax', 'numpy', 'orbax', 'tensorboardX', 'tqdm'},
+  'train': {
+    'flax',
+    'jax',
+    'numpy',
+    'orbax',
+    'safetensors',
+    'tensorboardX',
+    'tqdm',
+  },
   # Many trainings.
   'search': {'jax', 'ml_collections', 'numpy', 'optuna', 'sqlalchemy', 'tqdm'},
 }

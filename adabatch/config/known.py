@@ -47,6 +47,7 @@ def check_keys(
 FREE = frozenset(
   [
     'buckets.max_per_device',
+    'checkpoint.best',
     'checkpoint.keep',
     'compilation_cache',
     'data.data_dir',

@@ -109,6 +109,7 @@ class Progress:
     seconds: training clock.
     evaluated: update of the last evaluation.
     final, best: metrics of the last evaluation and the best ones, by split.
+    best_update: of the best evaluation by the target's metric, or by the loss.
     reached: where the target was reached, once it was.
     skipped_records: trained on with weight 0, because they could not be read.
     skipped_evaluation_records: left out of the last evaluation.
@@ -122,6 +123,7 @@ class Progress:
   evaluated: int = 0
   final: dict = dataclasses.field(default_factory=dict)
   best: dict = dataclasses.field(default_factory=dict)
+  best_update: int | None = None
   reached: dict | None = None
   skipped_records: int = 0
   skipped_evaluation_records: int = 0
@@ -155,9 +157,13 @@ class Progress:
     self.evaluated = self.update
     self.next_evaluation = due.next_evaluation(self.examples)
     self.final[split] = metrics
+    key = target.metric if target.metric in metrics else 'loss'
+    before = self.best.get(split, {}).get(key)
     best = self.best.setdefault(split, dict(metrics))
     for name, higher in higher_is_better.items():
       best[name] = better(best[name], metrics[name], higher=higher)
+    if best[key] != before:
+      self.best_update = self.update
     if target.value is None or self.reached is not None:
       return
     value, higher = metrics[target.metric], higher_is_better[target.metric]

@@ -83,6 +83,8 @@ def train(
         Checkpoints(files.path / 'checkpoints', config.checkpoint.keep)
       )
     )
+    best = Checkpoints(files.path / 'best', 1)
+    stack.callback(best.close)
     saved = _restore(parts, checkpoints, files, console)
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
@@ -96,7 +98,13 @@ def train(
     )
     record: dict[str, Any] = {}
     for kind, record in loop(
-      parts, saved, checkpoints.save, stop=stop, cut=cut, warn=console.warn
+      parts,
+      saved,
+      checkpoints.save,
+      save_best=best.save if config.checkpoint.best else None,
+      stop=stop,
+      cut=cut,
+      warn=console.warn,
     ):
       log.write(kind, record)
     return record

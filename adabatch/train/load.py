@@ -1,5 +1,6 @@
 """The network of a run, taken home: its parameters and what it is fed."""
 
+import json
 import os
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from adabatch.data.source import Inputs, Shape
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.state import to_evaluate
 from adabatch.devices.trainer import template
-from adabatch.train.build import assemble
-from adabatch.train.checkpoints import Checkpoints
+from adabatch.train.build import Parts, assemble
+from adabatch.train.checkpoints import Checkpoints, Saved
 from adabatch.train.inputs import gather, make_load
 from adabatch.train.workdir import Workdir
 
@@ -43,7 +44,7 @@ class Loaded:
     self.classes = tuple(about['classes'])
     statistics = recipe.inputs.statistics
     self.mean, self.std = (None, None) if statistics is None else statistics
-    self._shapes = recipe.inputs.train.shapes
+    self._shapes, self._about = recipe.inputs.train.shapes, about
     self._entry = next(iter(self._shapes))
     self._apply = jax.jit(self._outputs)
 
@@ -75,10 +76,68 @@ class Loaded:
     variables = {'params': self.params, **self.model_state}
     return self._apply(variables, inputs)
 
+  def export(self, path: str | os.PathLike[str]) -> None:
+    """Writes parameters and statistics as safetensors.
+
+    Names are those of the layers, joined by dots; the metadata hold what the
+    network is fed, as `inputs.json` of the run.
+
+    Raises:
+      ConfigError: if safetensors is not installed.
+    """
+    try:
+      from safetensors.numpy import save_file
+    except ModuleNotFoundError:
+      raise ConfigError(
+        'safetensors is not installed: pip install safetensors'
+      ) from None
+    leaves = jax.tree_util.tree_leaves_with_path(
+      {'params': self.params, **self.model_state}
+    )
+    arrays = {
+      jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf)
+      for path, leaf in leaves
+    }
+    save_file(arrays, path, metadata={'inputs': json.dumps(self._about)})
+
   def _outputs(self, variables: Any, inputs: jax.Array) -> jax.Array:
     if self.mean is not None and self.std is not None:
       inputs = data.to_float(inputs, self.mean, self.std)
     return self.model.apply(variables, inputs, train=False)
+
+
+def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
+  """One checkpoint of a run; nothing is changed on disk.
+
+  Args:
+    files: of the run.
+    parts: made of its config.
+    which: 'last', 'best', or the updates of one that was kept.
+
+  Raises:
+    ConfigError: for another `which`, or where none is there.
+    CheckpointError: if it cannot be read.
+  """
+  if which not in ('last', 'best') and not isinstance(which, int):
+    raise ConfigError(
+      f"which={which!r}: give 'last', 'best', or the updates of a checkpoint"
+    )
+  directory = files.path / ('best' if which == 'best' else 'checkpoints')
+  if not directory.is_dir():
+    raise ConfigError(
+      f'{files.path} keeps no best checkpoint: checkpoint.best=False is its '
+      'config'
+      if which == 'best'
+      else f'{files.path} holds no checkpoints: give the workdir of a run'
+    )
+  checkpoints = Checkpoints(directory, keep=None)
+  try:
+    return checkpoints.read(
+      which if isinstance(which, int) else None,
+      lambda host: template(parts.recipe, host['replicas']['replicas']),
+    )
+  finally:
+    checkpoints.close()
 
 
 def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
@@ -88,7 +147,8 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
 
   Args:
     workdir: of the run; it is only read.
-    which: 'last', the newest checkpoint, or the updates of one that was kept.
+    which: 'last', the newest checkpoint, 'best', of the best evaluation by the
+      target's metric (`checkpoint.best`), or the updates of one that was kept.
 
   Raises:
     ConfigError: for a directory without a run, or a checkpoint that is not
@@ -102,21 +162,10 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
       f'{files.path} holds no checkpoints with inputs.json: give the workdir '
       'of a run'
     )
-  if which != 'last' and not isinstance(which, int):
-    raise ConfigError(
-      f"which={which!r}: give 'last', or the updates of a checkpoint"
-    )
   config = files.read_config()
   devices = make_devices(jax.local_devices()[:1])
   parts = assemble(config, devices, _described(about))
-  checkpoints = Checkpoints(files.path / 'checkpoints', keep=None)
-  try:
-    saved = checkpoints.read(
-      which if isinstance(which, int) else None,
-      lambda host: template(parts.recipe, host['replicas']['replicas']),
-    )
-  finally:
-    checkpoints.close()
+  saved = read_checkpoint(files, parts, which)
   return Loaded(config, saved.update, saved.state, parts)
 
 

@@ -35,6 +35,7 @@ def loop(
   saved: Saved | None = None,
   save: Save = lambda update, state, host: None,
   *,
+  save_best: Save | None = None,
   stop: threading.Event | None = None,
   cut: float = math.inf,
   warn: Callable[[str], None] = print,
@@ -48,12 +49,14 @@ def loop(
     parts: of the run.
     saved: a checkpoint to go on from; None: from the start.
     save: keeps a checkpoint.
+    save_best: keeps that of the best evaluation so far; None: nobody does.
     stop: set it to stop the run cleanly, with a checkpoint.
     cut: update at which the run is cut short, without an evaluation or a sync
       that it would not have had.
     warn: is told of records that cannot be read, on whichever process.
   """
   run = _Run(parts, saved, save, stop or threading.Event(), cut, warn)
+  run.save_best = save_best
   try:
     yield from run.start(saved)
     try:
@@ -76,6 +79,7 @@ class _Run:
     self.at = Progress(**host.get('progress', first))
     self.clock = Clock(self.at.seconds)
     self.replicas = make_replicas(parts, host.get('replicas'))
+    self.save_best: Save | None = None
     self.change: Change | None = None  # since the checkpoint
     restored = None
     if saved is not None:
@@ -140,12 +144,14 @@ class _Run:
       with self.clock.paused():
         self.at.seconds = self.clock.seconds
         yield evaluate(self.trainer, self.parts, at)
+        if self.save_best is not None and at.best_update == at.update:
+          self.checkpoint(self.save_best)
       over = self.finished()
     due = at.update % self.parts.due.checkpoint == 0
     if over or self.reports.stopping or (due and at.update != self.resumed_at):
       yield from self.reports.observe()
       with self.clock.paused():
-        self.checkpoint()
+        self.checkpoint(self.save)
     if over:
       return 'completed' if at.reached is None else 'target_reached'
     return 'preempted' if self.reports.stopping else None
@@ -203,7 +209,7 @@ class _Run:
     else:
       self.reports.wait(self.trainer.calls_in_flight)
 
-  def checkpoint(self) -> None:
+  def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at.update)
     self.at.seconds = self.clock.seconds
     host = {
@@ -212,7 +218,7 @@ class _Run:
       'replicas': self.replicas.host(),
       'data': self.parts.fingerprints,
     }
-    self.save(self.at.update, self.trainer.to_save(), host)
+    save(self.at.update, self.trainer.to_save(), host)
 
   def tune(self) -> Iterator[Record]:
     """Finds how many replicas a device should train."""

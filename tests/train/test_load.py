@@ -8,14 +8,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import adabatch
 from adabatch import data
 from adabatch.config import ConfigError
-from adabatch.train import train
+from adabatch.train import evaluate_job, train
 from adabatch.train.checkpoints import CheckpointError
 from tests.data.test_tables import config, table_of, write
-from tests.experiments import digits
+from tests.experiments import digits, records
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -89,12 +90,68 @@ def test_which(tmp_path):
   assert adabatch.load(tmp_path, 6).update == 6
   with pytest.raises(CheckpointError, match='no checkpoint of update 3, but'):
     adabatch.load(tmp_path, 3)
+  with pytest.raises(ConfigError, match='keeps no best checkpoint'):
+    adabatch.load(tmp_path, 'best')
+  with pytest.raises(ConfigError, match="which='newest': give 'last'"):
+    adabatch.load(tmp_path, 'newest')
   with pytest.raises(ValueError, match=r'give \[B, 8, 8, 1\]'):
     adabatch.load(tmp_path)(np.zeros((2, 8, 8), np.uint8))
   with pytest.raises(ValueError, match='inputs are float32, and the network'):
     adabatch.load(tmp_path)(np.zeros((2, 8, 8, 1), np.float32))
   after = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert after == kept
+
+
+def test_the_best(tmp_path):
+  c = digits(epochs=6.0, **{'controller.name': 'constant'})
+  c.learning_rate.base = 0.5  # so that it is not the last
+  c.checkpoint.best = True
+  on_two(c, tmp_path, last_update=300)
+  on_two(c, tmp_path)  # goes on with the best so far
+  lines = records(tmp_path, 'eval')
+  accuracies = [line['accuracy'] for line in lines]
+  best = lines[int(np.argmax(accuracies))]
+  assert best['update'] < lines[-1]['update']
+  loaded = adabatch.load(tmp_path, 'best')
+  assert loaded.update == best['update']
+  found = evaluated(loaded, data.load('digits', 'validation'))
+  assert found['accuracy'] == pytest.approx(max(accuracies), rel=1e-6)
+
+
+def test_evaluated_on_any_split(tmp_path):
+  c = digits(max_updates=12, **{'controller.name': 'constant'})
+  with pytest.raises(ConfigError, match='holds no run'):
+    evaluate_job.evaluate(c, tmp_path)
+  final = on_two(c, tmp_path)['final']['validation']
+  devices = jax.devices()[:1]
+  again = evaluate_job.evaluate(c, tmp_path, devices=devices)
+  assert again['final']['validation'] == pytest.approx(final, rel=1e-6)
+  other = c.copy_and_resolve_references()
+  # Its statistics are not those that are used.
+  other.data.train_split, other.data.eval_split = 'train[:50]', 'train[:100]'
+  other.controller.max_batch_size = 32
+  with pytest.raises(ConfigError, match='with controller.max_batch_size=128'):
+    evaluate_job.evaluate(other, tmp_path, devices=devices)
+  other.controller.max_batch_size = 128
+  found = evaluate_job.evaluate(other, tmp_path, devices=devices)
+  split = data.load('digits', 'train[:100]')
+  expected = evaluated(adabatch.load(tmp_path), split)
+  assert found['final']['train[:100]'] == pytest.approx(expected, rel=1e-6)
+  lines = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
+  splits = [json.loads(line)['split'] for line in lines]
+  assert splits == ['validation', 'train[:100]']
+
+
+def test_exported(tmp_path):
+  on_two(digits(max_updates=2), tmp_path)
+  loaded = adabatch.load(tmp_path)
+  loaded.export(tmp_path / 'mine.safetensors')
+  with safe_open(tmp_path / 'mine.safetensors', 'numpy') as file:
+    about = json.loads(file.metadata()['inputs'])
+    kernel = file.get_tensor('params.Dense_0.kernel')
+    assert len(file.keys()) == 4
+  np.testing.assert_array_equal(kernel, loaded.params['Dense_0']['kernel'])
+  assert about == json.loads((tmp_path / 'inputs.json').read_text())
 
 
 def test_no_run(tmp_path):
