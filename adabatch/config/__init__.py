@@ -9,6 +9,7 @@ from adabatch.config.known import (
   differences,
   is_of_another,
   nearest,
+  of_json,
 )
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
   'flatten',
   'is_of_another',
   'nearest',
+  'of_json',
   'refusing',
 ]

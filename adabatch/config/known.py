@@ -69,6 +69,33 @@ FREE = frozenset(
 )
 
 
+def of_json(values: Mapping[str, Any]) -> Config:
+  """The config that was written as JSON; keys of today have their defaults.
+
+  >>> c = of_json({'model': {'name': 'mine', 'mine': {'width': [8]}}})
+  >>> c.model.mine.width, c.optimizer.name
+  ((8,), 'momentum')
+  """
+  config = default()
+  with config.unlocked(), config.ignore_type():
+    for key, value in flatten(values).items():
+      *tables, name = key.split('.')
+      table = config
+      for part in tables:
+        if part not in table:
+          table[part] = {}
+        table = table[part]
+      table[name] = _tuples(value)
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has no tuples."""
+  if isinstance(value, list):
+    return tuple(_tuples(part) for part in value)
+  return value
+
+
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   """Keys of two flat configs whose values differ, without the free ones."""
   missing = object()

@@ -17,6 +17,7 @@ from adabatch.devices.trainer import template
 from adabatch.train.build import Parts, assemble
 from adabatch.train.checkpoints import Checkpoints, Saved
 from adabatch.train.inputs import gather, make_load
+from adabatch.train.register import registered
 from adabatch.train.workdir import Workdir
 
 
@@ -163,6 +164,12 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
       'of a run'
     )
   config = files.read_config()
+  for table, names in registered().items():
+    if config[table].name not in {*names, 'synchronous'}:
+      raise ConfigError(
+        f'{files.path} was trained with {table}.name={config[table].name!r}, '
+        'which is not of this package: import the config that registers it'
+      )
   devices = make_devices(jax.local_devices()[:1])
   parts = assemble(config, devices, _described(about))
   saved = read_checkpoint(files, parts, which)

@@ -103,12 +103,7 @@ class Workdir:
     found = read_json(self._config_path())
     if found is None:
       raise ConfigError(f'{self.path} holds no config.json')
-    config = config_lib.default()
-    with config.unlocked(), config.ignore_type():
-      config.update_from_flattened_dict(
-        {key: _tuples(v) for key, v in config_lib.flatten(found).items()}
-      )
-    return config
+    return config_lib.of_json(found)
 
   def open(self, config: Config, about: dict[str, Any]) -> None:
     """Creates the directory and writes `config.json` and `inputs.json`.
@@ -160,10 +155,3 @@ class Workdir:
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`."""
     write_json(self.path / 'summary.json', summary)
-
-
-def _tuples(value: Any) -> Any:
-  """JSON has no tuples."""
-  if isinstance(value, list):
-    return tuple(_tuples(part) for part in value)
-  return value

@@ -140,6 +140,11 @@ def test_a_run_goes_on_exactly(tmp_path):
   train(c, tmp_path / 'cut', devices=devices, last_update=11)
   train(c, tmp_path / 'cut', devices=devices)
   assert column(tmp_path / 'whole', 'loss') == column(tmp_path / 'cut', 'loss')
+  loaded = adabatch.load(tmp_path / 'cut')
+  assert loaded(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 10)
+  del models.MODELS['mine']
+  with pytest.raises(ConfigError, match='import the config that registers it'):
+    adabatch.load(tmp_path / 'cut')
 
 
 class NormalizedNNX(OfNNX):
