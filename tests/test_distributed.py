@@ -79,8 +79,7 @@ def replicas(method, number, local_steps):
 JOBS = {
   'streaming': {},
   'resident': {'parallel.backend': 'pmap'},
-  'streaming sma': replicas('sma', 2, 2),
-  'streaming local SGD': replicas('local_sgd', 4, 3),
+  'streaming sma': replicas('sma', 4, 3),
 }
 # Of the run that is stopped below.
 LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}

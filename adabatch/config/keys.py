@@ -32,6 +32,10 @@ def default() -> Config:
   # networks, up to controller.every. Not for convolutions on a CPU, which XLA
   # runs far slower in a loop. Losses differ by rounding.
   c.updates_per_call = 1
+  # Directory of a run whose newest parameters are started from, as far as their
+  # names and shapes are the same; the others, such as a head for other classes,
+  # start anew. Read at the first start alone.
+  c.init_from = placeholder(str)
   c.compilation_cache = True  # keep compiled programs on disk between runs
   # A short try of everything: a few updates of a narrow network in two batch
   # sizes, on made-up data if the set is not there.

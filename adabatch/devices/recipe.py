@@ -43,6 +43,8 @@ class Recipe(NamedTuple):
       batches of one example.
     sync: how replicas agree; None where one model is trained.
     replicas: how many there are at first; 1 of one model.
+    initial: parameters and statistics to start from, in place of fresh ones of
+      the same names and shapes; None: all are fresh.
     updates_per_call: most updates that one call of a program does.
     evaluated_at_once: most examples that a device evaluates at once.
     subset_size: examples of the measurements that go over a part.
@@ -62,6 +64,7 @@ class Recipe(NamedTuple):
   keep_gradient: bool = False
   sync: Sync | None = None
   replicas: int = 1
+  initial: Any = None
   updates_per_call: int = 1
   evaluated_at_once: int = 1024
   subset_size: int = 1024

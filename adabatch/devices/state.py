@@ -36,6 +36,7 @@ def create(
   rng: jax.Array,
   *,
   keep_gradient: bool = False,
+  initial: Any = None,
 ) -> TrainState:
   """Fresh parameters and optimizer state; jit- and eval_shape-able.
 
@@ -45,9 +46,12 @@ def create(
     tx: the optimizer.
     rng: key of the initialisation.
     keep_gradient: whether to carry the previous gradient.
+    initial: see `start_from`; None: all variables are fresh.
   """
   contract.check_model(model)
   variables = dict(model.init(rng, example, train=False))
+  if initial is not None:
+    variables = start_from(variables, initial)
   params = variables.pop('params')
   return TrainState(
     params=params,
@@ -55,6 +59,24 @@ def create(
     opt_state=tx.init(params),
     previous=gradient_noise.no_previous(params) if keep_gradient else None,
   )
+
+
+def start_from(variables: Any, initial: Any) -> Any:
+  """The variables, with those of another network where name and shape agree.
+
+  >>> fresh = {'a': jnp.zeros(2), 'b': jnp.zeros(3)}
+  >>> start_from(fresh, {'a': jnp.ones(2), 'b': jnp.ones(4)})['a'].tolist()
+  [1.0, 1.0]
+  """
+  given = dict(jax.tree_util.tree_leaves_with_path(initial))
+
+  def choose(path, leaf):
+    other = given.get(path)
+    if other is None or other.shape != leaf.shape:
+      return leaf
+    return other.astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(choose, variables)
 
 
 def to_evaluate(state: Any) -> Any:

@@ -50,10 +50,17 @@ def _where(recipe: Recipe) -> Any:
   return SyncState(WHOLE, WHOLE, WHOLE, BY_REPLICA)
 
 
-def _create(recipe: Recipe, replicas: int, rng: jax.Array) -> State:
+def _create(
+  recipe: Recipe, replicas: int, rng: jax.Array, initial: Any = None
+) -> State:
   example = np.zeros(recipe.network_input.shape, recipe.network_input.dtype)
   state = state_lib.create(
-    recipe.model, example, recipe.tx, rng, keep_gradient=recipe.keep_gradient
+    recipe.model,
+    example,
+    recipe.tx,
+    rng,
+    keep_gradient=recipe.keep_gradient,
+    initial=initial,
   )
   if recipe.sync is None:
     return state
@@ -129,9 +136,9 @@ class Trainer:
     self._finite = self.devices.jit(state_lib.is_finite)
     if restored is None:
       self.state: State = self.devices.jit(
-        lambda rng: _create(recipe, recipe.replicas, rng),
+        lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
         out_shardings=self.devices.shardings(self._where),
-      )(jax.random.key(recipe.seed))
+      )(jax.random.key(recipe.seed), recipe.initial)
     else:
       self.state = restored.state
       replicas = self.replicas if replicas is None else replicas

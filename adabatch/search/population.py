@@ -100,6 +100,8 @@ def why_not(parts: Parts, keys: Sequence[str]) -> str | None:
   others = sorted(set(keys) - TRACED)
   if others:
     return f'{others[0]} is searched'
+  if config.init_from is not None:
+    return 'init_from'
   if config.controller.name != 'constant':
     return f'controller.name={config.controller.name!r}'
   if recipe.estimate_noise:

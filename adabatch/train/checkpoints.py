@@ -63,13 +63,13 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
-    if self._keep is None:
-      options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
-      )
-    return ocp.CheckpointManager(self._directory, options=options)
+    writes = self._keep is not None
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, create=writes, cleanup_tmp_directories=writes
+      ),
+    )
 
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied."""

@@ -19,6 +19,7 @@ from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
 from adabatch.train.console import Console
+from adabatch.train.initial import start_from
 from adabatch.train.load import describe
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
@@ -75,27 +76,23 @@ def train(
     if first:
       files.lock()
     files.check(config)
-    console = stack.enter_context(
-      contextlib.closing(Console(parts.length.examples, enabled=first))
-    )
-    checkpoints = stack.enter_context(
-      contextlib.closing(
-        Checkpoints(files.path / 'checkpoints', config.checkpoint.keep)
-      )
-    )
-    best = Checkpoints(files.path / 'best', 1)
-    stack.callback(best.close)
+
+    def closed(thing: Any) -> Any:
+      return stack.enter_context(contextlib.closing(thing))
+
+    console = closed(Console(parts.length.examples, enabled=first))
+    directory, keep = files.path / 'checkpoints', config.checkpoint.keep
+    checkpoints = closed(Checkpoints(directory, keep))
+    best = closed(Checkpoints(files.path / 'best', 1))
     saved = _restore(parts, checkpoints, files, console)
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
       console.say(f'{files.path} is complete: nothing to do')
       return summary
+    if saved is None and config.init_from is not None:
+      parts = start_from(parts, config.init_from, console.say)
     about = describe(parts.recipe.inputs)
-    log = stack.enter_context(
-      contextlib.closing(
-        Log(config, files, console, about=about, enabled=first)
-      )
-    )
+    log = closed(Log(config, files, console, about=about, enabled=first))
     record: dict[str, Any] = {}
     for kind, record in loop(
       parts,

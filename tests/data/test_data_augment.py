@@ -56,7 +56,7 @@ def test_independent_of_how_the_batch_is_split():
     return random_crop_flip(images[rows], keys, padding=2, flip=True)
 
   whole = augment(np.arange(24))
-  for sizes in ([1] * 24, [5, 19], [8, 8, 8]):
+  for sizes in ([1, 2, 5, 16], [8, 8, 8]):
     stops = np.cumsum(sizes)
     parts = [
       augment(np.arange(b - s, b)) for s, b in zip(sizes, stops, strict=True)
