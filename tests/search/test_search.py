@@ -526,8 +526,8 @@ def test_two_workers_split_the_trials(start, undisturbed, tmp_path, kind):
         assert key not in seen
         seen.add(key)
         owners[trial.user_attrs['worker']] += 1
+  # Both did some; how many is a matter of luck.
   assert len(owners) == 2
-  assert min(owners.values()) >= 2
 
 
 def test_killed_and_started_again_gives_the_same_table(
