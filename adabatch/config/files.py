@@ -1,10 +1,22 @@
-"""Files written whole or not at all; of JSON, what is not finite is null."""
+"""Files written whole or not at all; of JSON, what is not finite is null.
+
+And where those lie that outlive a run.
+"""
 
 import json
 import math
 import os
 import pathlib
 from typing import Any
+
+
+def cache_directory(name: str) -> pathlib.Path:
+  """Where a user's things of a kind are kept between runs; not made here.
+
+  Below XDG_CACHE_HOME, else ~/.cache.
+  """
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(root) / 'adabatch' / name
 
 
 def finite(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A set that fits in memory is a `Split` (`from_arrays`); one that is read while
 it is trained on offers what `source.Source` says. Which of them a config opens
-is decided in `adabatch.train.splits`.
+is decided in `adabatch.train.open_splits`.
 """
 
 from adabatch.data.arrays import Split, from_arrays
@@ -13,9 +13,9 @@ from adabatch.data.augment import (
   to_float,
 )
 from adabatch.data.folders import PREFIX as FOLDER
-from adabatch.data.folders import check_same_classes
 from adabatch.data.images import ImageRecords, find_images, open_images
 from adabatch.data.labels import check as check_classes
+from adabatch.data.labels import check_same_classes
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.parquet_images import find_parquet_images, holds_images
 from adabatch.data.resident import EMBEDDED, load

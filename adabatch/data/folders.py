@@ -19,6 +19,7 @@ import numpy as np
 
 from adabatch.data import jpeg
 from adabatch.data.image_formats import CorruptRecord, line
+from adabatch.data.labels import check_same_classes
 from adabatch.data.order import Order, take
 from adabatch.data.splits import names_of, rows_of
 from adabatch.data.tfds_records import DatasetError
@@ -162,27 +163,6 @@ def find_folder(
   )
   start = lambda index: _start(result.path(index))  # noqa: E731
   return result._replace(image_shape=one_shape(result, start))
-
-
-def check_same_classes(
-  name: str, one: tuple[str, ...], other: tuple[str, ...], split: str
-) -> None:
-  """Refuses a split whose classes are others.
-
-  Raises:
-    DatasetError: in one line.
-  """
-  missing, more = sorted({*one} - {*other}), sorted({*other} - {*one})
-  if missing or more:
-    what = ', '.join(
-      f'{verb} {", ".join(names[:5])}'
-      for verb, names in (('lacks', missing), ('adds', more))
-      if names
-    )
-    raise DatasetError(
-      f"data set '{name}': the classes of split '{split}' differ from those of "
-      f'training, it {what}: give both the same folders'
-    )
 
 
 class _Listed(NamedTuple):

@@ -110,3 +110,24 @@ def check_one(label: int, split: Any, number: int) -> None:
   if not 0 <= label < split.num_classes:
     where = f"data set '{split.name}', split '{split.split}', record {number}"
     raise refuse('label', label, where, split.num_classes)
+
+
+def check_same_classes(
+  name: str, one: tuple[str, ...], other: tuple[str, ...], split: str
+) -> None:
+  """Refuses a split whose classes are others.
+
+  Raises:
+    DatasetError: in one line.
+  """
+  missing, more = sorted({*one} - {*other}), sorted({*other} - {*one})
+  if missing or more:
+    what = ', '.join(
+      f'{verb} {", ".join(names[:5])}'
+      for verb, names in (('lacks', missing), ('adds', more))
+      if names
+    )
+    raise DatasetError(
+      f"data set '{name}': the classes of split '{split}' differ from those of "
+      f'training, it {what}: give both the same folders'
+    )

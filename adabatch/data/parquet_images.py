@@ -13,11 +13,12 @@ import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from adabatch.config.files import cache_directory
 from adabatch.data.folders import one_shape
 from adabatch.data.image_formats import CorruptRecord, line
 from adabatch.data.labels import refuse
@@ -39,6 +40,9 @@ _COLUMN = 'image'
 # Images copied at once.
 _BATCH = 256
 
+# Images that the fingerprint looks into, evenly spread.
+_FINGERPRINT_IMAGES = 64
+
 
 class ParquetSplit(NamedTuple):
   """One split, not opened yet; as `ImageSplit`.
@@ -51,7 +55,7 @@ class ParquetSplit(NamedTuple):
     classes: their names; () where they are numbered.
     num_classes: labels are below it.
     image_shape: (height, width, 3); None where images differ.
-    fingerprint: files and labels in short.
+    fingerprint: lengths of the images, some of them, and labels in short.
   """
 
   name: str
@@ -96,14 +100,36 @@ class Mapped:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, index: int) -> tuple[bytes, int]:
+  def encoded(self, index: int) -> bytes:
+    """The bytes of an image."""
     row = int(self._rows[index])
     file = int(np.searchsorted(self._ends, row, 'right'))
     start = int(self._ends[file - 1]) if file else 0
     encoded = self._columns[file][row - start].as_py()
     if encoded is None:
       raise CorruptRecord('no image')
-    return encoded, int(self._labels[index])
+    return encoded
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    return self.encoded(index), int(self._labels[index])
+
+  def checksum(self) -> int:
+    """Of the lengths of all images, and of the bytes of some."""
+    from pyarrow import compute
+
+    lengths = [
+      compute.call_function('binary_length', [column]).to_numpy()
+      for column in self._columns
+    ]
+    chosen = np.concatenate(lengths)[self._rows]
+    tells = zlib.crc32(np.nan_to_num(chosen).astype(np.int64).tobytes())
+    count = min(len(self), _FINGERPRINT_IMAGES)
+    for index in np.arange(count) * len(self) // count:
+      try:
+        tells = zlib.crc32(self.encoded(int(index)), tells)
+      except CorruptRecord:
+        continue  # counted when it is read
+    return tells
 
   def __getitems__(self, indices: list[int]) -> list[tuple[bytes, int]]:  # noqa: PLW3201
     return [self[index] for index in indices]
@@ -170,7 +196,6 @@ def find_parquet_images(
       row = int(((labels < 0) | (labels >= outputs)).argmax())
       where = f"data set '{name}', split '{split}', record {row}"
       raise refuse('label', int(labels[row]), where, outputs)
-    tells = zlib.crc32(''.join(mapped).encode() + some.tobytes())
     found = ParquetSplit(
       name=name,
       split=split,
@@ -180,10 +205,18 @@ def find_parquet_images(
       classes=targets[next(iter(targets))].classes,
       num_classes=outputs,
       image_shape=(None, None, 3),
-      fingerprint=f'{split}, {len(labels)} images, {outputs} classes, '
-      f'{zlib.crc32(labels.tobytes(), tells):08x}',
+      fingerprint='',
     )
-    result.append(found._replace(image_shape=one_shape(found, _start(found))))
+    records = found.open()
+    encoded = lambda index, records=records: records.encoded(index)  # noqa: E731
+    tells = zlib.crc32(labels.tobytes(), records.checksum())
+    result.append(
+      found._replace(
+        image_shape=one_shape(found, encoded),
+        fingerprint=f'{split}, {len(labels)} images, {outputs} classes, '
+        f'{tells:08x}',
+      )
+    )
   return result
 
 
@@ -233,8 +266,7 @@ def _map(path: pathlib.Path, key: str) -> str:
 
   status = path.stat()
   tells = f'{path.resolve()} {status.st_size} {status.st_mtime_ns} {key}'
-  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  directory = pathlib.Path(root) / 'adabatch' / 'images'
+  directory = cache_directory('images')
   digest = hashlib.sha256(tells.encode()).hexdigest()[:32]
   target = directory / f'{digest}.arrow'
   if target.exists():
@@ -262,8 +294,3 @@ def _map(path: pathlib.Path, key: str) -> str:
       f'{path} cannot be copied to {directory}: {line(error)}'
     ) from None
   return os.fspath(target)
-
-
-def _start(split: ParquetSplit) -> Callable[[int], bytes]:
-  records = split.open()
-  return lambda index: records[index][0]

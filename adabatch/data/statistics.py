@@ -13,19 +13,16 @@ MEASURED_BYTES = 2**28
 _BLOCK = 2**22
 
 
-def channel_statistics(
-  source: Any, *, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(source: Any) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel, over examples and pixels.
 
   For uint8 images, of the values divided by 255; exact: from whole numbers.
   A set of more than `MEASURED_BYTES` is measured on as many of its examples as
-  that holds, chosen by `seed`: the same wherever the set lies.
+  that holds, always the same, wherever the set lies.
 
   Args:
     source: a split, in memory or read from disk; its 'image' [H, W, C] or
       'features' [..., C] are measured.
-    seed: chooses the examples.
 
   Returns:
     (mean, std), float32 [C] each. The std of a constant channel is 1, so that
@@ -46,7 +43,7 @@ def channel_statistics(
   size = max(1, int(np.prod(shape.shape)) * np.dtype(shape.dtype).itemsize)
   chosen = np.arange(source.num_examples)
   if source.num_examples > MEASURED_BYTES // size:
-    rng = np.random.Generator(np.random.Philox(seed))
+    rng = np.random.Generator(np.random.Philox(0))
     count = max(1, MEASURED_BYTES // size)
     chosen = np.sort(rng.choice(source.num_examples, count, replace=False))
   measured = (_Levels if shape.dtype == np.uint8 else _Moments)(channels)

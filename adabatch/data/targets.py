@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adabatch.data.folders import check_same_classes
+from adabatch.data.labels import check_same_classes
 from adabatch.data.tfds_records import DatasetError
 
 KINDS = ('classes', 'numbers', 'flags')

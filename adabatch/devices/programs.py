@@ -1,8 +1,6 @@
 """One compiled program for each key, the likely next one ahead of time."""
 
 import contextlib
-import os
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -10,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+
+from adabatch.config.files import cache_directory
 
 
 class Programs:
@@ -144,7 +144,6 @@ def use_persistent_cache() -> None:
   directory.
   """
   if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    path = pathlib.Path(root) / 'adabatch' / 'programs'
+    path = cache_directory('programs')
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

@@ -53,7 +53,11 @@ def _how(
   function: Callable[..., Any], train: bool, rows: Rows | None
 ) -> dict[str, Any]:
   """What a network is told of how it is called, as far as it wants to know."""
-  told = {'train': train, 'rows': rows, 'deterministic': not train}
+  told: dict[str, Any] = dict.fromkeys(
+    ('train', 'training', 'is_training'), train
+  )
+  told |= dict.fromkeys(('deterministic', 'use_running_average'), not train)
+  told['rows'] = rows
   takes = inspect.signature(function).parameters
   return {key: value for key, value in told.items() if key in takes}
 
@@ -87,8 +91,11 @@ class _Built:
   Its first values are then thrown away, and with them what computes them.
   """
 
-  def build(self, rngs: Mapping[str, jax.Array]) -> tuple[Any, Any, Any]:
-    """(network, its parameters, puts others in their place)."""
+  def build(self, key: jax.Array) -> tuple[Any, Any, Any]:
+    """(network, its parameters, puts others in their place).
+
+    Of `key` are the parameters, and what it draws when it is called.
+    """
     raise NotImplementedError
 
   def run(
@@ -98,11 +105,10 @@ class _Built:
     raise NotImplementedError
 
   def init(self, rngs: Any, x: Any, *, train: bool, rows: Any = None) -> Any:
-    rngs = rngs if isinstance(rngs, Mapping) else {'params': rngs}
-    key = rngs.get('dropout', rngs['params'])
+    key = rngs['params'] if isinstance(rngs, Mapping) else rngs
     # It may not fit its inputs.
-    jax.eval_shape(lambda: self.run(self.build(rngs)[0], x, train, rows, key))
-    return {'params': _nested(self.build(rngs)[1])}
+    jax.eval_shape(lambda: self.run(self.build(key)[0], x, train, rows, key))
+    return {'params': _nested(self.build(key)[1])}
 
   def apply(
     self,
@@ -114,11 +120,10 @@ class _Built:
     rngs: Mapping[str, jax.Array] | None = None,
     mutable: Any = False,
   ) -> Any:
-    zero = jax.random.key(0)
-    rngs = {'params': zero, 'dropout': zero, **(rngs or {})}
+    rngs = {'dropout': jax.random.key(0), **(rngs or {})}
     # The key that all microbatches share, for what is drawn by place.
     key = rngs.get(ROWS_STREAM, rngs['dropout'])
-    _, params, replace = self.build(rngs)
+    _, params, replace = self.build(rngs['dropout'])
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [_at(variables['params'], path) for path, _ in paths]
     model = replace(jax.tree.unflatten(structure, leaves))
@@ -148,10 +153,8 @@ class OfNNX(_Built):
     takes = 'rngs' in signature_of(self._make).parameters
     return self._make(**self._parameters, **({'rngs': rngs} if takes else {}))
 
-  def build(self, rngs):
-    # Streams without a name of their own draw from the first.
-    params = rngs['params']
-    model = self._new(nnx.Rngs(params, dropout=rngs.get('dropout', params)))
+  def build(self, key):
+    model = self._new(nnx.Rngs(key))
     state = nnx.state(model, nnx.Param)
 
     def replace(values):
@@ -191,11 +194,17 @@ class OfEquinox(_Built):
     takes = 'key' in signature_of(self._make).parameters
     return self._make(**self._parameters, **({'key': key} if takes else {}))
 
-  def build(self, rngs):
-    equinox = self._equinox
-    model = self._new(rngs['params'])
-    params, rest = equinox.partition(model, equinox.is_inexact_array)
-    return model, params, lambda values: equinox.combine(values, rest)
+  def build(self, key):
+    equinox, is_parameter = self._equinox, self._equinox.is_inexact_array
+    params = equinox.filter(self._new(key), is_parameter)
+    # What is no parameter is the same at each call, drawn or not.
+    fixed = self._new(jax.random.key(0))
+    rest = equinox.filter(fixed, is_parameter, inverse=True)
+    return (
+      equinox.combine(params, rest),
+      params,
+      lambda values: equinox.combine(values, rest),
+    )
 
   def run(self, model, x, train, rows, key):
     model = self._equinox.nn.inference_mode(model, value=not train)

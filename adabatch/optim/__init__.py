@@ -20,13 +20,6 @@ from adabatch.optim.averaging import (
   with_average,
 )
 from adabatch.optim.damping import damping_exponent, scale_by_damping
-from adabatch.optim.foreign import (
-  AtLearningRateState,
-  at_learning_rate,
-  check_trains,
-  find_optimizer,
-  of_optax,
-)
 from adabatch.optim.learning_rate import (
   LearningRateRule,
   ScaleByBatchLearningRateState,
@@ -39,6 +32,13 @@ from adabatch.optim.learning_rate import (
 )
 from adabatch.optim.masks import no_norms_and_biases
 from adabatch.optim.muon import matrices, scale_by_muon_or_adam
+from adabatch.optim.optax_by_name import (
+  AtLearningRateState,
+  at_learning_rate,
+  check_trains,
+  find_optimizer,
+  of_optax,
+)
 from adabatch.optim.optimizers import (
   OPTIMIZERS,
   Hyperparameters,

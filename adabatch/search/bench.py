@@ -46,7 +46,7 @@ from adabatch.study.space import points
 from adabatch.study.trials import COMPLETE, INFEASIBLE, Search, columns
 from adabatch.train import train
 from adabatch.train.build import Parts, build
-from adabatch.train.splits import TextCache
+from adabatch.train.open_splits import TextCache
 
 SHOWN = 12  # points of a trial's curve on Optuna's dashboard
 ATTEMPTS = 5  # trials for each one that is wanted, if none is to diverge

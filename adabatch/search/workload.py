@@ -10,6 +10,7 @@ from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.study.space import SAMPLERS, Parameter, make_space
 from adabatch.study.trials import Goal, published_goal
+from adabatch.train.build import make_task
 
 # What may be searched: keys of these tables that hold a number. The others tell
 # what a trial is measured on and for how long, which must be the same for all.
@@ -118,11 +119,10 @@ def check_search(config: Config) -> None:
     dict.fromkeys((*SAMPLERS, 'tpe')), config.search.sampler, 'search.sampler'
   )
   make_goal(config)
-  task = config.task.name
-  if task not in ('classification', 'language_modelling'):
+  if 'accuracy' not in make_task(config).metric_names:
     raise ConfigError(
-      f'task.name={task!r}: a search records classification errors, which this '
-      'task has none of: train, or choose classification'
+      f'task.name={config.task.name!r} has no accuracy, whose errors a search '
+      'records: train, or choose a task that has'
     )
   if not search_space(config):
     raise ConfigError('search.space is empty: give it a row')

@@ -25,6 +25,7 @@ from adabatch.optim import sync
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
+from adabatch.train.open_splits import TextCache
 from adabatch.train.optimizer import (
   beta2_at_its_floor,
   lasts_as_the_run,
@@ -47,7 +48,6 @@ from adabatch.train.run_end import (
   make_end,
   run_length,
 )
-from adabatch.train.splits import TextCache
 from adabatch.train.tuning import TuningRule
 
 LANGUAGE_MODELS = ('transformer', 'lstm')

@@ -169,6 +169,13 @@ class Checkpoints:
     state = read(state=ocp.args.StandardRestore(abstract))['state']
     return Saved(update, state, host)
 
+  def drop_after(self, update: int) -> None:
+    """Removes the records of later updates, which are to be done again."""
+    if self._directory.is_dir():
+      for later in self._manager.all_steps():
+        if later > update:
+          self._manager.delete(later)
+
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
     self._manager.wait_until_finished()

@@ -1,5 +1,6 @@
 """Evaluates the newest model of a run, on any split."""
 
+import contextlib
 import json
 import os
 import threading
@@ -15,7 +16,7 @@ from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train.build import build
 from adabatch.train.load import read_checkpoint
-from adabatch.train.splits import TextCache
+from adabatch.train.open_splits import TextCache
 from adabatch.train.workdir import Workdir
 
 
@@ -57,22 +58,22 @@ def evaluate(
   if about['statistics'] is not None:  # those that were trained with
     config.data.mean, config.data.std = map(tuple, about['statistics'])
   first = is_first_process()
-  parts = build(config, devices, splits, TextCache(files.text_directory, first))
-  outputs = parts.recipe.inputs.train.num_classes
-  if outputs != about['num_classes']:
-    raise ConfigError(
-      f'{files.path} has a network of {about["num_classes"]} outputs, and '
-      f'these data ask for {outputs}: give data of the same classes'
-    )
-  saved = read_checkpoint(files, parts, 'last')
-  replicas = saved.host['replicas']['replicas']
-  trainer = Trainer(
-    parts.recipe, Restored(saved.state, replicas), replicas=replicas
-  )
-  try:
+  with contextlib.ExitStack() as stack:
+    stack.callback(files.unlock)  # which a text set has locked
+    cache = TextCache(files.text_directory, first)
+    parts = build(config, devices, splits, cache)
+    outputs = parts.recipe.inputs.train.num_classes
+    if outputs != about['num_classes']:
+      raise ConfigError(
+        f'{files.path} has a network of {about["num_classes"]} outputs, and '
+        f'these data ask for {outputs}: give data of the same classes'
+      )
+    saved = read_checkpoint(files, parts, 'last')
+    replicas = saved.host['replicas']['replicas']
+    restored = Restored(saved.state, replicas)
+    trainer = Trainer(parts.recipe, restored, replicas=replicas)
+    stack.callback(trainer.close)
     metrics = trainer.evaluate()
-  finally:
-    trainer.close()
   at, split = saved.host['progress'], config.data.eval_split
   if first:
     line = {'data': config.data.name, 'split': split, 'update': saved.update}

@@ -10,13 +10,13 @@ import numpy as np
 from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.data.source import Inputs
-from adabatch.train.skipped import limits
-from adabatch.train.splits import (
+from adabatch.train.open_splits import (
   PLACEMENTS,
   TextCache,
   lie_on_devices,
   open_splits,
 )
+from adabatch.train.skipped import limits
 
 
 def open_inputs(
@@ -195,7 +195,7 @@ def _statistics(config: Config, train: Any) -> tuple[np.ndarray, np.ndarray]:
   mean, std = given
   if mean is None or std is None:
     try:
-      both = data.channel_statistics(train, seed=config.seed)
+      both = data.channel_statistics(train)
     except data.DatasetError as error:
       raise data.DatasetError(f"data set '{d.name}': {error}") from None
     mean = both[0] if mean is None else mean

@@ -23,7 +23,7 @@ from adabatch.train.initial import start_from
 from adabatch.train.load import describe
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
-from adabatch.train.splits import TextCache
+from adabatch.train.open_splits import TextCache
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.workdir import Workdir
 
@@ -89,6 +89,8 @@ def train(
     if summary is not None and _complete(parts, saved, summary, cut):
       console.say(f'{files.path} is complete: nothing to do')
       return summary
+    if config.checkpoint.best:
+      best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
     about = describe(parts.recipe.inputs)

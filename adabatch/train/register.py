@@ -61,13 +61,13 @@ def register(
       arguments of `make` with their defaults. What a default cannot be a key
       for, such as a function, is no key.
     table: 'model': a class of linen (called as `model(x)`, with `train`,
-      `deterministic` and `rows` if it takes them), NNX (the same; it is told to
-      `train()` or `eval()`) or Equinox (called with one example, and with `key`
-      if it takes one), or a function that makes a linen module; it is given
-      `num_classes`, the outputs that the data ask for, and `dtype`, if it takes
-      them. 'controller': makes a `controllers.BatchSizeController` and takes
-      `initial_batch_size`. 'task': makes a `tasks.Task`. 'sync': makes a
-      `sync.SyncRule` and takes `local_steps`.
+      `training`, `deterministic` and `rows` if it takes them), NNX (the same;
+      it is told to `train()` or `eval()`) or Equinox (called with one example,
+      and with `key` if it takes one), or a function that makes a linen module;
+      it is given `num_classes`, the outputs that the data ask for, and `dtype`,
+      if it takes them. 'controller': makes a `controllers.BatchSizeController`
+      and takes `initial_batch_size`. 'task': makes a `tasks.Task`. 'sync':
+      makes a `sync.SyncRule` and takes `local_steps`.
     name: of it.
     make: makes it.
     **values: other values of its arguments than the defaults.
@@ -94,6 +94,11 @@ def register(
       raise ConfigError(
         f'{make.__name__} takes no {key!r} as a key: it takes '
         f'{", ".join(keys) or "none"}'
+      )
+    if not isinstance(values[key], _VALUES | None):
+      raise ConfigError(
+        f'{key}={values[key]!r} cannot be a key, which holds a number, text or '
+        f'a tuple: make it a default of {make.__name__}'
       )
   registry[name] = make
   with config.unlocked():

@@ -1,6 +1,7 @@
 """Encoded images in parquet files."""
 
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,13 @@ def test_the_images_in_a_fixed_random_order(tmp_path, cache):
   (again,) = data.find_parquet_images(name, ['train'])
   assert again.fingerprint == whole.fingerprint
   assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == made
-  write(tmp_path / 'train-1.parquet', count=45, start=46)
+  moved = tmp_path / 'elsewhere'
+  moved.mkdir()
+  for part in range(2):
+    shutil.copy(tmp_path / f'train-{part}.parquet', moved)
+  (there,) = data.find_parquet_images(f'parquet:{moved}', ['train'])
+  assert there.fingerprint == whole.fingerprint
+  write(tmp_path / 'train-1.parquet', count=45, start=48)  # the same labels
   (other,) = data.find_parquet_images(name, ['train'])
   assert other.fingerprint != whole.fingerprint
 

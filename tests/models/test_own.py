@@ -111,6 +111,8 @@ def test_its_arguments_are_keys(kind):
     build_lib.check(c, 1)
   with pytest.raises(ConfigError, match="takes no 'depth' as a key: it takes"):
     config(kind, depth=2)
+  with pytest.raises(ConfigError, match='width=<.* cannot be a key'):
+    config(kind, width=object())
   with pytest.raises(ConfigError, match="dtype='bfloat16' has no effect"):
     build_lib.check(config(kind, {'model.dtype': 'bfloat16'}), 1)
 
@@ -145,6 +147,41 @@ def test_a_run_goes_on_exactly(tmp_path):
   del models.MODELS['mine']
   with pytest.raises(ConfigError, match='import the config that registers it'):
     adabatch.load(tmp_path / 'cut')
+
+
+class Noisy(OfNNX):
+  """Draws from a stream of its own."""
+
+  def __init__(self, num_classes, *, rngs):
+    super().__init__(num_classes, rngs=rngs)
+    self.rngs = nnx.Rngs(rngs())
+
+  def __call__(self, x):
+    return super().__call__(x) + jax.random.normal(self.rngs.noise(), (1,))
+
+
+class Training(nn.Module):
+  """`training` by another name, which has a default."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, training=False):
+    x = nn.Dropout(0.5, deterministic=not training)(x.reshape(len(x), -1))
+    return nn.Dense(self.num_classes)(x)
+
+
+@pytest.mark.parametrize('network', [Noisy, Training])
+def test_what_is_drawn_differs_at_each_update(network):
+  c = digits()
+  adabatch.register(c, 'model', 'mine', network)
+  model, x = build_lib.make_model(c, 10), jnp.ones((2, 8, 8, 1))
+  variables = model.init(jax.random.key(0), x, train=False)
+  one, other = (
+    model.apply(variables, x, train=True, rngs={'dropout': jax.random.key(k)})
+    for k in (1, 2)
+  )
+  assert (one != other).any()
 
 
 class NormalizedNNX(OfNNX):

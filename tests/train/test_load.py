@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +108,7 @@ def test_the_best(tmp_path):
   c.learning_rate.base = 0.5  # so that it is not the last
   c.checkpoint.best = True
   on_two(c, tmp_path, last_update=300)
+  shutil.copytree(tmp_path, tmp_path / 'then')
   on_two(c, tmp_path)  # goes on with the best so far
   lines = records(tmp_path, 'eval')
   accuracies = [line['accuracy'] for line in lines]
@@ -116,6 +118,12 @@ def test_the_best(tmp_path):
   assert loaded.update == best['update']
   found = evaluated(loaded, data.load('digits', 'validation'))
   assert found['accuracy'] == pytest.approx(max(accuracies), rel=1e-6)
+  # One of an update that is to be done again is not kept.
+  then = tmp_path / 'then'
+  (kept,) = (then / 'best').iterdir()
+  shutil.copytree(kept, then / 'best/9999')
+  on_two(c, then)
+  assert adabatch.load(then, 'best').update == best['update']
 
 
 def test_evaluated_on_any_split(tmp_path):
