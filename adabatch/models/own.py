@@ -91,6 +91,15 @@ class _Built:
   Its first values are then thrown away, and with them what computes them.
   """
 
+  def __init__(self, make: type, parameters: Mapping[str, Any]):
+    self._make, self._parameters = make, dict(parameters)
+
+  def new(self, **random: Any) -> Any:
+    """A network; `random` is given where its class takes it."""
+    takes = signature_of(self._make).parameters
+    given = {key: value for key, value in random.items() if key in takes}
+    return self._make(**self._parameters, **given)
+
   def build(self, key: jax.Array) -> tuple[Any, Any, Any]:
     """(network, its parameters, puts others in their place).
 
@@ -135,8 +144,8 @@ class OfNNX(_Built):
   """An NNX class: `rngs` are given, layers are told whether they train."""
 
   def __init__(self, make: type, parameters: Mapping[str, Any]):
-    self._make, self._parameters = make, dict(parameters)
-    abstract = nnx.eval_shape(lambda: self._new(nnx.Rngs(0)))
+    super().__init__(make, parameters)
+    abstract = nnx.eval_shape(lambda: self.new(rngs=nnx.Rngs(0)))
     for path, part in nnx.iter_modules(abstract):
       if isinstance(part, nnx.BatchNorm):
         _refuse('flax.nnx.BatchNorm', '/'.join(map(str, path)))
@@ -149,12 +158,8 @@ class OfNNX(_Built):
         'is kept of linen modules alone'
       )
 
-  def _new(self, rngs: nnx.Rngs) -> Any:
-    takes = 'rngs' in signature_of(self._make).parameters
-    return self._make(**self._parameters, **({'rngs': rngs} if takes else {}))
-
   def build(self, key):
-    model = self._new(nnx.Rngs(key))
+    model = self.new(rngs=nnx.Rngs(key))
     state = nnx.state(model, nnx.Param)
 
     def replace(values):
@@ -174,10 +179,11 @@ class OfEquinox(_Built):
   """An Equinox class, called with one example: `key` is of its place."""
 
   def __init__(self, equinox: Any, make: type, parameters: Mapping[str, Any]):
-    self._equinox, self._make = equinox, make
-    self._parameters = dict(parameters)
+    super().__init__(make, parameters)
+    self._equinox = equinox
     norm, state = equinox.nn.BatchNorm, equinox.nn.StateIndex
-    abstract = equinox.filter_eval_shape(self._new, jax.random.key(0))
+    key = jax.random.key(0)
+    abstract = equinox.filter_eval_shape(lambda: self.new(key=key))
     for leaf in jax.tree.leaves(
       abstract, is_leaf=lambda x: isinstance(x, norm | state)
     ):
@@ -190,15 +196,11 @@ class OfEquinox(_Built):
           'alone'
         )
 
-  def _new(self, key: jax.Array) -> Any:
-    takes = 'key' in signature_of(self._make).parameters
-    return self._make(**self._parameters, **({'key': key} if takes else {}))
-
   def build(self, key):
     equinox, is_parameter = self._equinox, self._equinox.is_inexact_array
-    params = equinox.filter(self._new(key), is_parameter)
+    params = equinox.filter(self.new(key=key), is_parameter)
     # What is no parameter is the same at each call, drawn or not.
-    fixed = self._new(jax.random.key(0))
+    fixed = self.new(key=jax.random.key(0))
     rest = equinox.filter(fixed, is_parameter, inverse=True)
     return (
       equinox.combine(params, rest),
