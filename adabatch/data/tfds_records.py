@@ -280,8 +280,11 @@ def damaged(
 
 def unknown_split(name: str, split: str, known: list[str]) -> DatasetError:
   """The set has no such split."""
+  cut = ''
+  if len(known) == 1:
+    cut = f", which can be cut, '{known[0]}[:90%]' and '{known[0]}[90%:]'"
   return DatasetError(
-    f"data set '{name}' has no split '{split}': it has {', '.join(known)}"
+    f"data set '{name}' has no split '{split}': it has {', '.join(known)}{cut}"
   )
 
 

@@ -199,7 +199,7 @@ def test_mistakes_get_one_line(case, tmp_path):
   ('overrides', 'message'),
   [
     ({'data.label_key': 'lable'}, "there is no 'lable', but a, b, c, label"),
-    ({'data.eval_split': 'test'}, "no split 'test'"),
+    ({'data.eval_split': 'test'}, r"no split 'test': .*'train\[90%:\]'"),
     ({'data.crop_padding': 1}, 'data.crop_padding and data.flip are for'),
     ({'data.name': 'digits', 'data.input_key': 'x'}, 'has none: leave it out'),
   ],
