@@ -7,7 +7,7 @@ population (a vmap on each device), one after the other with many updates in a
 call, one after the other with one update in a call; which of them the automatic
 choice finds is said, too. The ways take turns, so that a disturbance of the
 machine does not fall on one of them alone; compiling is left out. Writes
-`docs/trials_per_hour.json` and prints a table: median (least–most).
+a log (`--log`) and prints a table: median (least–most).
 """
 
 import json
@@ -28,12 +28,15 @@ from adabatch.search.workload import at_batch_size
 from adabatch.train.build import Parts, build
 from configs import study_digits_mlp
 
+DOCS = pathlib.Path(__file__).parent.parent / 'docs'
+LOG = flags.DEFINE_string(
+  'log', str(DOCS / 'trials_per_hour.json'), 'Where the log is written.'
+)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Times that each way is run.')
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['16', '64', '256'], 'Which.')
 
 TRIALS = 16
 UPDATES = 1000
-LOG = pathlib.Path(__file__).parent.parent / 'docs/trials_per_hour.json'
 
 
 def make_population(batch_size: int) -> tuple[Population, Parts]:
@@ -103,7 +106,7 @@ def main(argv: list[str]) -> None:
       + [f'{automatic}: {share:.0%} of the best']
     )
   device = jax.devices()[0]
-  LOG.write_text(
+  pathlib.Path(LOG.value).write_text(
     json.dumps(
       {
         'hardware': f'{jax.device_count()} x {device.device_kind}, '

@@ -126,18 +126,26 @@ def compare(
   seeds: int,
   runs: pathlib.Path,
   splits: Splits | None = None,
+  tuned: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """Tunes every arm, then trains each with so many seeds; returns the log."""
+  """Tunes every arm, then trains each with so many seeds; returns the log.
+
+  With `tuned`, a log, its rates are taken over.
+  """
   splits = splits or Splits()
 
   def run(name: str, rate: float, seed: int, *, held_out: bool) -> dict:
     config, arm = make_config(), arms[name]
     return _run(config, name, arm, rate, seed, splits, runs, held_out=held_out)
 
-  tuning = [
-    _tune(arm, lambda rate, name=name: run(name, rate, 0, held_out=True))
-    for name, arm in arms.items()
-  ]
+  if tuned is None:
+    tuning = [
+      _tune(arm, lambda rate, name=name: run(name, rate, 0, held_out=True))
+      for name, arm in arms.items()
+    ]
+  else:
+    known = json.loads(tuned.read_text())['tuning']
+    tuning = [of_arm(known, name) for name in arms]
   final = [
     run(name, best_rate(trials), 1 + i, held_out=False)
     for name, trials in zip(arms, tuning, strict=True)

@@ -4,7 +4,7 @@
 
 Whole runs of the digits MLP with a constant batch size, side by side, repeated
 in turn so that a disturbance of the machine does not fall on one of them alone.
-Writes `docs/updates_per_call.json` and prints a table: median (least, most).
+Writes a log (`--log`) and prints a table: median (least, most).
 """
 
 import json
@@ -20,11 +20,14 @@ from absl import app, flags, logging
 from adabatch.train import train
 from configs import digits_mlp
 
+DOCS = pathlib.Path(__file__).parent.parent / 'docs'
+LOG = flags.DEFINE_string(
+  'log', str(DOCS / 'updates_per_call.json'), 'Where the log is written.'
+)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each kind.')
 
 BATCH_SIZES = (16, 64, 256)
 PER_CALL = (1, 20, 100)
-LOG = pathlib.Path(__file__).parent.parent / 'docs/updates_per_call.json'
 
 
 def microseconds(batch_size: int, per_call: int) -> float:
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> None:
     'jax': jax.__version__,
     'microseconds': {f'{b} x {n}': t for (b, n), t in times.items()},
   }
-  LOG.write_text(json.dumps(log, indent=1) + '\n')
+  pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
   print('| batch size | ' + ' | '.join(f'{n} a call' for n in PER_CALL) + ' |')
   print('|---' * (1 + len(PER_CALL)) + '|')
   for b in BATCH_SIZES:
