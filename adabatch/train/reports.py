@@ -106,9 +106,6 @@ class Reports:
 
   def add(self, call: Call, reports: jax.Array) -> None:
     """A call and what it will report: [replicas, at least count, 9]."""
-    # Asked for only when it is read, its copy would come behind the calls that
-    # were dispatched meanwhile.
-    reports.copy_to_host_async()
     self._queue.append((call, reports))
 
   def wait(self, keep: int) -> None:
