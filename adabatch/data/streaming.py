@@ -111,7 +111,7 @@ class Chunks:
       flags.FLAGS.mark_as_parsed()
     ahead = -(-read_ahead // blocks.size)  # chunks
     every = grain.MapDataset.source(blocks)
-    workers = min(workers, len(every))
+    self._workers = workers = min(workers, len(every))
     if workers:
       self._iterators = [
         iter(_in_worker(every[worker::workers], ahead // workers))
@@ -163,10 +163,11 @@ class Chunks:
       thread.start()
     for thread in closing:
       thread.join()
-    # grain holds the last chunk of each worker, in cycles of references, and
-    # with it shared memory.
     del iterators, closing
-    gc.collect()
+    if self._workers:
+      # grain holds the last chunk of each of them, in cycles of references, and
+      # with it shared memory. What a thread has read can wait for its turn.
+      gc.collect()
 
 
 def _in_worker(dataset: Any, ahead: int) -> Any:
