@@ -1,5 +1,9 @@
 """Metrics of a whole split, gathered from the devices, against scikit-learn."""
 
+import contextlib
+import math
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import optax
@@ -8,12 +12,15 @@ from flax import linen as nn
 from sklearn.metrics import average_precision_score
 
 from adabatch import data
+from adabatch.controllers import buckets
 from adabatch.data.source import Chunk, Inputs
 from adabatch.devices import evaluation
 from adabatch.devices import state as state_lib
+from adabatch.devices.gathered import Gathered, summary
 from adabatch.devices.mesh import make_devices
+from adabatch.devices.population import Member, Population
 from adabatch.devices.recipe import Recipe
-from adabatch.models.tasks import multi_label
+from adabatch.models.tasks import Whole, multi_label
 
 EXAMPLES, LABELS = 37, 4
 BAD = (0, 7, 36)  # records that cannot be read
@@ -21,11 +28,13 @@ NAME = 'mean_average_precision'
 
 
 class Scores(nn.Module):
-  """Whole numbers, of which many are equal."""
+  """The inputs, each times a number."""
+
+  scale: Callable = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x, *, train, rows=None):
-    return x + self.param('bias', nn.initializers.zeros, x.shape[-1:])
+    return x * self.param('scale', self.scale, x.shape[-1:])
 
 
 class Damaged:
@@ -115,9 +124,14 @@ def expected(split, rows):
 
 
 @pytest.mark.parametrize(
-  ('devices', 'backend'), [(1, 'shard_map'), (2, 'pmap'), (8, 'shard_map')]
+  ('devices', 'backend', 'make'),
+  [
+    (1, 'shard_map', streamed),
+    (2, 'shard_map', streamed),
+    (2, 'pmap', resident),
+    (8, 'shard_map', resident),
+  ],
 )
-@pytest.mark.parametrize('make', [resident, streamed])
 def test_equals_scikit_learn_on_any_devices(split, devices, backend, make):
   rows = np.arange(EXAMPLES)
   if make is streamed:
@@ -133,3 +147,84 @@ def test_equals_scikit_learn_on_any_devices(split, devices, backend, make):
     assert list(got) == ['loss', 'ranking_average_precision', NAME]
     assert got[NAME] == pytest.approx(value, rel=1e-12)
   assert evaluator.skipped == EXAMPLES - len(rows)
+
+
+def test_equals_scikit_learn_in_a_population(split):
+  """A negative number turns the order of its class round."""
+  recipe = make_recipe(split, 2)._replace(
+    model=Scores(nn.initializers.normal())
+  )
+  plan = buckets.plan(4, buckets.ladder(4, 4, devices=1))
+  programs = Population(recipe, lambda values: recipe.tx, plan)
+  group = programs.start([Member(seed, ()) for seed in (1, 2, 3)])
+  scales = np.asarray(group.state.params['scale'])
+  found = programs.metrics(group)
+  assert len(found) == 4, 'the last place is idle'
+  for scale, metrics in zip(scales[:3], found, strict=False):
+    scores = split.arrays['features'] * scale
+    value = average_precision_score(split.arrays['label'], scores)
+    assert metrics[NAME] == pytest.approx(value, rel=1e-12)
+  assert len({metrics[NAME] for metrics in found[:3]}) == 3
+
+
+def test_what_rules_read_gathers_nothing(split):
+  whole = Whole(gather=lambda *_: pytest.fail('asked'), metrics=lambda _: {})
+  recipe = make_recipe(split, task=multi_label()._replace(whole=whole))
+  recipe = recipe._replace(needs=frozenset(['full_loss']))
+  measurements = evaluation.Measurements(
+    recipe,
+    recipe.devices.place(split.arrays),
+    lambda split: lambda record, reason: None,
+    contextlib.nullcontext,
+    has_statistics=False,
+  )
+  values, cost = measurements.take(make_state(recipe))
+  assert values.keys() == {'full_loss'}
+  assert cost == EXAMPLES
+
+
+def test_gathered_must_be_of_each_example(split):
+  whole = Whole(lambda outputs, batch: {'mean': outputs.mean(0)}, lambda _: {})
+  recipe = make_recipe(split, task=multi_label()._replace(whole=whole))
+  evaluator = evaluation.Evaluator(recipe, resident(recipe))
+  with pytest.raises(ValueError, match=r'shape \(4,\), not \(5, \.\.\.\)'):
+    evaluator.metrics(make_state(recipe))
+
+
+# On the host alone.
+
+
+def test_pieces_are_put_together_without_what_does_not_count():
+  gathered = Gathered(6)
+  for start in range(0, 9, 3):
+    rows = np.arange(start, start + 3)
+    values = {'a': rows[:, None].astype(np.float32), 'b': rows > 3}
+    gathered.add(values, np.float32(rows % 2) / 2)
+  found = gathered.all()
+  assert found['a'].tolist() == [[1.0], [3.0], [5.0], [7.0]]
+  assert found['b'].tolist() == [False, False, True, True]
+  assert (found['a'].dtype, found['b'].dtype) == (np.float32, np.bool_)
+
+
+def report(whole, loss=1.0):
+  task = multi_label()._replace(whole=whole)
+  gathered = Gathered(1)
+  gathered.add(np.zeros(1), np.ones(1))
+  sums = {'ranking_average_precision': 1.0, 'loss': loss}
+  return summary(task, sums, np.float32(2), gathered)
+
+
+def test_nothing_is_made_of_the_scores_of_a_model_that_diverged():
+  whole = Whole(lambda *_: None, lambda _: pytest.fail('asked'))
+  found = report(whole, math.inf)
+  assert list(found) == ['loss', 'ranking_average_precision', NAME]
+  assert math.isnan(found[NAME])
+
+
+@pytest.mark.parametrize('made', [{}, {'auc': 1.0}, {NAME: 1.0, 'auc': 1.0}])
+def test_what_is_made_must_be_what_was_announced(made):
+  with pytest.raises(ValueError, match=f'higher_is_better has {NAME}'):
+    report(Whole(lambda *_: None, lambda _: made))
+  found = report(Whole(lambda *_: None, lambda _: {NAME: np.float64(0.25)}))
+  assert found == {'loss': 0.5, 'ranking_average_precision': 0.5, NAME: 0.25}
+  assert type(found[NAME]) is float
