@@ -165,9 +165,13 @@ def _task(
       better = {'loss': False, name: not lower_is_better(name)}
       if guess_metric(searches) == ERROR:
         better['accuracy'] = True
-      return Task(*published_goal(name, value, better))
+      goal = published_goal(name, value, better)
     except (ValueError, KeyError, TypeError):
       return Task(guess_metric(searches), None)
+    trials = [trial for search in searches for trial in search.trials]
+    if trials and not any(goal.metric in t.measurements for t in trials):
+      return Task(guess_metric(searches), None)
+    return Task(*goal)
   goal = number(summary.get('goal'))
   goal = None if math.isnan(goal) else goal
   return Task(str(metric), goal, bool(summary.get('higher_is_better')))
