@@ -10,6 +10,7 @@ import numpy as np
 from adabatch import data
 from adabatch.data.source import Data
 from adabatch.devices import evaluation_steps
+from adabatch.devices.gathered import Gathered, summary
 from adabatch.devices.mesh import BY_DEVICE, WHOLE, Devices
 from adabatch.devices.programs import CompiledOnce, Compiling
 from adabatch.devices.recipe import Recipe
@@ -122,8 +123,11 @@ def streamed_pieces(
 
 def _accumulating(
   body: Any, recipe: Recipe, pieces: Pieces, compiling: Compiling
-) -> Callable[[State, Any], Any]:
-  """(state, zeros) -> what the body sums up over all pieces."""
+) -> Callable[..., Any]:
+  """(state, zeros) -> what the body sums up over all pieces.
+
+  With `gathered` as a third argument, that is given what else the body returns.
+  """
   devices = recipe.devices
   program = CompiledOnce(
     devices.spmd(
@@ -136,7 +140,7 @@ def _accumulating(
 
   place = devices.placer()
 
-  def total(state: State, zeros: Any) -> Any:
+  def total(state: State, zeros: Any, gathered: Gathered | None = None) -> Any:
     sums = place(zeros)
     for arrays, first in pieces.open():
       if pieces.where == BY_DEVICE:
@@ -144,6 +148,9 @@ def _accumulating(
         # is at work, and the next was read and sent meanwhile.
         jax.block_until_ready(sums)
       sums = program.run(state.params, state.model_state, arrays, sums, first)
+      if gathered is not None:
+        sums, found = sums
+        gathered.add(*found)
     return sums
 
   return total
@@ -189,12 +196,11 @@ class Evaluator:
   def metrics(self, state: State) -> dict[str, float]:
     """What the task reports of the split."""
     zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
-    sums, weight = jax.device_get(self._metrics(state, (zeros, np.float32(0))))
+    gathered = Gathered(self.examples) if self._task.whole else None
+    total = self._metrics(state, (zeros, np.float32(0)), gathered)
+    sums, weight = jax.device_get(total)
     self._count(weight)
-    # Device results come back sorted by name.
-    names = self._task.metric_names
-    means = {name: float(sums[name]) / float(weight) for name in names}
-    return self._task.summarize(means)
+    return summary(self._task, sums, weight, gathered)
 
   def gradient_norm_squared(self, state: State) -> float:
     """|mean gradient|^2 of the evaluation-mode loss."""
@@ -291,6 +297,8 @@ class Measurements:
   ):
     """Makes only what `recipe.needs` asks for.
 
+    No rule reads metrics of a whole split, so nothing is gathered for them.
+
     Args:
       recipe: what is trained.
       train_arrays: the training split on the devices; None if it is a stream.
@@ -298,6 +306,7 @@ class Measurements:
       compiling: makes what is entered while a program is compiled.
       has_statistics: whether the model has any, such as BatchNorm's.
     """
+    recipe = recipe._replace(task=recipe.task._replace(whole=None))
     self._recipe, self._skipped = recipe, skipped
     self._needs = recipe.needs
     sources = {

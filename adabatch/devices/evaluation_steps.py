@@ -51,7 +51,9 @@ def evaluation_step(
   Returns:
     A body (params, model_state, data, sums, first) -> sums: `sums` is a pair, a
     dict with a weighted sum for each metric and the sum of the weights, float32
-    scalars; `first` the first example of this device's share, int32 [].
+    scalars; `first` the first example of this device's share, int32 []. Of a
+    task with metrics of the whole split, -> (sums, (gathered, weights)), the
+    latter of the examples of all devices, [devices * slots, ...].
   """
 
   def body(params, model_state, data, sums, first):
@@ -63,7 +65,13 @@ def evaluation_step(
       for name, value in values.items()
     }
     chunk = jax.lax.psum((chunk, jnp.sum(weights)), DATA_AXIS)
-    return jax.tree.map(jnp.add, sums, chunk)
+    sums = jax.tree.map(jnp.add, sums, chunk)
+    if task.whole is None:
+      return sums
+    kept = contract.gathered(task.whole.gather(outputs, batch), weights)
+    return sums, jax.lax.all_gather(
+      (kept, weights), DATA_AXIS, tiled=True, to='invarying'
+    )
 
   return body
 

@@ -21,6 +21,7 @@ from adabatch.controllers.buckets import Plan
 from adabatch.devices import evaluation_steps, feeds
 from adabatch.devices import layout as layouts
 from adabatch.devices import state as state_lib
+from adabatch.devices.gathered import Gathered, summary
 from adabatch.devices.mesh import BY_REPLICA, WHOLE
 from adabatch.devices.messages import Call, StepBatch, pack
 from adabatch.devices.programs import CompiledOnce
@@ -257,13 +258,23 @@ class Population:
       ('measure', room),
       lambda: self._spmd(self._measure, (BY_REPLICA, WHOLE, BY_REPLICA, WHOLE)),
     )
-    for first in range(0, self._examples, self._slots):
-      place = self._all.place(np.int32(first))
-      sums = program.run(group.state, self.arrays[1], sums, place)
+    places = group.places if task.whole else ()
+    gathered = {place: Gathered(self._examples) for place in places}
+    for start in range(0, self._examples, self._slots):
+      first = self._all.place(np.int32(start))
+      sums = program.run(group.state, self.arrays[1], sums, first)
+      if task.whole is not None:
+        sums, found = sums
+        values, counts = jax.device_get(found)
+        for i, one in gathered.items():
+          one.add(jax.tree.map(lambda x, i=i: x[i], values), counts[i])
     totals, weights = jax.device_get(sums)
     return [
-      task.summarize(
-        {n: float(totals[n][i]) / float(weights[i]) for n in totals}
+      summary(
+        task,
+        {name: total[i] for name, total in totals.items()},
+        weights[i],
+        gathered.get(i),
       )
       for i in range(room)
     ]

@@ -5,6 +5,7 @@ layer treats its rows one by one, or looks at `rows`, and every loss is that of
 an example. What breaks this is refused here in one line.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -108,3 +109,45 @@ def per_example(values: Any, weights: jax.Array, what: str) -> jax.Array:
       'return one value for each example, and leave the mean to the caller'
     )
   return values
+
+
+def gathered(values: Any, weights: jax.Array) -> Any:
+  """`values`, if all of its arrays have one entry for each example.
+
+  Args:
+    values: a pytree, that a task gathers of examples.
+    weights: what each of them counts, [B].
+
+  Raises:
+    ValueError: if a leading axis is not that of the weights.
+  """
+  for value in jax.tree.leaves(values):
+    if jnp.shape(value)[:1] != weights.shape:
+      raise ValueError(
+        f'what the task gathers has the shape {jnp.shape(value)}, not '
+        f'({weights.shape[0]}, ...): return arrays with an entry for each '
+        'example'
+      )
+  return values
+
+
+def named(found: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+  """The metrics of a whole split in order, if they are those announced.
+
+  Args:
+    found: by the task.
+    names: that `higher_is_better` has beside those of the means.
+
+  Raises:
+    ValueError: if they have other names.
+
+  >>> named({'auc': 1}, ['auc'])
+  {'auc': 1.0}
+  """
+  if set(found) != set(names):
+    raise ValueError(
+      f'the task makes {", ".join(found) or "nothing"} of the whole split, and '
+      f'its higher_is_better has {", ".join(names) or "nothing"} beside the '
+      'means: name the same in both'
+    )
+  return {name: float(found[name]) for name in names}

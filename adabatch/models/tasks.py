@@ -4,16 +4,18 @@ Every quantity is a value for each example. The caller sums over the examples
 that count and divides once by their number, so a mean over microbatches,
 devices, processes and padded batches is always the same exact mean. Where the
 examples carry weights (`batch['weight']`), the caller multiplies by them and
-divides by their sum.
+divides by their sum. What no mean can tell is made of the whole split.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from adabatch.models.precision import mean_average_precision
 
 Batch = Mapping[str, jax.Array]
 
@@ -22,20 +24,52 @@ Batch = Mapping[str, jax.Array]
 TOP_5_CLASSES = 100
 
 
+class Whole(NamedTuple):
+  """Metrics that need all examples of a split at once, such as their order.
+
+  Attributes:
+    gather: (outputs, batch) -> what is kept of each example: an array [B, ...],
+      or a pytree of them. All of it comes to lie in the memory of every host.
+    metrics: the same of all examples that count, NumPy arrays [N, ...] in an
+      order that means nothing -> metrics by name. It is not asked where the
+      loss is not finite.
+  """
+
+  gather: Callable[[jax.Array, Batch], Any]
+  metrics: Callable[[Any], Mapping[str, float]]
+
+
 class Task(NamedTuple):
   """A supervised task.
+
+  One of your own is made from another by `_replace`, or whole. With scores and
+  labels gathered, any function of NumPy arrays is a metric:
+
+      def gather(logits, batch):
+        return {'score': logits[:, 1] - logits[:, 0], 'label': batch['label']}
+
+      def metrics(all):
+        return {'auc': roc_auc_score(all['label'], all['score'])}
+
+      plain = classification()
+      task = plain._replace(
+        whole=Whole(gather, metrics),
+        higher_is_better=plain.higher_is_better | {'auc': True},
+      )
 
   Attributes:
     loss: (outputs, batch) -> training loss of each example, float32 [B].
     metrics: (outputs, batch) -> evaluation metrics of each example, each
       float32 [B]; `loss` is always among them.
-    higher_is_better: for each of the numbers that `summarize` gives, whether a
-      larger value is a better one.
+    higher_is_better: for each of the numbers that `summarize` and `whole` give,
+      whether a larger value is a better one.
     inputs: batch -> what the network is fed.
     summarize: the exact mean of each metric, on the host -> what is reported:
       the same, and what can only be computed from a mean.
     metric_names: what `metrics` gives.
     labels: what is predicted: 'classes', 'numbers' or 'flags'.
+    whole: metrics of the evaluation split that are no means; None: there are
+      none, and nothing is gathered.
   """
 
   loss: Callable[[jax.Array, Batch], jax.Array]
@@ -45,6 +79,7 @@ class Task(NamedTuple):
   summarize: Callable[[dict[str, float]], dict[str, float]]
   metric_names: tuple[str, ...] = ('loss', 'accuracy')
   labels: str = 'classes'
+  whole: Whole | None = None
 
 
 def classification(
@@ -151,8 +186,9 @@ def multi_label() -> Task:
   sigmoid of the logit. `ranking_average_precision` is that of an example's
   labels: for each true one, the share of true ones among those with a logit at
   least as high; the mean of these; 1 where all or none are true. It is a mean
-  over examples, as the mean average precision over classes is not: that one
-  needs the order of all examples.
+  over examples. `mean_average_precision` is one over classes: of each that has
+  a true label in the split, the average precision over all examples; see
+  `adabatch.models.precision`.
 
   Returns:
     A task of batches with `image` or `features`, and `label`, 0 or 1, [B, C];
@@ -180,11 +216,20 @@ def multi_label() -> Task:
       'ranking_average_precision': jax.vmap(_ranking_precision)(logits, labels),
     }
 
-  return _supervised(
+  def gather(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    logits, labels = _alike(outputs, batch['label'], (2,))
+    return {'scores': logits, 'labels': labels > 0}
+
+  task = _supervised(
     loss,
     metrics,
     {'loss': False, 'ranking_average_precision': True},
     labels='flags',
+  )
+  name = 'mean_average_precision'
+  return task._replace(
+    whole=Whole(gather, lambda all: {name: mean_average_precision(**all)}),
+    higher_is_better=task.higher_is_better | {name: True},
   )
 
 

@@ -29,11 +29,16 @@ from adabatch.report.compared import read_runs
 from adabatch.report.comparison_page import build_comparison_page
 from adabatch.report.page import build_page
 from adabatch.report.points import Task, guess_metric
-from adabatch.report.records import number, read_json, read_metrics
+from adabatch.report.records import (
+  lower_is_better,
+  number,
+  read_json,
+  read_metrics,
+)
 from adabatch.report.search_page import build_search_page
 from adabatch.report.study_page import build_study_page
 from adabatch.study.archive import read_tree
-from adabatch.study.trials import Search, published_goal
+from adabatch.study.trials import ERROR, Search, published_goal
 
 __all__ = [
   'read_metrics',
@@ -156,10 +161,17 @@ def _task(
   metric = summary.get('metric')
   if not metric:
     try:
-      target = config['target']
-      return Task(*published_goal(target['metric'], target['value']))
+      name, value = (config['target'][key] for key in ('metric', 'value'))
+      better = {'loss': False, name: not lower_is_better(name)}
+      if guess_metric(searches) == ERROR:
+        better['accuracy'] = True
+      goal = published_goal(name, value, better)
     except (ValueError, KeyError, TypeError):
       return Task(guess_metric(searches), None)
+    trials = [trial for search in searches for trial in search.trials]
+    if trials and not any(goal.metric in t.measurements for t in trials):
+      return Task(guess_metric(searches), None)
+    return Task(*goal)
   goal = number(summary.get('goal'))
   goal = None if math.isnan(goal) else goal
   return Task(str(metric), goal, bool(summary.get('higher_is_better')))

@@ -273,6 +273,9 @@ class Bench:
     """Updates of a trial that nothing ends earlier."""
     return self.parts(task).length.updates
 
+  def _higher_is_better(self, task: Task) -> dict[str, bool]:
+    return self.parts(task).recipe.task.higher_is_better
+
   def _limits(self, task: Task, some: Sequence[int]) -> list[int | None]:
     """Updates after which points need not go on, because an earlier one had
     reached the goal by then."""
@@ -285,6 +288,7 @@ class Bench:
     self, task: Task, claims: list[Claim], programs: Population, mode: Mode
   ) -> Iterator[tuple[Claim, dict[str, Any]]]:
     goal = make_goal(task.config)
+    better = self._higher_is_better(task)
     members = [
       Member(
         trial_seed(task.config, task.first + c.point + 1),
@@ -301,7 +305,7 @@ class Bench:
       for j, outcome in known.items():
         if j not in reached and outcome.evaluations:
           newest = outcome.evaluations[-1]
-          if columns(newest.metrics)[goal.metric] < goal.value:
+          if columns(newest.metrics, better)[goal.metric] < goal.value:
             reached[j] = newest.update
       steps = [reached[j] for j in reached if j <= i]
       if (earlier := before[i]) is not None:
@@ -316,7 +320,7 @@ class Bench:
       limit=limit,
       stop=self.stop.is_set,
     ):
-      yield claims[i], _result(outcome)
+      yield claims[i], _result(outcome, better)
 
   def _train(
     self, task: Task, claim: Claim
@@ -345,7 +349,8 @@ class Bench:
     )
     diverged = summary['status'] == 'diverged'
     updates = summary['diverged_update'] if diverged else summary['updates']
-    yield claim, _result(Outcome(updates, diverged, evaluations))
+    outcome = Outcome(updates, diverged, evaluations)
+    yield claim, _result(outcome, self._higher_is_better(task))
     # The curve is kept; a trial is not gone on with.
     shutil.rmtree(directory / 'checkpoints', ignore_errors=True)
 
@@ -410,10 +415,10 @@ def _fastest(task: Task, programs: Population, found: list[Mode]) -> Mode:
   return best
 
 
-def _result(outcome: Outcome) -> dict[str, Any]:
+def _result(outcome: Outcome, better: dict[str, bool]) -> dict[str, Any]:
   evaluations = outcome.evaluations
-  rows = [columns(evaluation.metrics) for evaluation in evaluations]
-  names = columns({'loss': 0.0, 'accuracy': 0.0})
+  rows = [columns(evaluation.metrics, better) for evaluation in evaluations]
+  names = columns(dict.fromkeys(better, 0.0), better)
   return {
     'status': INFEASIBLE if outcome.diverged else COMPLETE,
     'steps': outcome.updates,

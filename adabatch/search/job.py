@@ -201,7 +201,9 @@ def run_job(
   stop = stop or threading.Event()
   bench = Bench(config, path, devices=devices, splits=splits, stop=stop)
   # Before anything is written: a set that is not there ends it here.
-  examples = bench.parts(tasks[0]).extent.epoch
+  parts = bench.parts(tasks[0])
+  examples = parts.extent.epoch
+  goal = make_goal(config, parts.recipe.inputs.train.num_classes)
   for task in tasks:
     make_ladder(task.config, count, examples)  # of sizes above the set
   with failing(path):
@@ -209,7 +211,6 @@ def run_job(
     (path / 'trials').mkdir(exist_ok=True)
     with locked(path / 'workers' / 'files.lock'):
       write_json(path / 'config.json', config.to_dict())
-  goal = make_goal(config)
   try:
     with stop_on_signals(stop), failing(path):
       status, searches = searched(bench, tasks, path)

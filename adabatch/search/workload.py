@@ -8,6 +8,7 @@ import numpy as np
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError, refusing
+from adabatch.models.tasks import TOP_5_CLASSES
 from adabatch.study.space import SAMPLERS, Parameter, make_space
 from adabatch.study.trials import Goal, published_goal
 from adabatch.train.build import make_task
@@ -47,7 +48,7 @@ OPTIONAL = frozenset(
 )
 
 
-def make_goal(config: Config) -> Goal:
+def make_goal(config: Config, num_classes: int = TOP_5_CLASSES) -> Goal:
   """The config's target in the published names.
 
   >>> c = config_lib.default()
@@ -55,11 +56,16 @@ def make_goal(config: Config) -> Goal:
   >>> make_goal(c)
   Goal(metric='val/classification_error', value=0.1)
 
+  Args:
+    config: the whole config.
+    num_classes: of the data, if that is known.
+
   Raises:
-    ConfigError: for a metric that is no error or cross-entropy.
+    ConfigError: for a metric that the task has not, or no search records.
   """
+  better = make_task(config, num_classes).higher_is_better
   with refusing('target.metric'):
-    return published_goal(config.target.metric, config.target.value)
+    return published_goal(config.target.metric, config.target.value, better)
 
 
 def search_space(config: Config) -> dict[str, Parameter]:
@@ -119,11 +125,6 @@ def check_search(config: Config) -> None:
     dict.fromkeys((*SAMPLERS, 'tpe')), config.search.sampler, 'search.sampler'
   )
   make_goal(config)
-  if 'accuracy' not in make_task(config).metric_names:
-    raise ConfigError(
-      f'task.name={config.task.name!r} has no accuracy, whose errors a search '
-      'records: train, or choose a task that has'
-    )
   if not search_space(config):
     raise ConfigError('search.space is empty: give it a row')
 

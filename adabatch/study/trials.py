@@ -10,7 +10,7 @@ from adabatch.study.space import Parameter
 COMPLETE, INFEASIBLE, INCOMPLETE = 'COMPLETE', 'INFEASIBLE', 'INCOMPLETE'
 
 # Columns of the measurements, in the published names; errors, so that less is
-# better.
+# better. The loss has its name where there is an accuracy: it is of classes.
 LOSS = 'val/cross_entropy_error'
 ERROR = 'val/classification_error'
 
@@ -27,34 +27,62 @@ class Goal(NamedTuple):
   value: float | None
 
 
-def columns(metrics: Mapping[str, float]) -> dict[str, float]:
-  """An evaluation in the published names, as errors.
+def _column(metric: str, higher_is_better: Mapping[str, bool]) -> str:
+  if 'accuracy' in higher_is_better and metric in ('loss', 'accuracy'):
+    return ERROR if metric == 'accuracy' else LOSS
+  return f'val/{metric}_error' if higher_is_better[metric] else f'val/{metric}'
 
-  Rounded, because 1 - 0.9 must not be less than 0.1.
 
-  >>> columns({'loss': 0.5, 'accuracy': 0.9})[ERROR]
-  0.1
+def _error(value: float, higher: bool) -> float:
+  # Rounded, because 1 - 0.9 must not be less than 0.1.
+  return round(1 - value, 12) if higher else value
+
+
+def columns(
+  metrics: Mapping[str, float], higher_is_better: Mapping[str, bool]
+) -> dict[str, float]:
+  """An evaluation as errors, in the published names where there are any.
+
+  Others are called `val/NAME`, and `val/NAME_error` where more is better, which
+  stands for one less it. The perplexity is left out: the loss says the same.
+
+  Args:
+    metrics: of the evaluation.
+    higher_is_better: by name, of those to be kept.
+
+  >>> columns({'loss': 0.5, 'accuracy': 0.9}, {'loss': False, 'accuracy': True})
+  {'val/cross_entropy_error': 0.5, 'val/classification_error': 0.1}
+  >>> columns({'loss': 0.5, 'auc': 0.9}, {'loss': False, 'auc': True})
+  {'val/loss': 0.5, 'val/auc_error': 0.1}
   """
-  return {LOSS: metrics['loss'], ERROR: round(1 - metrics['accuracy'], 12)}
+  return {
+    _column(name, higher_is_better): _error(metrics[name], higher)
+    for name, higher in higher_is_better.items()
+    if name != 'perplexity'
+  }
 
 
-def published_goal(metric: str, value: float | None) -> Goal:
-  """A target for a metric of the evaluation, in the published names.
+def published_goal(
+  metric: str, value: float | None, higher_is_better: Mapping[str, bool]
+) -> Goal:
+  """A target for a metric of the evaluation, as `columns` names it.
 
-  >>> published_goal('accuracy', 0.9)
+  >>> published_goal('accuracy', 0.9, {'loss': False, 'accuracy': True})
   Goal(metric='val/classification_error', value=0.1)
 
   Raises:
-    ValueError: for a metric that is no error or cross-entropy.
+    ValueError: for a metric that is not recorded.
   """
-  if metric == 'accuracy':
-    return Goal(ERROR, None if value is None else round(1 - value, 12))
-  if metric == 'loss':
-    return Goal(LOSS, value)
-  raise ValueError(
-    f'{metric!r} cannot be searched for: choose accuracy or loss (the '
-    'logarithm of perplexity)'
-  )
+  names = [name for name in higher_is_better if name != 'perplexity']
+  if metric not in names:
+    logarithm = ' (the logarithm of perplexity)' * (metric == 'perplexity')
+    raise ValueError(
+      f'{metric!r} cannot be searched for: choose {" or ".join(names)}'
+      f'{logarithm}'
+    )
+  if value is not None:
+    value = _error(value, higher_is_better[metric])
+  return Goal(_column(metric, higher_is_better), value)
 
 
 class Trial(NamedTuple):

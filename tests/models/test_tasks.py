@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adabatch.devices.step import weighted_sum
+from adabatch.models.precision import mean_average_precision
 from adabatch.models.tasks import (
   classification,
   language_modelling,
@@ -169,7 +170,8 @@ def check_of_examples(task, outputs, batch, names):
   """Metrics are float32 of each example, and all that is announced."""
   got = task.metrics(outputs, batch)
   assert tuple(got) == task.metric_names == names
-  assert got.keys() == task.higher_is_better.keys()
+  known = task.summarize(dict.fromkeys(got, 0.0))
+  assert got.keys() == known.keys() <= task.higher_is_better.keys()
   assert {v.dtype for v in got.values()} == {jnp.dtype(jnp.float32)}
   assert {v.shape for v in got.values()} == {(len(outputs),)}
   return got
@@ -290,7 +292,36 @@ def test_many_labels_of_each_example(dtype):
   np.testing.assert_allclose(precision, slow, rtol=1e-6)
   theirs = label_ranking_average_precision_score(labels, logits)
   assert float(precision.mean()) == pytest.approx(theirs, rel=1e-6)
-  assert task.higher_is_better == dict(zip(names, (False, True), strict=True))
+  names = *names, 'mean_average_precision'
+  better = dict(zip(names, (False, True, True), strict=True))
+  assert task.higher_is_better == better
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_mean_average_precision_is_that_of_scikit_learn(seed):
+  from sklearn.metrics import average_precision_score
+
+  rng = np.random.Generator(np.random.Philox(seed))
+  scores = rng.standard_normal((150, 12)).astype(np.float32)
+  scores[:, ::2] = np.round(scores[:, ::2])  # many are equal
+  scores[:, 3] = 0  # all are
+  labels = rng.random((150, 12)) < rng.random(12)
+  labels[:, [1, 4]], labels[:, 5] = False, True
+  labels[:, 6] = np.arange(150) == 70
+  rest = np.flatnonzero(labels.any(0))
+  assert set(rest) == set(range(12)) - {1, 4}
+  expected = average_precision_score(labels[:, rest], scores[:, rest])
+  for dtype in (np.bool_, np.float32):
+    got = mean_average_precision(scores, labels.astype(dtype))
+    assert got == pytest.approx(expected, rel=1e-12)
+  order = rng.permutation(150)
+  assert mean_average_precision(scores[order], labels[order]) == got
+
+
+def test_no_average_precision_where_nothing_is_true():
+  nothing = np.zeros((3, 2), np.float32)
+  assert np.isnan(mean_average_precision(nothing, nothing))
+  assert np.isnan(mean_average_precision(nothing[:0], nothing[:0]))
 
 
 def test_large_logits_of_labels_do_not_overflow():

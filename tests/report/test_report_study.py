@@ -593,6 +593,7 @@ def test_goal_of_the_config_before_there_is_a_summary(tmp_path):
   job = write_job(tmp_path / 's', [made_up(64)], None, config)
   _, page = page_of(job)
   assert f'{ERROR} < 0.1' in words(page)
+  # Nothing called so was measured.
   for broken in ({'metric': 'speed', 'value': 1}, {'metric': 'loss'}, 3):
     config = CONFIG | {'target': broken}
     (job / 'config.json').write_text(json.dumps(config))

@@ -151,11 +151,12 @@ def test_momentum_is_left_out_where_there_is_none():
 
 def test_a_goal_reached_exactly_is_not_reached():
   c = default()
+  higher = {'loss': False, 'accuracy': True}
   for correct in range(1, 1000):
     c.target.value = correct / 1000
     goal = workload.make_goal(c)
-    exactly = columns({'loss': 1.0, 'accuracy': correct / 1000})
-    better = columns({'loss': 1.0, 'accuracy': (correct + 1) / 1000})
+    exactly = columns({'loss': 1.0, 'accuracy': correct / 1000}, higher)
+    better = columns({'loss': 1.0, 'accuracy': (correct + 1) / 1000}, higher)
     assert not exactly[goal.metric] < goal.value
     assert better[goal.metric] < goal.value
 
