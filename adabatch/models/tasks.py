@@ -21,6 +21,10 @@ Batch = Mapping[str, jax.Array]
 # right.
 TOP_5_CLASSES = 100
 
+# What a task predicts: one class, numbers, or any number of classes of an
+# example with an input, or each token of a text from those before it.
+LABELS = ('classes', 'numbers', 'flags', 'tokens')
+
 
 class Task(NamedTuple):
   """A supervised task.
@@ -35,7 +39,8 @@ class Task(NamedTuple):
     summarize: the exact mean of each metric, on the host -> what is reported:
       the same, and what can only be computed from a mean.
     metric_names: what `metrics` gives.
-    labels: what is predicted: 'classes', 'numbers' or 'flags'.
+    labels: what is predicted, one of `LABELS`; it also says what data and what
+      networks the task is for.
   """
 
   loss: Callable[[jax.Array, Batch], jax.Array]
@@ -302,6 +307,7 @@ def language_modelling(label_smoothing: float = 0.0) -> Task:
     {'loss': False, 'accuracy': True, 'perplexity': False},
     inputs=lambda batch: batch['tokens'][:, :-1].astype(jnp.int32),
     summarize=summarize,
+    labels='tokens',
   )
 
 

@@ -10,7 +10,7 @@ from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.study.space import SAMPLERS, Parameter, make_space
 from adabatch.study.trials import Goal, published_goal
-from adabatch.train.build import make_task
+from adabatch.train.tasks import make_task
 
 # What may be searched: keys of these tables that hold a number. The others tell
 # what a trial is measured on and for how long, which must be the same for all.

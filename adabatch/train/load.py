@@ -11,6 +11,11 @@ from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.config.files import read_json
 from adabatch.data.source import Inputs, Shape
+from adabatch.data.tokenizers import (
+  ByteTokenizer,
+  Tokenizer,
+  load_sentencepiece,
+)
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.state import to_evaluate
 from adabatch.devices.trainer import template
@@ -34,6 +39,8 @@ class Loaded:
     task: losses and metrics.
     classes: their names, in the order of the outputs; () where they have none.
     mean, std: of each channel, as floats; None of text.
+    tokenizer: of a text: `encode(text)` gives its tokens and `decode(tokens)`
+      the text; None of all else, and where the tokens were given.
   """
 
   def __init__(self, config: Config, update: int, state: Any, parts: Any):
@@ -45,6 +52,7 @@ class Loaded:
     self.classes = tuple(about['classes'])
     statistics = recipe.inputs.statistics
     self.mean, self.std = (None, None) if statistics is None else statistics
+    self.tokenizer = recipe.inputs.tokenizer
     self._shapes, self._about = recipe.inputs.train.shapes, about
     self._entry = next(iter(self._shapes))
     self._apply = jax.jit(self._outputs)
@@ -54,15 +62,22 @@ class Loaded:
 
     Args:
       inputs: images, uint8 [B, H, W, C] of the size that was trained on,
-        features [B, ...], or tokens [B, T].
+        features [B, ...], or tokens [B, T]. Of a run with a tokenizer also a
+        str, the beginning of one document.
 
     Returns:
-      What the network makes of them: logits [B, C], or numbers [B, D].
+      What the network makes of them: logits [B, C], or numbers [B, D]; of
+      tokens [B, T, V], those of the token after each. Of a str, whose tokens
+      are t_1 ... t_T, [1, T + 1, V]: those of t_1 first, which follows the end
+      of a document, and last those of the token after it.
 
     Raises:
-      ValueError: for inputs of another shape.
+      ValueError: for inputs of another shape, or a str that is longer than the
+        rows that were trained on.
     """
     shape = self._shapes[self._entry]
+    if isinstance(inputs, str):
+      inputs = self._tokens(inputs)
     inputs = np.asarray(inputs)
     if self._entry != 'tokens' and inputs.shape[1:] != shape.shape:
       raise ValueError(
@@ -100,6 +115,23 @@ class Loaded:
       for path, leaf in leaves
     }
     save_file(arrays, path, metadata={'inputs': json.dumps(self._about)})
+
+  def _tokens(self, text: str) -> np.ndarray:
+    """A document's beginning as a row; what comes before it is the end of one.
+
+    Raises:
+      ValueError: if there is no tokenizer, or it is too long.
+    """
+    if self.tokenizer is None:
+      raise ValueError('the run has no tokenizer: give its inputs as an array')
+    tokens = self.tokenizer.encode(text)
+    longest = self._shapes['tokens'].shape[0] - 2
+    if len(tokens) > longest:
+      raise ValueError(
+        f'the text has {len(tokens)} tokens, and the network was trained on '
+        f'the end of a document and {longest} more: give at most those'
+      )
+    return np.array([[self.tokenizer.end_of_document, *tokens]], np.int32)
 
   def _outputs(self, variables: Any, inputs: jax.Array) -> jax.Array:
     if self.mean is not None and self.std is not None:
@@ -171,7 +203,8 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
         'which is not of this package: import the config that registers it'
       )
   devices = make_devices(jax.local_devices()[:1])
-  parts = assemble(config, devices, _described(about))
+  inputs = _described(about)._replace(tokenizer=_tokenizer(files, about))
+  parts = assemble(config, devices, inputs)
   saved = read_checkpoint(files, parts, which)
   return Loaded(config, saved.update, saved.state, parts)
 
@@ -203,7 +236,16 @@ def describe(inputs: Inputs) -> dict[str, Any]:
       for split in (train, inputs.evaluation)
     ],
     'end_of_document': inputs.end_of_document,
+    'tokenizer': None if inputs.tokenizer is None else inputs.tokenizer.name,
   }
+
+
+def _tokenizer(files: Workdir, about: dict[str, Any]) -> Tokenizer | None:
+  # A run of an earlier version does not say.
+  name, path = about.get('tokenizer'), files.tokenizer_path()
+  if name == 'bytes':
+    return ByteTokenizer()
+  return None if name is None else load_sentencepiece(path)
 
 
 def _described(about: dict[str, Any]) -> Inputs:

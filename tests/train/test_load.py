@@ -153,6 +153,9 @@ def test_evaluated_on_any_split(tmp_path):
 def test_exported(tmp_path):
   on_two(digits(max_updates=2), tmp_path)
   loaded = adabatch.load(tmp_path)
+  assert loaded.tokenizer is None
+  with pytest.raises(ValueError, match='no tokenizer: give its inputs as an'):
+    loaded('some text')
   loaded.export(tmp_path / 'mine.safetensors')
   with safe_open(tmp_path / 'mine.safetensors', 'numpy') as file:
     about = json.loads(file.metadata()['inputs'])
