@@ -147,7 +147,10 @@ def trial_config(
   """The config that a trial trains with."""
   trial = config.copy_and_resolve_references()
   flat = config_lib.flatten(config)
-  values: dict[str, Any] = {'seed': trial_seed(config, number)}
+  values: dict[str, Any] = {
+    'seed': trial_seed(config, number),
+    'checkpoint.best': False,  # of a trial no checkpoint is kept
+  }
   for key, value in parameters.items():
     values[key] = int(value) if isinstance(flat[key], int) else value
   if not config.search.early_stopping:

@@ -1,5 +1,6 @@
 """The network of a run, taken home: its parameters and what it is fed."""
 
+import contextlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from adabatch.devices.mesh import make_devices
 from adabatch.devices.state import to_evaluate
 from adabatch.devices.trainer import template
 from adabatch.train.build import Parts, assemble
+from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Checkpoints, Saved
 from adabatch.train.inputs import gather, make_load
 from adabatch.train.register import registered
@@ -155,22 +157,41 @@ def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
     raise ConfigError(
       f"which={which!r}: give 'last', 'best', or the updates of a checkpoint"
     )
-  directory = files.path / ('best' if which == 'best' else 'checkpoints')
-  if not directory.is_dir():
+  if not files.has_checkpoints():
     raise ConfigError(
-      f'{files.path} keeps no best checkpoint: checkpoint.best=False is its '
-      'config'
-      if which == 'best'
-      else f'{files.path} holds no checkpoints: give the workdir of a run'
+      f'{files.path} holds no checkpoints: give the workdir of a run'
     )
-  checkpoints = Checkpoints(directory, keep=None)
-  try:
-    return checkpoints.read(
-      which if isinstance(which, int) else None,
-      lambda host: template(parts.recipe, host['replicas']['replicas']),
-    )
-  finally:
-    checkpoints.close()
+
+  def state(host: dict[str, Any]) -> Any:
+    return template(parts.recipe, host['replicas']['replicas'])
+
+  with contextlib.ExitStack() as stack:
+
+    def checkpoints(name: str) -> Checkpoints:
+      there = Checkpoints(files.path / name, keep=None)
+      return stack.enter_context(contextlib.closing(there))
+
+    if which != 'best':
+      update = which if isinstance(which, int) else None
+      return checkpoints('checkpoints').read(update, state)
+    newest = checkpoints('checkpoints')
+    last = newest.read(None, None)
+    best = Progress(**last.host['progress']).best_update
+    if best is None:
+      raise ConfigError(
+        f'{files.path} has no best checkpoint, because no evaluation gave a '
+        "number: give which='last'"
+      )
+    if best == last.update:
+      return newest.read(best, state)
+    kept = checkpoints('best')
+    # One of before `checkpoint.best` was turned off is not the best any more.
+    if not any(update >= best for update in kept.updates()):
+      raise ConfigError(
+        f'{files.path} keeps no checkpoint of its best evaluation, that of '
+        f"update {best}: give which='last', or train with checkpoint.best=True"
+      )
+    return kept.read(None, state)
 
 
 def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
@@ -180,8 +201,9 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
 
   Args:
     workdir: of the run; it is only read.
-    which: 'last', the newest checkpoint, 'best', of the best evaluation by the
-      target's metric (`checkpoint.best`), or the updates of one that was kept.
+    which: 'last', the newest checkpoint, 'best', of the best evaluation so far
+      by the target's metric (kept unless `checkpoint.best` is False), or the
+      updates of one that was kept.
 
   Raises:
     ConfigError: for a directory without a run, or a checkpoint that is not

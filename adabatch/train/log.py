@@ -76,7 +76,7 @@ class Log:
     console: Console,
     *,
     about: dict[str, Any],
-    tokenizer: bytes,
+    tokenizer: bytes = b'',
     enabled: bool,
   ):
     """`about` and `tokenizer` are what `Workdir.open` writes.
