@@ -350,8 +350,8 @@ def default() -> Config:
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
   c.checkpoint.keep = 3  # the newest that are kept; may change at a resume
   # Whether the best by target.metric (by loss, where a task has none such) is
-  # kept beside them; it is written whenever an evaluation is the best so far.
-  c.checkpoint.best = False
+  # kept beside them, unless it is the newest. Not of the trials of a search.
+  c.checkpoint.best = True
 
   c.log = ConfigDict()
   c.log.every_updates = 50  # and at every decision

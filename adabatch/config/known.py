@@ -75,18 +75,23 @@ def of_json(values: Mapping[str, Any]) -> Config:
   >>> c = of_json({'model': {'name': 'mine', 'mine': {'width': [8]}}})
   >>> c.model.mine.width, c.optimizer.name
   ((8,), 'momentum')
+  >>> 'mine' in of_json({'sync': {'mine': {}}}).sync
+  True
   """
   config = default()
   with config.unlocked(), config.ignore_type():
-    for key, value in flatten(values).items():
-      *tables, name = key.split('.')
-      table = config
-      for part in tables:
-        if part not in table:
-          table[part] = {}
-        table = table[part]
-      table[name] = _tuples(value)
+    _fill(config, values)
   return config
+
+
+def _fill(table: Config, values: Mapping[str, Any]) -> None:
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      if key not in table:
+        table[key] = {}  # of something registered, which may have no keys
+      _fill(table[key], value)
+    else:
+      table[key] = _tuples(value)
 
 
 def _tuples(value: Any) -> Any:

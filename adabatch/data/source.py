@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from adabatch.data.tokenizers import Tokenizer
+
 # Arrays on the devices, by name.
 Data = dict[str, jax.Array]
 # (data, indices [B], positions as two uint32 words [B] or None) -> examples.
@@ -74,6 +76,7 @@ class Inputs(NamedTuple):
     skipped_train, skipped_evaluation: documents of a text that could not be
       read: number, split and reason of each.
     statistics: mean and standard deviation of each channel; None of text.
+    tokenizer: of a text; None where its tokens were given.
   """
 
   train: Any
@@ -87,3 +90,4 @@ class Inputs(NamedTuple):
   skipped_train: tuple[str, ...] = ()
   skipped_evaluation: tuple[str, ...] = ()
   statistics: tuple[np.ndarray, np.ndarray] | None = None
+  tokenizer: Tokenizer | None = None

@@ -32,9 +32,7 @@ from adabatch.data.arrays import Split
 from adabatch.data.source import Chunk, Shape
 from adabatch.data.text_records import Texts, open_texts, sample
 from adabatch.data.tfds_records import DatasetError
-from adabatch.data.tokenizers import Tokenizer
-
-TOKENIZERS = ('bytes', 'sentencepiece')
+from adabatch.data.tokenizers import TOKENIZERS, Tokenizer
 
 # Text that is tokenised between two saves, and documents that are at most.
 _RANGE_BYTES = 2**24
@@ -59,6 +57,7 @@ class TokenRows:
     fingerprint: another string for other rows.
     documents: in the file of tokens.
     skipped: records that could not be read: (place in the split, reason).
+    tokenizer: made the tokens of a text.
   """
 
   path: pathlib.Path
@@ -70,6 +69,7 @@ class TokenRows:
   fingerprint: str
   documents: int = 0
   skipped: tuple[tuple[int, str], ...] = ()
+  tokenizer: Tokenizer | None = dataclasses.field(default=None, compare=False)
 
   @property
   def num_examples(self) -> int:
@@ -213,6 +213,7 @@ def _rows(
     ),
     documents=record['documents'],
     skipped=tuple((index, reason) for index, reason in record['skipped']),
+    tokenizer=coder,
   )
 
 

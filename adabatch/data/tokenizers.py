@@ -14,6 +14,8 @@ import numpy as np
 from adabatch.config.files import write_whole
 from adabatch.data.tfds_records import DatasetError
 
+TOKENIZERS = ('bytes', 'sentencepiece')
+
 # Sentencepiece leaves out longer training sentences.
 _SENTENCE_BYTES = 4096
 # What sentencepiece is trained on at most.
@@ -24,12 +26,18 @@ class Tokenizer(Protocol):
   """Maps text to token ids; can be pickled.
 
   Attributes:
+    name: one of `TOKENIZERS`.
+    model: what it was made of, besides; b'' if nothing.
     vocab_size: ids are in [0, vocab_size).
     end_of_document: the id that stands between documents and in no text.
     dtype: the smallest unsigned integers that hold every id.
     fingerprint: another string for another mapping.
   """
 
+  @property
+  def name(self) -> str: ...
+  @property
+  def model(self) -> bytes: ...
   @property
   def vocab_size(self) -> int: ...
   @property
@@ -62,6 +70,8 @@ class ByteTokenizer:
   'né'
   """
 
+  name = 'bytes'
+  model = b''
   vocab_size = 257
   end_of_document = 256
   dtype = np.dtype(np.uint16)
@@ -94,11 +104,13 @@ class SentencePieceTokenizer:
   Reference: Kudo and Richardson, SentencePiece, 2018 (arXiv:1808.06226).
   """
 
+  name = 'sentencepiece'
+
   def __init__(self, model: bytes):
     """Raises RuntimeError if the bytes are no model."""
     import sentencepiece  # slow to import, and an extra
 
-    self._model = model
+    self.model = model
     self._processor: Any = sentencepiece.SentencePieceProcessor(
       model_proto=model
     )
@@ -110,7 +122,7 @@ class SentencePieceTokenizer:
     )
 
   def __reduce__(self):
-    return SentencePieceTokenizer, (self._model,)
+    return SentencePieceTokenizer, (self.model,)
 
   def encode(self, text: bytes | str) -> np.ndarray:
     """The ids of one text; bytes that are no UTF-8 become U+FFFD."""
@@ -203,16 +215,21 @@ def open_sentencepiece(
 
 
 def load_sentencepiece(
-  path: pathlib.Path, vocab_size: int
+  path: pathlib.Path, vocab_size: int | None = None
 ) -> SentencePieceTokenizer:
-  """The tokenizer in a file; raises as `open_sentencepiece`."""
+  """The tokenizer in a file; raises as `open_sentencepiece`.
+
+  None: with as many pieces as it has.
+  """
   try:
     tokenizer = SentencePieceTokenizer(path.read_bytes())
   except RuntimeError:
     raise DatasetError(
       f'{path} is no sentencepiece model: remove it to train a new one'
     ) from None
-  if tokenizer.vocab_size != vocab_size:
+  except FileNotFoundError:
+    raise DatasetError(f'{path} is not there: copy it from the run') from None
+  if vocab_size not in (None, tokenizer.vocab_size):
     raise DatasetError(
       f'{path} has vocab_size={tokenizer.vocab_size}, asked for {vocab_size}: '
       'take that size, or remove the file to train a new one'

@@ -23,6 +23,10 @@ Batch = Mapping[str, jax.Array]
 # right.
 TOP_5_CLASSES = 100
 
+# What a task predicts: one class, numbers, or any number of classes of an
+# example with an input, or each token of a text from those before it.
+LABELS = ('classes', 'numbers', 'flags', 'tokens')
+
 
 class Whole(NamedTuple):
   """Metrics that need all examples of a split at once, such as their order.
@@ -42,34 +46,35 @@ class Whole(NamedTuple):
 class Task(NamedTuple):
   """A supervised task.
 
-  One of your own is made from another by `_replace`, or whole. With scores and
-  labels gathered, any function of NumPy arrays is a metric:
+    One of your own is made from another by `_replace`, or whole. With scores and
+    labels gathered, any function of NumPy arrays is a metric:
 
-      def gather(logits, batch):
-        return {'score': logits[:, 1] - logits[:, 0], 'label': batch['label']}
+        def gather(logits, batch):
+          return {'score': logits[:, 1] - logits[:, 0], 'label': batch['label']}
 
-      def metrics(all):
-        return {'auc': roc_auc_score(all['label'], all['score'])}
+        def metrics(all):
+          return {'auc': roc_auc_score(all['label'], all['score'])}
 
-      plain = classification()
-      task = plain._replace(
-        whole=Whole(gather, metrics),
-        higher_is_better=plain.higher_is_better | {'auc': True},
-      )
+        plain = classification()
+        task = plain._replace(
+          whole=Whole(gather, metrics),
+          higher_is_better=plain.higher_is_better | {'auc': True},
+        )
 
-  Attributes:
-    loss: (outputs, batch) -> training loss of each example, float32 [B].
-    metrics: (outputs, batch) -> evaluation metrics of each example, each
-      float32 [B]; `loss` is always among them.
-    higher_is_better: for each of the numbers that `summarize` and `whole` give,
-      whether a larger value is a better one.
-    inputs: batch -> what the network is fed.
-    summarize: the exact mean of each metric, on the host -> what is reported:
-      the same, and what can only be computed from a mean.
-    metric_names: what `metrics` gives.
-    labels: what is predicted: 'classes', 'numbers' or 'flags'.
-    whole: metrics of the evaluation split that are no means; None: there are
-      none, and nothing is gathered.
+    Attributes:
+      loss: (outputs, batch) -> training loss of each example, float32 [B].
+      metrics: (outputs, batch) -> evaluation metrics of each example, each
+        float32 [B]; `loss` is always among them.
+      higher_is_better: for each of the numbers that `summarize` and `whole` give,
+        whether a larger value is a better one.
+      inputs: batch -> what the network is fed.
+      summarize: the exact mean of each metric, on the host -> what is reported:
+        the same, and what can only be computed from a mean.
+      metric_names: what `metrics` gives.
+  labels: what is predicted, one of `LABELS`; it also says what data and what
+        networks the task is for.
+      whole: metrics of the evaluation split that are no means; None: there are
+        none, and nothing is gathered.
   """
 
   loss: Callable[[jax.Array, Batch], jax.Array]
@@ -347,6 +352,7 @@ def language_modelling(label_smoothing: float = 0.0) -> Task:
     {'loss': False, 'accuracy': True, 'perplexity': False},
     inputs=lambda batch: batch['tokens'][:, :-1].astype(jnp.int32),
     summarize=summarize,
+    labels='tokens',
   )
 
 

@@ -141,10 +141,11 @@ def labels_of(folders: Sequence[pathlib.PurePath]) -> list[str]:
   return [str(pathlib.PurePath(*p[-length:])) for p in parts]
 
 
-def subject(config: Mapping[str, Any]) -> dict[str, Any]:
+def subject(run: Run) -> dict[str, Any]:
   """What losses are of: only where it is the same can they be compared."""
-  keys = ['task.name', 'data.name']
-  if config.get('task.name') == 'language_modelling':
+  keys, config = ['task.name', 'data.name'], run.config
+  # Whatever a task is called, what is learnt from text counts tokens.
+  if any('tokens' in record for record in run.train):
     keys.append('data.tokenizer')
     # Nats per piece of a word depend on the pieces.
     if config.get('data.tokenizer') != 'bytes':
@@ -156,7 +157,7 @@ def _check_subjects(runs: Sequence[Run]) -> None:
   """Refuses runs of different tasks; of what is not known nothing is said."""
   first = runs[0]
   for run in runs[1:]:
-    ours, theirs = subject(first.config), subject(run.config)
+    ours, theirs = subject(first), subject(run)
     for key in [k for k in ours if k in theirs]:
       a, b = _name(ours[key]), _name(theirs[key])
       if a != b:

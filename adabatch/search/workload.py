@@ -11,7 +11,7 @@ from adabatch.config import Config, ConfigError, refusing
 from adabatch.models.tasks import TOP_5_CLASSES
 from adabatch.study.space import SAMPLERS, Parameter, make_space
 from adabatch.study.trials import Goal, published_goal
-from adabatch.train.build import make_task
+from adabatch.train.tasks import make_task
 
 # What may be searched: keys of these tables that hold a number. The others tell
 # what a trial is measured on and for how long, which must be the same for all.
@@ -148,7 +148,10 @@ def trial_config(
   """The config that a trial trains with."""
   trial = config.copy_and_resolve_references()
   flat = config_lib.flatten(config)
-  values: dict[str, Any] = {'seed': trial_seed(config, number)}
+  values: dict[str, Any] = {
+    'seed': trial_seed(config, number),
+    'checkpoint.best': False,  # of a trial no checkpoint is kept
+  }
   for key, value in parameters.items():
     values[key] = int(value) if isinstance(flat[key], int) else value
   if not config.search.early_stopping:

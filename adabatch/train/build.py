@@ -20,7 +20,7 @@ from adabatch.devices import layout
 from adabatch.devices.mesh import BACKENDS, Devices, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract, own
-from adabatch.models.tasks import TASKS, TOP_5_CLASSES, Task
+from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
@@ -48,6 +48,7 @@ from adabatch.train.run_end import (
   make_end,
   run_length,
 )
+from adabatch.train.tasks import make_task
 from adabatch.train.tuning import TuningRule
 
 LANGUAGE_MODELS = ('transformer', 'lstm')
@@ -229,27 +230,6 @@ def compiler_options(config: Config, platform: str) -> dict[str, Any]:
   return options
 
 
-def make_task(config: Config, num_classes: int | None = None) -> Task:
-  """Losses and metrics, with the task's own table of parameters."""
-  name, smoothing = config.task.name, config.task.label_smoothing
-  make = choose(TASKS, name, 'task.name')
-  parameters: dict[str, Any] = {}
-  if name in config.task:  # a table of its own
-    parameters |= config.task[name]
-  takes = inspect.signature(make).parameters
-  if 'label_smoothing' in takes:
-    parameters['label_smoothing'] = smoothing
-  elif smoothing:
-    raise ConfigError(
-      f'task.label_smoothing={smoothing} has no effect on task.name={name!r}: '
-      'set it to 0'
-    )
-  if 'num_classes' in takes:
-    parameters['num_classes'] = num_classes
-  with refusing('task'):
-    return make(**parameters)
-
-
 def check(config: Config, devices: int) -> None:
   """Refuses what can be refused without the data.
 
@@ -264,20 +244,19 @@ def check(config: Config, devices: int) -> None:
     'parallel.backend',
   )
   make_model(config, 1)
-  name, task_name = config.model.name, config.task.name
-  make_task(config)
+  name, of_text = config.model.name, make_task(config).labels == 'tokens'
   ours = not config_lib.is_of_another(f'model.{name}.any')
-  of_text = name in LANGUAGE_MODELS
-  if ours and of_text != (task_name == 'language_modelling'):
+  if ours and of_text != (name in LANGUAGE_MODELS):
     raise ConfigError(
-      f'model.name={name!r} and task.name={task_name!r} do not go together: '
-      f'{" and ".join(LANGUAGE_MODELS)} are for language_modelling, and no '
-      'others'
+      f'model.name={name!r} and task.name={config.task.name!r} do not go '
+      f'together: {" and ".join(LANGUAGE_MODELS)} are for tasks that predict '
+      'tokens, such as language_modelling, and no others'
     )
   # Of a task without accuracy none is asked unless something is to be reached.
   if config.target.value is not None:
     _check_target(config, make_task(config, TOP_5_CLASSES))
-  extent = Extent(1, 1, config.controller.max_batch_size)
+  length = config.data.sequence_length if of_text else None
+  extent = Extent(1, 1, config.controller.max_batch_size, length)
   rules = make_sync(config, extent)
   if config.sync.tune.enabled:
     if rules is None:
@@ -302,9 +281,9 @@ def check(config: Config, devices: int) -> None:
   make_ladder(config, devices)
   make_controller(config, extent)
   make_optimizer(config, extent)
-  if task_name == 'language_modelling':
+  if length is not None:
     # Known without the text, which may take long to turn into tokens.
-    row = jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.int32)
+    row = jax.ShapeDtypeStruct((1, length), jnp.int32)
     check_model(config, make_model(config, config.data.vocab_size), row)
 
 
@@ -351,7 +330,12 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   check_model(config, model, example)
   made = made._replace(options=compiler_options(config, made.platform))
   end = make_end(config, num_examples)
-  extent = Extent(num_examples, end.examples, ladder.batch_sizes[-1])
+  extent = Extent(
+    num_examples,
+    end.examples,
+    ladder.batch_sizes[-1],
+    inputs.tokens_per_example,
+  )
   length = run_length(
     end,
     num_examples,

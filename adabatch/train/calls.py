@@ -109,7 +109,8 @@ class Progress:
     seconds: training clock.
     evaluated: update of the last evaluation.
     final, best: metrics of the last evaluation and the best ones, by split.
-    best_update: of the best evaluation by the target's metric, or by the loss.
+    best_update: of the best evaluation by the target's metric, or by the loss;
+      None if it never was a number.
     reached: where the target was reached, once it was.
     skipped_records: trained on with weight 0, because they could not be read.
     skipped_evaluation_records: left out of the last evaluation.
@@ -162,7 +163,7 @@ class Progress:
     best = self.best.setdefault(split, dict(metrics))
     for name, higher in higher_is_better.items():
       best[name] = better(best[name], metrics[name], higher=higher)
-    if best[key] != before:
+    if best[key] != before and not math.isnan(best[key]):
       self.best_update = self.update
     if target.value is None or self.reached is not None:
       return

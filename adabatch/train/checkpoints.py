@@ -71,6 +71,10 @@ class Checkpoints:
       ),
     )
 
+  def updates(self) -> list[int]:
+    """Of the records that are there, from the oldest."""
+    return sorted(self._manager.all_steps()) if self._directory.is_dir() else []
+
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied."""
     if update in self._manager.all_steps():
@@ -135,12 +139,12 @@ class Checkpoints:
 
     Args:
       update: which; None: the newest.
-      template: as for `restore`.
+      template: as for `restore`; None: the host's side alone.
 
     Raises:
       CheckpointError: if it is not there, or cannot be read.
     """
-    updates = sorted(self._manager.all_steps())
+    updates = self.updates()
     if not updates or update not in (None, *updates):
       raise CheckpointError(
         f'{self._directory} holds no checkpoint of update {update}, but of '
@@ -163,6 +167,8 @@ class Checkpoints:
       return self._manager.restore(update, args=ocp.args.Composite(**args))
 
     host = read(host=ocp.args.JsonRestore())['host']
+    if template is None:
+      return Saved(update, None, host)
     if callable(template):
       template = template(host)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -171,10 +177,9 @@ class Checkpoints:
 
   def drop_after(self, update: int) -> None:
     """Removes the records of later updates, which are to be done again."""
-    if self._directory.is_dir():
-      for later in self._manager.all_steps():
-        if later > update:
-          self._manager.delete(later)
+    for later in self.updates():
+      if later > update:
+        self._manager.delete(later)
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""

@@ -24,7 +24,7 @@ def open_inputs(
   splits: tuple[Any, Any] | None = None,
   cache: TextCache | None = None,
   *,
-  labels: str = 'classes',
+  labels: str,
 ) -> Inputs:
   """Opens what `config.data` names.
 
@@ -33,7 +33,7 @@ def open_inputs(
     splits: training and evaluation split of the caller's own; None to open
       what the config names.
     cache: for the tokens of a text set.
-    labels: what the task predicts: 'classes', 'numbers' or 'flags'.
+    labels: what the task predicts; see `models.tasks.LABELS`.
 
   Raises:
     ConfigError: for settings that do not fit the data.
@@ -47,7 +47,7 @@ def open_inputs(
     )
   if splits is None:
     splits = open_splits(config, cache, labels)
-  if config.task.name == 'language_modelling':
+  if labels == 'tokens':
     return _text_inputs(config, splits)
   return _example_inputs(config, splits, labels)
 
@@ -73,14 +73,14 @@ def _on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
 
 def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
   d, train, skipped = config.data, splits[0], ((), ())
-  end_of_document = None
+  end_of_document = tokenizer = None
   if isinstance(train, data.TokenRows):
     if d.sequence_length >= train.tokens:
       raise ConfigError(
         f'data.sequence_length={d.sequence_length} must be below the '
         f'{train.tokens} tokens of {d.train_split}'
       )
-    end_of_document = train.end_of_document
+    end_of_document, tokenizer = train.end_of_document, train.tokenizer
     skipped = tuple(
       _skipped_documents(config, name, split)
       for name, split in zip((d.train_split, d.eval_split), splits, strict=True)
@@ -88,7 +88,7 @@ def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
   splits = _placed(config, splits)
   _check_classes(config, splits)
   train, evaluation = splits
-  _check_text(train, evaluation)
+  _check_text(config, train, evaluation)
   return Inputs(
     train,
     evaluation,
@@ -98,6 +98,7 @@ def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
     load=gather,
     tokens_per_example=train.shapes['tokens'].shape[0] - 1,
     end_of_document=end_of_document,
+    tokenizer=tokenizer,
     skipped_train=skipped[0],
     skipped_evaluation=skipped[1],
   )
@@ -254,11 +255,11 @@ def make_load(
   return load
 
 
-def _check_text(train: Any, evaluation: Any) -> None:
+def _check_text(config: Config, train: Any, evaluation: Any) -> None:
   for split in (train, evaluation):
     if 'tokens' not in split.shapes:
       raise ConfigError(
-        "task.name='language_modelling' needs rows of 'tokens', the data has "
+        f"task.name='{config.task.name}' needs rows of 'tokens', the data has "
         f'{", ".join(split.shapes)}'
       )
   if train.num_classes != evaluation.num_classes:

@@ -89,12 +89,20 @@ def train(
     if summary is not None and _complete(parts, saved, summary, cut):
       console.say(f'{files.path} is complete: nothing to do')
       return summary
-    if config.checkpoint.best:
-      best.drop_after(-1 if saved is None else saved.update)
+    best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-    about = describe(parts.recipe.inputs)
-    log = closed(Log(config, files, console, about=about, enabled=first))
+    inputs = parts.recipe.inputs
+    log = closed(
+      Log(
+        config,
+        files,
+        console,
+        about=describe(inputs),
+        tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
+        enabled=first,
+      )
+    )
     record: dict[str, Any] = {}
     for kind, record in loop(
       parts,

@@ -1,5 +1,6 @@
 """The network of a run, taken home: its parameters and what it is fed."""
 
+import contextlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -11,10 +12,16 @@ from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.config.files import read_json
 from adabatch.data.source import Inputs, Shape
+from adabatch.data.tokenizers import (
+  ByteTokenizer,
+  Tokenizer,
+  load_sentencepiece,
+)
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.state import to_evaluate
 from adabatch.devices.trainer import template
 from adabatch.train.build import Parts, assemble
+from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Checkpoints, Saved
 from adabatch.train.inputs import gather, make_load
 from adabatch.train.register import registered
@@ -34,6 +41,8 @@ class Loaded:
     task: losses and metrics.
     classes: their names, in the order of the outputs; () where they have none.
     mean, std: of each channel, as floats; None of text.
+    tokenizer: of a text: `encode(text)` gives its tokens and `decode(tokens)`
+      the text; None of all else, and where the tokens were given.
   """
 
   def __init__(self, config: Config, update: int, state: Any, parts: Any):
@@ -45,6 +54,7 @@ class Loaded:
     self.classes = tuple(about['classes'])
     statistics = recipe.inputs.statistics
     self.mean, self.std = (None, None) if statistics is None else statistics
+    self.tokenizer = recipe.inputs.tokenizer
     self._shapes, self._about = recipe.inputs.train.shapes, about
     self._entry = next(iter(self._shapes))
     self._apply = jax.jit(self._outputs)
@@ -54,15 +64,22 @@ class Loaded:
 
     Args:
       inputs: images, uint8 [B, H, W, C] of the size that was trained on,
-        features [B, ...], or tokens [B, T].
+        features [B, ...], or tokens [B, T]. Of a run with a tokenizer also a
+        str, the beginning of one document.
 
     Returns:
-      What the network makes of them: logits [B, C], or numbers [B, D].
+      What the network makes of them: logits [B, C], or numbers [B, D]; of
+      tokens [B, T, V], those of the token after each. Of a str, whose tokens
+      are t_1 ... t_T, [1, T + 1, V]: those of t_1 first, which follows the end
+      of a document, and last those of the token after it.
 
     Raises:
-      ValueError: for inputs of another shape.
+      ValueError: for inputs of another shape, or a str that is longer than the
+        rows that were trained on.
     """
     shape = self._shapes[self._entry]
+    if isinstance(inputs, str):
+      inputs = self._tokens(inputs)
     inputs = np.asarray(inputs)
     if self._entry != 'tokens' and inputs.shape[1:] != shape.shape:
       raise ValueError(
@@ -101,6 +118,23 @@ class Loaded:
     }
     save_file(arrays, path, metadata={'inputs': json.dumps(self._about)})
 
+  def _tokens(self, text: str) -> np.ndarray:
+    """A document's beginning as a row; what comes before it is the end of one.
+
+    Raises:
+      ValueError: if there is no tokenizer, or it is too long.
+    """
+    if self.tokenizer is None:
+      raise ValueError('the run has no tokenizer: give its inputs as an array')
+    tokens = self.tokenizer.encode(text)
+    longest = self._shapes['tokens'].shape[0] - 2
+    if len(tokens) > longest:
+      raise ValueError(
+        f'the text has {len(tokens)} tokens, and the network was trained on '
+        f'the end of a document and {longest} more: give at most those'
+      )
+    return np.array([[self.tokenizer.end_of_document, *tokens]], np.int32)
+
   def _outputs(self, variables: Any, inputs: jax.Array) -> jax.Array:
     if self.mean is not None and self.std is not None:
       inputs = data.to_float(inputs, self.mean, self.std)
@@ -123,22 +157,41 @@ def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
     raise ConfigError(
       f"which={which!r}: give 'last', 'best', or the updates of a checkpoint"
     )
-  directory = files.path / ('best' if which == 'best' else 'checkpoints')
-  if not directory.is_dir():
+  if not files.has_checkpoints():
     raise ConfigError(
-      f'{files.path} keeps no best checkpoint: checkpoint.best=False is its '
-      'config'
-      if which == 'best'
-      else f'{files.path} holds no checkpoints: give the workdir of a run'
+      f'{files.path} holds no checkpoints: give the workdir of a run'
     )
-  checkpoints = Checkpoints(directory, keep=None)
-  try:
-    return checkpoints.read(
-      which if isinstance(which, int) else None,
-      lambda host: template(parts.recipe, host['replicas']['replicas']),
-    )
-  finally:
-    checkpoints.close()
+
+  def state(host: dict[str, Any]) -> Any:
+    return template(parts.recipe, host['replicas']['replicas'])
+
+  with contextlib.ExitStack() as stack:
+
+    def checkpoints(name: str) -> Checkpoints:
+      there = Checkpoints(files.path / name, keep=None)
+      return stack.enter_context(contextlib.closing(there))
+
+    if which != 'best':
+      update = which if isinstance(which, int) else None
+      return checkpoints('checkpoints').read(update, state)
+    newest = checkpoints('checkpoints')
+    last = newest.read(None, None)
+    best = Progress(**last.host['progress']).best_update
+    if best is None:
+      raise ConfigError(
+        f'{files.path} has no best checkpoint, because no evaluation gave a '
+        "number: give which='last'"
+      )
+    if best == last.update:
+      return newest.read(best, state)
+    kept = checkpoints('best')
+    # One of before `checkpoint.best` was turned off is not the best any more.
+    if not any(update >= best for update in kept.updates()):
+      raise ConfigError(
+        f'{files.path} keeps no checkpoint of its best evaluation, that of '
+        f"update {best}: give which='last', or train with checkpoint.best=True"
+      )
+    return kept.read(None, state)
 
 
 def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
@@ -148,8 +201,9 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
 
   Args:
     workdir: of the run; it is only read.
-    which: 'last', the newest checkpoint, 'best', of the best evaluation by the
-      target's metric (`checkpoint.best`), or the updates of one that was kept.
+    which: 'last', the newest checkpoint, 'best', of the best evaluation so far
+      by the target's metric (kept unless `checkpoint.best` is False), or the
+      updates of one that was kept.
 
   Raises:
     ConfigError: for a directory without a run, or a checkpoint that is not
@@ -171,7 +225,8 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
         'which is not of this package: import the config that registers it'
       )
   devices = make_devices(jax.local_devices()[:1])
-  parts = assemble(config, devices, _described(about))
+  inputs = _described(about)._replace(tokenizer=_tokenizer(files, about))
+  parts = assemble(config, devices, inputs)
   saved = read_checkpoint(files, parts, which)
   return Loaded(config, saved.update, saved.state, parts)
 
@@ -203,7 +258,16 @@ def describe(inputs: Inputs) -> dict[str, Any]:
       for split in (train, inputs.evaluation)
     ],
     'end_of_document': inputs.end_of_document,
+    'tokenizer': None if inputs.tokenizer is None else inputs.tokenizer.name,
   }
+
+
+def _tokenizer(files: Workdir, about: dict[str, Any]) -> Tokenizer | None:
+  # A run of an earlier version does not say.
+  name, path = about.get('tokenizer'), files.tokenizer_path()
+  if name == 'bytes':
+    return ByteTokenizer()
+  return None if name is None else load_sentencepiece(path)
 
 
 def _described(about: dict[str, Any]) -> Inputs:

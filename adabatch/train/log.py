@@ -76,14 +76,15 @@ class Log:
     console: Console,
     *,
     about: dict[str, Any],
+    tokenizer: bytes = b'',
     enabled: bool,
   ):
-    """`about` is what `load.describe` says of the data.
+    """`about` and `tokenizer` are what `Workdir.open` writes.
 
     Silent where `enabled` is false: only one process writes.
     """
     self._config, self._files, self._console = config, files, console
-    self._about = about
+    self._about, self._tokenizer = about, tokenizer
     self._enabled = enabled
     self._writer: MetricsWriter | None = None
 
@@ -93,7 +94,7 @@ class Log:
       return
     if kind == 'start':
       if not record['over']:
-        self._files.open(self._config, self._about)
+        self._files.open(self._config, self._about, self._tokenizer)
       self._writer = MetricsWriter(self._files.path, record['update'])
       self._console.start(record['examples'])
     elif kind == 'note':

@@ -16,6 +16,7 @@ from typing import Any
 
 from adabatch.devices.messages import Call
 from adabatch.devices.trainer import Restored, Trainer
+from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
@@ -25,9 +26,6 @@ from adabatch.train.records import Record, note, replicas_record, summary
 from adabatch.train.replicas import Change
 from adabatch.train.reports import Clock, Diverged, Reports
 from adabatch.train.skipped import teller
-
-# (update, state, host's side) is kept.
-Save = Callable[[int, Any, dict[str, Any]], None]
 
 
 def loop(
@@ -49,20 +47,24 @@ def loop(
     parts: of the run.
     saved: a checkpoint to go on from; None: from the start.
     save: keeps a checkpoint.
-    save_best: keeps that of the best evaluation so far; None: nobody does.
+    save_best: keeps that of the best evaluation, where it is not the newest;
+      None: nobody does.
     stop: set it to stop the run cleanly, with a checkpoint.
     cut: update at which the run is cut short, without an evaluation or a sync
       that it would not have had.
     warn: is told of records that cannot be read, on whichever process.
   """
   run = _Run(parts, saved, save, stop or threading.Event(), cut, warn)
-  run.save_best = save_best
+  if save_best is not None:
+    run.best = Best(save_best, saved)
   try:
     yield from run.start(saved)
     try:
       yield from run.train()
     except Diverged as error:
       run.end_stretch()
+      if run.best is not None:
+        run.best.write(error.update)
       found = {'diverged_update': error.update, 'message': str(error)}
       yield 'summary', summary('diverged', run) | found
   finally:
@@ -79,7 +81,7 @@ class _Run:
     self.at = Progress(**host.get('progress', first))
     self.clock = Clock(self.at.seconds)
     self.replicas = make_replicas(parts, host.get('replicas'))
-    self.save_best: Save | None = None
+    self.best: Best | None = None
     self.change: Change | None = None  # since the checkpoint
     restored = None
     if saved is not None:
@@ -144,13 +146,15 @@ class _Run:
       with self.clock.paused():
         self.at.seconds = self.clock.seconds
         yield evaluate(self.trainer, self.parts, at)
-        if self.save_best is not None and at.best_update == at.update:
-          self.checkpoint(self.save_best)
+        if self.best is not None and at.best_update == at.update:
+          self.checkpoint(self.best.hold)
       over = self.finished()
     due = at.update % self.parts.due.checkpoint == 0
     if over or self.reports.stopping or (due and at.update != self.resumed_at):
       yield from self.reports.observe()
       with self.clock.paused():
+        if self.best is not None:
+          self.best.write(at.update)
         self.checkpoint(self.save)
     if over:
       return 'completed' if at.reached is None else 'target_reached'

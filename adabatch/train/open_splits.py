@@ -39,18 +39,18 @@ def open_splits(
   Args:
     config: the whole config.
     cache: for the tokens of a text set.
-    labels: what those of a table are; see `data.load_tables`.
+    labels: what the task predicts; see `models.tasks.LABELS`.
 
   Raises:
     ConfigError: for settings that do not fit the data.
     data.DatasetError: for a data set that is not there.
   """
   d = config.data
-  text = config.task.name == 'language_modelling'
+  text = labels == 'tokens'
   kind = next((k for k, is_one in KINDS.items() if is_one(d.name)), None)
   if text and kind:
     raise ConfigError(
-      f"data.name='{d.name}' names {kind}, and task.name='language_modelling' "
+      f"data.name='{d.name}' names {kind}, and task.name='{config.task.name}' "
       'needs text: set task.name and model.name, or another data.name'
     )
   if kind != 'a table':
@@ -122,7 +122,7 @@ def _open_small(
       for s in _open_tables(config, labels)
     )
     return config, (first, second)
-  text = config.task.name == 'language_modelling'
+  text = labels == 'tokens'
   find = data.find_split if text else data.find_images
   try:
     counts = [

@@ -51,14 +51,8 @@ def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
     unit,
     num_examples=extent.epoch,
     reference_batch_size=config.learning_rate.reference_batch_size,
-    tokens_per_example=tokens_per_example(config),
+    tokens_per_example=extent.tokens_per_example,
   )
-
-
-def tokens_per_example(config: Config) -> int | None:
-  """Of text; None of images."""
-  of_text = config.task.name == 'language_modelling'
-  return config.data.sequence_length if of_text else None
 
 
 def lasts_as_the_run(config: Config) -> bool:

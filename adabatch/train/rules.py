@@ -8,11 +8,7 @@ from adabatch import controllers
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
-from adabatch.train.optimizer import (
-  damping_exponent,
-  make_decay,
-  tokens_per_example,
-)
+from adabatch.train.optimizer import damping_exponent, make_decay
 from adabatch.train.run_end import Extent
 
 
@@ -81,7 +77,7 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     parameters |= dict(zip(('increment', 'examples'), ramp, strict=True))
   accepted = inspect.signature(factory).parameters
   if 'tokens_per_example' in accepted:
-    parameters['tokens_per_example'] = tokens_per_example(config)
+    parameters['tokens_per_example'] = extent.tokens_per_example
   if c.min_batch_size is not None:
     if 'floor' not in accepted:
       raise ConfigError(
@@ -151,7 +147,8 @@ def make_ladder(
         f'{num_examples} examples of the training split: lower it'
       )
     largest = min(largest, num_examples // replicas * replicas)
-  rule = make_controller(config, Extent(1, 1, c.max_batch_size))
+  # What it reads does not depend on how long anything is.
+  rule = make_controller(config, Extent(1, 1, c.max_batch_size, 1))
   # A constant size needs no ladder, and no program compiled for the next rung.
   largest = smallest if c.name == 'constant' else largest
   for key, size in (('initial', smallest), ('max', largest)):

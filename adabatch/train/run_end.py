@@ -83,11 +83,13 @@ class Extent(NamedTuple):
     epoch: of the training split.
     run: of the whole run; see `run_length`.
     max_batch_size: B_max, of the largest batch that is run.
+    tokens_per_example: that are predicted, of text; None of all else.
   """
 
   epoch: int
   run: float
   max_batch_size: int
+  tokens_per_example: int | None = None
 
 
 def make_end(config: Config, num_examples: int) -> RunEnd:

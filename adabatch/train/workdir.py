@@ -10,7 +10,7 @@ from typing import Any
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import read_json, write_json
+from adabatch.config.files import read_json, write_json, write_whole
 
 
 class Workdir:
@@ -105,12 +105,15 @@ class Workdir:
       raise ConfigError(f'{self.path} holds no config.json')
     return config_lib.of_json(found)
 
-  def open(self, config: Config, about: dict[str, Any]) -> None:
+  def open(
+    self, config: Config, about: dict[str, Any], tokenizer: bytes = b''
+  ) -> None:
     """Creates the directory and writes `config.json` and `inputs.json`.
 
     Args:
       config: of the run.
       about: its data, as `load.describe` has them.
+      tokenizer: the model of one that has been learnt, for `tokenizer.model`.
 
     Raises:
       ConfigError: if it cannot be written.
@@ -120,6 +123,12 @@ class Workdir:
       self.lock()
       write_json(self._config_path(), config.to_dict())
       write_json(self.path / 'inputs.json', about)
+      if tokenizer:
+        write_whole(self.tokenizer_path(), tokenizer)
+
+  def tokenizer_path(self) -> pathlib.Path:
+    """Beside the tokens, which are large and need not be kept."""
+    return self.path / 'tokenizer.model'
 
   def text_directory(self, writer: bool) -> pathlib.Path:
     """The directory for the tokens of a text.

@@ -83,7 +83,7 @@ def test_from_memory_and_from_a_stream_alike(tmp_path):
 @pytest.mark.parametrize(('spare', 'streaming'), [(0, False), (-1, True)])
 def test_what_does_not_fit_is_streamed(spare, streaming):
   c = config('mine', **{'data.max_resident_bytes': 150 * 68 + spare})
-  opened = inputs.open_inputs(c, splits())
+  opened = inputs.open_inputs(c, splits(), labels='classes')
   assert (opened.streaming, opened.workers) == (streaming, 0)
 
 

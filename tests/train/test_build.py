@@ -572,7 +572,7 @@ def test_a_metric_is_asked_for_only_where_something_is_to_be_reached(
   monkeypatch,
 ):
   task = tasks.regression()
-  monkeypatch.setitem(build_lib.TASKS, 'mine', lambda *_, **__: task)
+  monkeypatch.setitem(tasks.TASKS, 'mine', lambda *_, **__: task)
   config = digits(**{'task.name': 'mine'})
   assert config.target.metric not in task.higher_is_better
   build_lib.check(config, 1)

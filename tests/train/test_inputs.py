@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import adabatch
 from adabatch import data
 from adabatch import train as training
 from adabatch.config import ConfigError
@@ -49,7 +50,8 @@ def open_set(data_dir, **overrides):
     'data.eval_split': 'train[:50%]',
     'data.workers': 0,
   }
-  return inputs.open_inputs(digits(**settings | overrides))
+  c = digits(**settings | overrides)
+  return inputs.open_inputs(c, labels='classes')
 
 
 @pytest.fixture
@@ -219,7 +221,7 @@ TEXT = {
 def open_words(tmp_path, **overrides):
   settings = TEXT | {'data.data_dir': str(tmp_path)} | overrides
   cache = inputs.TextCache(lambda writer: tmp_path / 'cache', writer=True)
-  return inputs.open_inputs(digits(**settings), cache=cache)
+  return inputs.open_inputs(digits(**settings), cache=cache, labels='tokens')
 
 
 def test_text_is_rows_of_tokens(tmp_path):
@@ -256,6 +258,8 @@ def test_a_text_run_from_memory_and_from_disk_is_the_same(tmp_path):
     summary = train(config, tmp_path / placement)
     losses.append(summary['final']['train'])
     assert (tmp_path / placement / 'text').is_dir()
+  loaded = adabatch.load(tmp_path / 'resident')
+  assert loaded.tokenizer.encode('né').tolist() == [110, 195, 169]
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
   assert losses[0]['perplexity'] == pytest.approx(np.exp(losses[0]['loss']))
 
@@ -381,14 +385,15 @@ def test_arrays_of_ones_own_are_checked():
   with pytest.raises(
     data.DatasetError, match="split 'train', record .* label 9"
   ):
-    inputs.open_inputs(digits(), (wrong, wrong))
+    inputs.open_inputs(digits(), (wrong, wrong), labels='classes')
   tokens = np.array([[0, 1, 2], [3, 4, 5]], np.uint16)
   rows = data.Split({'tokens': tokens, 'weight': np.ones(2, np.float32)}, 5)
   with pytest.raises(data.DatasetError, match='record 1 has the token 5'):
-    inputs.open_inputs(digits(**TEXT), (rows, rows))
+    inputs.open_inputs(digits(**TEXT), (rows, rows), labels='tokens')
   rows = rows._replace(num_classes=6)
+  others = rows._replace(num_classes=7)
   with pytest.raises(ConfigError, match='training has 6 tokens, evaluation 7'):
-    inputs.open_inputs(digits(**TEXT), (rows, rows._replace(num_classes=7)))
+    inputs.open_inputs(digits(**TEXT), (rows, others), labels='tokens')
 
 
 def test_a_set_of_which_nothing_can_be_read_says_why(tmp_path):

@@ -15,7 +15,9 @@ import adabatch
 from adabatch import data
 from adabatch.config import ConfigError
 from adabatch.train import evaluate_job, train
-from adabatch.train.checkpoints import CheckpointError
+from adabatch.train.best import Best
+from adabatch.train.calls import Due, Progress
+from adabatch.train.checkpoints import CheckpointError, Saved
 from tests.data.test_tables import config, table_of, write
 from tests.experiments import digits, records
 
@@ -91,8 +93,8 @@ def test_which(tmp_path):
   assert adabatch.load(tmp_path, 6).update == 6
   with pytest.raises(CheckpointError, match='no checkpoint of update 3, but'):
     adabatch.load(tmp_path, 3)
-  with pytest.raises(ConfigError, match='keeps no best checkpoint'):
-    adabatch.load(tmp_path, 'best')
+  # The one evaluation was that of the newest.
+  assert adabatch.load(tmp_path, 'best').update == 9
   with pytest.raises(ConfigError, match="which='newest': give 'last'"):
     adabatch.load(tmp_path, 'newest')
   with pytest.raises(ValueError, match=r'give \[B, 8, 8, 1\]'):
@@ -106,7 +108,6 @@ def test_which(tmp_path):
 def test_the_best(tmp_path):
   c = digits(epochs=6.0, **{'controller.name': 'constant'})
   c.learning_rate.base = 0.5  # so that it is not the last
-  c.checkpoint.best = True
   on_two(c, tmp_path, last_update=300)
   shutil.copytree(tmp_path, tmp_path / 'then')
   on_two(c, tmp_path)  # goes on with the best so far
@@ -124,6 +125,47 @@ def test_the_best(tmp_path):
   shutil.copytree(kept, then / 'best/9999')
   on_two(c, then)
   assert adabatch.load(then, 'best').update == best['update']
+  # Nor is what was the best before the key was False for a while.
+  (then / 'best' / kept.name).rename(then / 'best/90')
+  with pytest.raises(ConfigError, match='keeps no .* or train with checkpoint'):
+    adabatch.load(then, 'best')
+
+
+@pytest.mark.parametrize(
+  ('accuracies', 'written', 'best'),
+  [
+    # Evaluated at updates 2, 4, 6 and 8, with checkpoints of 4 and of 8.
+    ((0.5, 0.6, 0.4, 0.3), [4], 4),
+    ((0.5, 0.4, 0.6, 0.3), [2, 6], 6),
+    ((0.3, 0.4, 0.5, 0.6), [], 8),
+    ((np.nan, 0.4, np.nan, 0.3), [4], 4),
+    ((np.nan,) * 4, [], None),
+  ],
+)
+def test_the_best_is_written_once_it_is_not_the_newest(
+  accuracies, written, best
+):
+  found = []
+
+  def save(update, state, host):
+    found.append(update)
+    assert state['w'] == update
+    assert host['progress']['best_update'] == update
+
+  at, kept = Progress(next_evaluation=0), Best(save, None)
+  due, higher = Due(1.0, 1.0, 4, 1), {'accuracy': True}
+  for accuracy in accuracies:
+    at.update += 2
+    metrics, target = {'accuracy': accuracy}, digits().target
+    at.evaluated_with('test', metrics, higher, due, target)
+    state, host = {'w': jax.numpy.array(at.update)}, {'progress': at.host()}
+    if at.best_update == at.update:
+      kept.hold(at.update, state, host)
+    if at.update % due.checkpoint == 0:
+      kept.write(at.update)
+      # As a run that goes on from this checkpoint.
+      kept = Best(save, Saved(at.update, state, host))
+  assert (found, at.best_update) == (written, best)
 
 
 def test_evaluated_on_any_split(tmp_path):
@@ -153,6 +195,9 @@ def test_evaluated_on_any_split(tmp_path):
 def test_exported(tmp_path):
   on_two(digits(max_updates=2), tmp_path)
   loaded = adabatch.load(tmp_path)
+  assert loaded.tokenizer is None
+  with pytest.raises(ValueError, match='no tokenizer: give its inputs as an'):
+    loaded('some text')
   loaded.export(tmp_path / 'mine.safetensors')
   with safe_open(tmp_path / 'mine.safetensors', 'numpy') as file:
     about = json.loads(file.metadata()['inputs'])

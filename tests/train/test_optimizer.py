@@ -156,7 +156,6 @@ def test_rules_between_updates_leave_the_devices_alone():
 def test_a_warmup_from_zero_has_its_length(unit, length, examples):
   config = digits(
     **{
-      'task.name': 'language_modelling',
       'learning_rate.reference_batch_size': 12,
       'learning_rate.warmup.kind': 'gradual',
       'learning_rate.warmup.start': 0.0,
@@ -164,7 +163,9 @@ def test_a_warmup_from_zero_has_its_length(unit, length, examples):
       'learning_rate.warmup.unit': unit,
     }
   )
-  tx = optimizer.make_learning_rate(config, EXTENT)
+  tx = optimizer.make_learning_rate(
+    config, EXTENT._replace(tokens_per_example=128)
+  )
   state = tx.init(())
   for share in (0.0, 0.25, 1.0, 2.0):
     _, now = tx.update((), state, batch_size=48, examples=share * examples)
