@@ -145,10 +145,12 @@ class Checkpoints:
       CheckpointError: if it is not there, or cannot be read.
     """
     updates = self.updates()
-    if not updates or update not in (None, *updates):
+    if not updates:
+      raise CheckpointError(f'{self._directory} holds no checkpoint')
+    if update not in (None, *updates):
       raise CheckpointError(
         f'{self._directory} holds no checkpoint of update {update}, but of '
-        f'{", ".join(map(str, updates)) or "none"}'
+        f'{", ".join(map(str, updates))}'
       )
     update = updates[-1] if update is None else update
     try:

@@ -174,7 +174,10 @@ def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
     if which != 'best':
       update = which if isinstance(which, int) else None
       return checkpoints('checkpoints').read(update, state)
-    newest = checkpoints('checkpoints')
+    newest, kept = checkpoints('checkpoints'), checkpoints('best')
+    if kept.updates()[-1:] > newest.updates()[-1:]:
+      # Of a run that diverged since the newest checkpoint.
+      return kept.read(None, state)
     last = newest.read(None, None)
     best = Progress(**last.host['progress']).best_update
     if best is None:
@@ -184,7 +187,6 @@ def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
       )
     if best == last.update:
       return newest.read(best, state)
-    kept = checkpoints('best')
     # One of before `checkpoint.best` was turned off is not the best any more.
     if not any(update >= best for update in kept.updates()):
       raise ConfigError(

@@ -29,8 +29,8 @@ class Workdir:
     return written or self.has_checkpoints()
 
   def has_checkpoints(self) -> bool:
-    checkpoints = self.path / 'checkpoints'
-    return checkpoints.is_dir() and any(checkpoints.iterdir())
+    directories = (self.path / name for name in ('checkpoints', 'best'))
+    return any(path.is_dir() and any(path.iterdir()) for path in directories)
 
   def lock(self) -> None:
     """Keeps other runs out of the directory, if it exists, until `unlock`.

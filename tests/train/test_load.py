@@ -131,6 +131,19 @@ def test_the_best(tmp_path):
     adabatch.load(then, 'best')
 
 
+def test_the_best_of_a_run_that_diverges(tmp_path):
+  c = digits(epochs=6.0, **{'controller.name': 'constant'})
+  c.learning_rate.decay.name = 'piecewise'
+  c.learning_rate.decay.boundaries = (2.5,)
+  c.learning_rate.decay.factor = 1e30
+  assert on_two(c, tmp_path)['status'] == 'diverged'
+  best = records(tmp_path, 'eval')[-1]
+  loaded = adabatch.load(tmp_path, 'best')
+  assert loaded.update == best['update'] == 180
+  with pytest.raises(CheckpointError, match='checkpoints holds no checkpoint'):
+    adabatch.load(tmp_path)
+
+
 @pytest.mark.parametrize(
   ('accuracies', 'written', 'best'),
   [
