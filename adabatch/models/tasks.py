@@ -46,35 +46,35 @@ class Whole(NamedTuple):
 class Task(NamedTuple):
   """A supervised task.
 
-    One of your own is made from another by `_replace`, or whole. With scores and
-    labels gathered, any function of NumPy arrays is a metric:
+  One of your own is made from another by `_replace`, or whole. With scores and
+  labels gathered, any function of NumPy arrays is a metric:
 
-        def gather(logits, batch):
-          return {'score': logits[:, 1] - logits[:, 0], 'label': batch['label']}
+      def gather(logits, batch):
+        return {'score': logits[:, 1] - logits[:, 0], 'label': batch['label']}
 
-        def metrics(all):
-          return {'auc': roc_auc_score(all['label'], all['score'])}
+      def metrics(all):
+        return {'auc': roc_auc_score(all['label'], all['score'])}
 
-        plain = classification()
-        task = plain._replace(
-          whole=Whole(gather, metrics),
-          higher_is_better=plain.higher_is_better | {'auc': True},
-        )
+      plain = classification()
+      task = plain._replace(
+        whole=Whole(gather, metrics),
+        higher_is_better=plain.higher_is_better | {'auc': True},
+      )
 
-    Attributes:
-      loss: (outputs, batch) -> training loss of each example, float32 [B].
-      metrics: (outputs, batch) -> evaluation metrics of each example, each
-        float32 [B]; `loss` is always among them.
-      higher_is_better: for each of the numbers that `summarize` and `whole` give,
-        whether a larger value is a better one.
-      inputs: batch -> what the network is fed.
-      summarize: the exact mean of each metric, on the host -> what is reported:
-        the same, and what can only be computed from a mean.
-      metric_names: what `metrics` gives.
+  Attributes:
+    loss: (outputs, batch) -> training loss of each example, float32 [B].
+    metrics: (outputs, batch) -> evaluation metrics of each example, each
+      float32 [B]; `loss` is always among them.
+    higher_is_better: for each of the numbers that `summarize` and `whole` give,
+      whether a larger value is a better one.
+    inputs: batch -> what the network is fed.
+    summarize: the exact mean of each metric, on the host -> what is reported:
+      the same, and what can only be computed from a mean.
+    metric_names: what `metrics` gives.
   labels: what is predicted, one of `LABELS`; it also says what data and what
-        networks the task is for.
-      whole: metrics of the evaluation split that are no means; None: there are
-        none, and nothing is gathered.
+      networks the task is for.
+    whole: metrics of the evaluation split that are no means; None: there are
+      none, and nothing is gathered.
   """
 
   loss: Callable[[jax.Array, Batch], jax.Array]
