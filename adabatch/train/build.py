@@ -13,7 +13,7 @@ from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
-from adabatch.controllers import BatchSizeController
+from adabatch.controllers import BatchSizeController, parse_count
 from adabatch.controllers.buckets import Ladder
 from adabatch.data.source import Inputs
 from adabatch.devices import layout
@@ -47,6 +47,7 @@ from adabatch.train.run_end import (
   RunLength,
   make_end,
   run_length,
+  without_effect,
 )
 from adabatch.train.tuning import TuningRule
 
@@ -130,8 +131,8 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'controller.max_batch_size={asked} is capped at {top}: the training '
       f'split has {parts.extent.epoch} examples'
     )
-  if (line := beta2_at_its_floor(config, top)) is not None:
-    yield line
+  yield from filter(None, [without_effect(config, parts.extent.epoch)])
+  yield from filter(None, [beta2_at_its_floor(config, top)])
   if config.ema.half_life is not None:
     yield (
       'evaluated are averages of the weights, with a half-life of '
@@ -257,7 +258,8 @@ def check(config: Config, devices: int) -> None:
     ConfigError: in one line.
   """
   config_lib.check_keys(config, registered())
-  check_numbers(config)
+  check_numbers(config, parse_count)
+  make_end(config, 2**30)  # of how many examples is not known yet
   choose(
     dict.fromkeys(BACKENDS),
     config.parallel.backend,

@@ -7,7 +7,8 @@ from typing import Any
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
-from adabatch.train.run_end import Extent
+from adabatch.controllers import parse_count
+from adabatch.train.run_end import Extent, tokens_per_example
 
 # Names in a config; a new one also needs its keys in `config/keys.py`.
 DECAYS = {
@@ -44,6 +45,7 @@ WARMUPS = {
 
 def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
   """A length in a unit of the config, in examples."""
+  length = parse_count(length)
   if unit == 'run':
     return length * extent.run
   return optim.to_examples(
@@ -53,12 +55,6 @@ def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
     reference_batch_size=config.learning_rate.reference_batch_size,
     tokens_per_example=tokens_per_example(config),
   )
-
-
-def tokens_per_example(config: Config) -> int | None:
-  """Of text; None of images."""
-  of_text = config.task.name == 'language_modelling'
-  return config.data.sequence_length if of_text else None
 
 
 def lasts_as_the_run(config: Config) -> bool:
@@ -157,7 +153,7 @@ def _make_warmup(config: Config, extent: Extent) -> optim.Warmup:
     )
   if by_epochs and w.length is not None:
     raise ConfigError(
-      f'learning_rate.warmup has the length {w.length:g} {w.unit} and one in '
+      f'learning_rate.warmup has the length {w.length} {w.unit} and one in '
       'learning_rate.warmup.epochs: leave one of them out'
     )
   with refusing('learning_rate.warmup'):

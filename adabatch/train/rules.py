@@ -8,12 +8,8 @@ from adabatch import controllers
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
-from adabatch.train.optimizer import (
-  damping_exponent,
-  make_decay,
-  tokens_per_example,
-)
-from adabatch.train.run_end import Extent
+from adabatch.train.optimizer import damping_exponent, make_decay
+from adabatch.train.run_end import Extent, tokens_per_example
 
 
 def count_replicas(config: Config) -> int:
@@ -35,7 +31,9 @@ def check_controller(config: Config) -> None:
   sizes: dict[str, list[float]] = {}
   if c.name == 'step_table':
     with refusing('controller.step_table'):
-      entries = controllers.parse_table(c.step_table.table)
+      entries = controllers.read_table(
+        c.step_table.table, c.step_table.unit, tokens_per_example(config)
+      )
     sizes = {'step_table.table': [size for _, size in entries]}
   if c.name == 'ramp_up':
     sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
@@ -69,6 +67,9 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     with refusing('controller.every'):
       due = controllers.every_due(updates=c.every, wait=c.wait)
     parameters = {'schedule': make_decay(config, extent), 'due': due}
+  if c.name == 'ramp_up':
+    with refusing('controller.ramp_up.examples'):
+      parameters['examples'] = controllers.parse_count(c.ramp_up.examples)
   if c.name == 'ramp_up' and parameters.pop('megatron') is not None:
     with refusing('controller.ramp_up.megatron'):
       start, *ramp = controllers.parse_ramp(c.ramp_up.megatron)
