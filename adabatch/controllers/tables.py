@@ -61,7 +61,8 @@ def read_table(
 
   >>> read_table('0:64 1K:128', 'tokens', 10)
   [(0.0, 64.0), (100.0, 128.0)]
-  >>> read_table('batch_sizes=[640], schedule=[Duration.tokens(0)]', 'tokens', 10)
+  >>> theirs = 'batch_sizes=[640], schedule=[Duration.tokens(0)]'
+  >>> read_table(theirs, 'tokens', 10)
   [(0.0, 64.0)]
   """
   each = per_example(unit, tokens_per_example)
