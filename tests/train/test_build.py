@@ -462,6 +462,10 @@ REFUSED = {
     'optax.lion has no known .*set learning_rate.damping_exponent',
   ),
   'a decay scaling': ({'optimizer.weight_decay_scaling': 'x'}, 'decay_scaling'),
+  'a decay of nothing that grows': (
+    {'optimizer.weight_decay_scaling': 'linear'},
+    'no effect on optimizer.weight_decay=0: set that',
+  ),
   'a norm': ({'optimizer.clip_norm': 0.0}, 'clip_norm must be above 0'),
   'an average of averages': (
     {'ema.half_life': 100.0, 'sync.name': 'local_sgd'},
