@@ -116,6 +116,9 @@ def test_config(name, tmp_path):
     for record in trained:
       assert record['tokens'] == 16 * record['examples']
       assert record['tokens_per_second'] > 0
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['tokens'] == 16 * summary['examples']
+    assert summary['target']['tokens'] is None
 
 
 @pytest.mark.parametrize('name', marked(STUDIES))

@@ -1,7 +1,7 @@
 """Every key of a config: default, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
-from adabatch.config.keys import default, flatten
+from adabatch.config.keys import COUNTED, default, flatten
 from adabatch.config.known import (
   ARGUMENTS,
   FREE,
@@ -14,6 +14,7 @@ from adabatch.config.known import (
 
 __all__ = [
   'ARGUMENTS',
+  'COUNTED',
   'FREE',
   'Config',
   'ConfigError',

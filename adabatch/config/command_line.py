@@ -70,6 +70,7 @@ def parse(argv: list[str]) -> list[str]:
   # overrides, while the flag is being defined, where no error can be caught.
   if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
     argv.insert(1, f'--config={DEFAULT_CONFIG}')
+  _quote_counts(argv)
   arguments = _take_arguments(argv)
   # ml_collections raises a bare KeyError for these, with half of a hint.
   names = [argument.lstrip('-').partition('=')[0] for argument in argv[1:]]
@@ -98,6 +99,26 @@ def parse(argv: list[str]) -> list[str]:
   if len(rest) > 1:
     fail(f'unexpected argument {rest[1]!r}: flags start with --', USAGE)
   return rest
+
+
+def _quote_counts(argv: list[str]) -> None:
+  """Quotes the counts with a suffix, which are texts to a config.
+
+  Args:
+    argv: all arguments; where it is `sys.argv` the flags do not see others.
+
+  >>> argv = ['launch.py', '--config.max_tokens=2.5B', '--job=train']
+  >>> _quote_counts(argv)
+  >>> argv
+  ['launch.py', "--config.max_tokens='2.5B'", '--job=train']
+  """
+  for i, argument in enumerate(argv):
+    name, equals, value = argument.partition('=')
+    if equals and name.lstrip('-').removeprefix('config.') in config.COUNTED:
+      quoted = re.sub(
+        r'(?<![\w.\'"])([\d._]+[A-Za-z])(?![\w\'"])', r"'\1'", value
+      )
+      argv[i] = f'{name}={quoted}'
 
 
 def _take_arguments(argv: list[str]) -> dict[str, Any]:

@@ -4,16 +4,29 @@ A config holds base values and the names of rules; no value is computed from
 another, so that a command-line override never leaves a stale one behind. Where
 a name chooses among rules (`model.name`, `controller.name`, ...), the rule's
 own parameters stand in the sub-table of that name; the others are ignored.
-None means: not set.
+None means: not set. Counts of the keys in COUNTED may be texts with a suffix.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from adabatch.config.errors import Config
+
+# Keys that hold a number or a text such as '2.5B': K, M, B, T are 10^3, 10^6,
+# 10^9, 10^12. Of boundaries, each entry.
+COUNTED = frozenset(
+  [
+    'controller.ramp_up.examples',
+    'learning_rate.decay.boundaries',
+    'learning_rate.decay.length',
+    'learning_rate.warmup.length',
+    'max_examples',
+    'max_tokens',
+  ]
+)
 
 
 def default() -> Config:
@@ -27,7 +40,11 @@ def default() -> Config:
   # Stop once this many epochs' examples were trained on; the last batch is cut
   # there ...
   c.epochs = 10.0
-  c.max_updates = placeholder(int)  # ... or after this many updates
+  c.max_updates = placeholder(int)  # ... or after this many updates ...
+  c.max_examples = placeholder(object)  # ... or examples, such as '250K' ...
+  # ... or tokens of text, '2.5B'; of an example that has only a part of them
+  # left nothing is trained on.
+  c.max_tokens = placeholder(object)
   # Most updates in one call of a compiled program: more is faster for small
   # networks, up to controller.every. Not for convolutions on a CPU, which XLA
   # runs far slower in a loop. Losses differ by rounding.
@@ -187,7 +204,7 @@ def default() -> Config:
   c.learning_rate.warmup.start = placeholder(float)
   c.learning_rate.warmup.epochs = 0.0  # length a of a + b B epochs ...
   c.learning_rate.warmup.epochs_per_example = 0.0  # ... and b, by batch size B
-  c.learning_rate.warmup.length = placeholder(float)  # instead, in `unit`
+  c.learning_rate.warmup.length = placeholder(object)  # instead, in `unit`
   c.learning_rate.warmup.unit = 'epochs'  # like that of the decay
   c.learning_rate.decay = ConfigDict()
   # 'constant', 'piecewise', 'cosine', 'linear', 'polynomial', 'wsd' (warmup,
@@ -197,7 +214,7 @@ def default() -> Config:
   # size, or 'run': the whole of it. Where max_updates ends a run whose batch
   # size is chosen by what is measured, that is max_updates of the largest size
   c.learning_rate.decay.unit = 'epochs'
-  c.learning_rate.decay.length = placeholder(float)  # None: the whole run
+  c.learning_rate.decay.length = placeholder(object)  # None: the whole run
   c.learning_rate.decay.boundaries = (30.0, 60.0, 80.0)  # piecewise, in `unit`
   c.learning_rate.decay.factor = 0.1  # piecewise, at each boundary
   c.learning_rate.decay.final = 0.0  # last multiplier of the others
@@ -242,13 +259,18 @@ def default() -> Config:
   c.controller.adadamp_grad.gradient_source = 'ema'  # 'full', 'subset', 'ema'
   c.controller.adadamp_grad.decay = 0.95  # of the moving average of 'ema'
   c.controller.step_table = ConfigDict()
-  # 'count:size ...', the counts with suffixes K, M, B, T
+  # 'count:size ...', the counts with suffixes K, M, B, T. With unit 'tokens'
+  # also what Megatron is given as --step-batch-size-schedule, whose sizes are
+  # in examples; and OLMo-core's BatchSizeSchedulerCallback, all in tokens:
+  # 'batch_sizes=[1024 * 4096, ...], schedule=[Duration.tokens(0), ...]'. Its
+  # rates are those of learning_rate.scaling 'sqrt'.
   c.controller.step_table.table = '0:32'
   c.controller.step_table.unit = 'examples'  # of counts, or 'epochs', 'tokens'
   c.controller.ramp_up = ConfigDict()
   c.controller.ramp_up.final_batch_size = 1024  # reached after `examples`
   c.controller.ramp_up.increment = 32  # in examples, of each step
-  c.controller.ramp_up.examples = 10_000  # over which the size grows
+  # Over which the size grows.
+  c.controller.ramp_up.examples = FieldReference(10_000, field_type=object)
   c.controller.ramp_up.unit = 'examples'  # of that, or 'tokens'
   # Instead of increment and examples, with the start: 'start increment samples'
   # as Megatron has them in --rampup-batch-size.

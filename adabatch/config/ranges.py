@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from adabatch.config.errors import Config, ConfigError
-from adabatch.config.keys import flatten
+from adabatch.config.errors import Config, ConfigError, refusing
+from adabatch.config.keys import COUNTED, flatten
 
 # Rules that check their own arguments, such as the controllers, are left to do
 # so.
@@ -22,6 +23,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': SEED,
   'epochs': POSITIVE,
   'max_updates': COUNT,
+  'max_examples': COUNT,
+  'max_tokens': COUNT,
   'updates_per_call': COUNT,
   'data.max_resident_bytes': NATURAL,
   'data.workers': NATURAL,
@@ -102,9 +105,20 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def check_numbers(config: Config) -> None:
-  """Refuses numbers that mean nothing, before anything is read or compiled."""
+def check_numbers(config: Config, read: Callable[[Any], Any]) -> None:
+  """Refuses numbers that mean nothing, before anything is read or compiled.
+
+  Args:
+    config: the whole config.
+    read: a number, or a text that stands for one -> the number.
+  """
   flat = flatten(config)
   for key, (allowed, accepts) in RANGES.items():
-    if flat[key] is not None and not accepts(flat[key]):
-      raise ConfigError(f'{key} must be {allowed}, got {flat[key]}')
+    value = flat[key]
+    if value is None:
+      continue
+    with refusing(key):
+      number = read(value) if key in COUNTED else value
+      accepted = accepts(number)
+    if not accepted:
+      raise ConfigError(f'{key} must be {allowed}, got {value}')

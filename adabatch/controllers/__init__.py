@@ -29,7 +29,13 @@ from adabatch.controllers.state import (
   state_from_json,
   state_to_json,
 )
-from adabatch.controllers.tables import parse_ramp, parse_table
+from adabatch.controllers.tables import (
+  parse_count,
+  parse_olmo,
+  parse_ramp,
+  parse_table,
+  read_table,
+)
 from adabatch.controllers.wrappers import (
   every,
   every_due,
@@ -82,10 +88,13 @@ __all__ = [
   'norm_test',
   'padadamp',
   'padadamp_rate',
+  'parse_count',
+  'parse_olmo',
   'parse_ramp',
   'parse_table',
   'radadamp',
   'ramp_up',
+  'read_table',
   'round_signal',
   'smooth',
   'state_from_json',

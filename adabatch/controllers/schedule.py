@@ -23,7 +23,7 @@ from adabatch.controllers.state import (
   required,
   round_up,
 )
-from adabatch.controllers.tables import parse_table, per_example
+from adabatch.controllers.tables import per_example, read_table
 
 
 @described
@@ -184,7 +184,9 @@ def step_table(
   Args:
     table: text of `count:size` entries with spaces between them, where a
       count may end in K, M, B or T (10^3, 10^6, 10^9, 10^12); or a list of
-      (count, size). Counts rise, sizes are in examples and at least 1.
+      (count, size). Counts rise, sizes are in examples and at least 1. Such is
+      Megatron's --step-batch-size-schedule, with the unit 'tokens'. Or, with
+      all in tokens, what `tables.parse_olmo` takes.
     unit: of the counts, 'examples', 'epochs' or 'tokens'.
     tokens_per_example: for 'tokens'.
     initial_batch_size: examples, before the first count; needed only if the
@@ -204,8 +206,7 @@ def step_table(
   https://github.com/NVIDIA/Megatron-LM
   """
   check_choice('unit', unit, ('examples', 'epochs', 'tokens'))
-  each = per_example(unit, tokens_per_example)
-  entries = [(count / each, n) for count, n in parse_table(table)]
+  entries = read_table(table, unit, tokens_per_example)
   if initial_batch_size is not None:
     check_number('initial_batch_size', initial_batch_size, at_least=1)
   if entries[0][0] > 0:

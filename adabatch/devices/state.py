@@ -21,12 +21,15 @@ class TrainState(NamedTuple):
     opt_state: the state of the optax transform.
     previous: gradient of the update before, kept only for the differenced
       noise estimate; else None.
+    averaged_state: the average of `model_state`, where the optimizer keeps one
+      of the parameters; else None.
   """
 
   params: Any
   model_state: Any
   opt_state: optax.OptState
   previous: gradient_noise.Previous | None = None
+  averaged_state: Any = None
 
 
 def create(
@@ -53,11 +56,13 @@ def create(
   if initial is not None:
     variables = start_from(variables, initial)
   params = variables.pop('params')
+  opt_state = tx.init(params)
   return TrainState(
     params=params,
     model_state=variables,
-    opt_state=tx.init(params),
+    opt_state=opt_state,
     previous=gradient_noise.no_previous(params) if keep_gradient else None,
+    averaged_state=optim.no_average(opt_state, variables),
   )
 
 
@@ -82,8 +87,8 @@ def start_from(variables: Any, initial: Any) -> Any:
 def to_evaluate(state: Any) -> Any:
   """The state with the average of its parameters, if its optimizer keeps one.
 
-  Running statistics are those of the last parameters: they are averages
-  themselves.
+  And with that of its running statistics: those of the last parameters would
+  not be theirs.
 
   Args:
     state: of one model, or of replicas, whose anchor it is.
@@ -93,8 +98,13 @@ def to_evaluate(state: Any) -> Any:
   average = optim.averaged(state.opt_state)
   if average is None:
     return state
+
+  def like(average: Any, now: Any) -> Any:
+    return jax.tree.map(lambda a, x: a.astype(x.dtype), average, now)
+
   return state._replace(
-    params=jax.tree.map(lambda a, p: a.astype(p.dtype), average, state.params)
+    params=like(average, state.params),
+    model_state=like(state.averaged_state, state.model_state),
   )
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adabatch import optim
 from adabatch.controllers.buckets import Bucket
 from adabatch.data.source import Data
 from adabatch.devices.layout import Layout
@@ -313,18 +314,22 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       gradient_noise=estimate,
     )
     learning_rate = optax.tree_utils.tree_get(opt_state, 'learning_rate')
+    new_model_state = jax.tree.map(
+      lambda old, total: jnp.where(sums.weight > 0, mean(total), old),
+      state.model_state,
+      sums.model_state,
+    )
     new_state = TrainState(
       params=optax.apply_updates(state.params, updates),
-      model_state=jax.tree.map(
-        lambda old, total: jnp.where(sums.weight > 0, mean(total), old),
-        state.model_state,
-        sums.model_state,
-      ),
+      model_state=new_model_state,
       opt_state=opt_state,
       previous=(
         None
         if state.previous is None
         else gradient_noise.Previous(gradient, sums.weight)
+      ),
+      averaged_state=optim.average_along(
+        opt_state, state.averaged_state, new_model_state
       ),
     )
     report = Report(

@@ -39,14 +39,25 @@ def call(make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
   """
   if isinstance(make, type) and issubclass(make, nnx.Module):
     return OfNNX(make, parameters)
-  equinox = sys.modules.get('equinox')
-  if equinox and isinstance(make, type) and issubclass(make, equinox.Module):
-    return OfEquinox(equinox, make, parameters)
+  if has_outputs_first(make):
+    return OfEquinox(sys.modules['equinox'], make, parameters)
   model = make(**parameters)
   if not isinstance(model, nn.Module):
     return model
   takes = inspect.signature(model.__call__).parameters
   return model if {'train', 'rows'} <= {*takes} else OfLinen(model)
+
+
+def has_outputs_first(make: Any) -> bool:
+  """Whether the first axis of kernels is of outputs, as in Equinox.
+
+  >>> has_outputs_first(nnx.Linear)
+  False
+  """
+  equinox = sys.modules.get('equinox')
+  return bool(
+    equinox and isinstance(make, type) and issubclass(make, equinox.Module)
+  )
 
 
 def _how(

@@ -71,7 +71,7 @@ class Task(NamedTuple):
     summarize: the exact mean of each metric, on the host -> what is reported:
       the same, and what can only be computed from a mean.
     metric_names: what `metrics` gives.
-  labels: what is predicted, one of `LABELS`; it also says what data and what
+    labels: what is predicted, one of `LABELS`; it also says what data and what
       networks the task is for.
     whole: metrics of the evaluation split that are no means; None: there are
       none, and nothing is gathered.

@@ -15,8 +15,10 @@ from adabatch.optim.adam import (
 )
 from adabatch.optim.averaging import (
   AverageParamsState,
+  average_along,
   average_params,
   averaged,
+  no_average,
   with_average,
 )
 from adabatch.optim.damping import damping_exponent, scale_by_damping
@@ -86,6 +88,7 @@ __all__ = [
   'affine_length',
   'after_batch_growth',
   'at_learning_rate',
+  'average_along',
   'average_params',
   'averaged',
   'beta2_floor',
@@ -104,6 +107,7 @@ __all__ = [
   'make_optimizer',
   'matrices',
   'no_norms_and_biases',
+  'no_average',
   'no_scaling',
   'no_warmup',
   'of_optax',

@@ -15,10 +15,12 @@ class AverageParamsState(NamedTuple):
   Args:
     averaged_params: like the parameters, at least float32.
     weight: 1 - 2^(-examples / half-life), float32 scalar; 0 before any update.
+    averaged_share: of the last parameters in the average, float32 scalar.
   """
 
   averaged_params: Any
   weight: jax.Array
+  averaged_share: jax.Array
 
 
 def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
@@ -62,8 +64,8 @@ def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
     )
 
   def init(params):
-    wide = jax.tree.map(lambda p: jnp.array(_widen(p)), params)
-    return AverageParamsState(wide, jnp.zeros([], jnp.float32))
+    nothing = jnp.zeros([], jnp.float32)
+    return AverageParamsState(_copy(params), nothing, jnp.zeros_like(nothing))
 
   def update(
     updates,
@@ -82,12 +84,10 @@ def average_params(half_life: Any) -> optax.GradientTransformationExtraArgs:
     weight = state.weight + fresh * (1 - state.weight)
     # Of an empty batch at first 0 / 0.
     share = jnp.where(weight > 0, fresh / jnp.where(weight > 0, weight, 1), 0)
-    average = jax.tree.map(
-      lambda a, x: a + share * (_widen(x) - a),
-      state.averaged_params,
-      optax.apply_updates(params, updates),
+    average = _follow(
+      state.averaged_params, optax.apply_updates(params, updates), share
     )
-    return updates, AverageParamsState(average, weight)
+    return updates, AverageParamsState(average, weight, share)
 
   # optax's type for update knows no required extra arguments.
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
@@ -133,5 +133,74 @@ def averaged(opt_state: Any) -> Any:
   return optax.tree_utils.tree_get(opt_state, 'averaged_params')
 
 
+def no_average(opt_state: Any, variables: Any) -> Any:
+  """The average of what goes with the parameters, before any update.
+
+      average = variables
+
+  Averaged parameters want the statistics that they would have, and running ones
+  are those of the last parameters.
+
+  Args:
+    opt_state: of an optimizer.
+    variables: pytree of arrays, such as running statistics.
+
+  Returns:
+    A pytree of the same structure, floating leaves at least float32; None if
+    the optimizer keeps no average.
+
+  >>> no_average(optax.sgd(0.1).init(jnp.zeros(2)), {}) is None
+  True
+  """
+  return None if averaged(opt_state) is None else _copy(variables)
+
+
+def average_along(opt_state: Any, average: Any, variables: Any) -> Any:
+  """The average of what goes with the parameters, after an update of them.
+
+      average <- average + share (variables - average)
+
+  with the share that the parameters had, so that both have the same weights.
+  What is no floating-point number is that of the last update.
+
+  Args:
+    opt_state: of the optimizer, after the update.
+    average: so far, from `no_average`.
+    variables: as they are now.
+
+  Reference: the running statistics are averaged like the weights in
+  ModelEmaV2 of timm, https://github.com/huggingface/pytorch-image-models
+
+  >>> tx = average_params(half_life=64)
+  >>> p = jnp.zeros(1)
+  >>> state = tx.init(p)
+  >>> average = no_average(state, jnp.zeros(1))
+  >>> for x in (3.0, 6.0):  # of weights 1/2 and 1
+  ...   _, state = tx.update(p, state, p, batch_size=64)
+  ...   average = average_along(state, average, jnp.full(1, x))
+  >>> print(average)
+  [5.]
+  """
+  if average is None:
+    return None
+  share = optax.tree_utils.tree_get(opt_state, 'averaged_share')
+  return _follow(average, variables, share)
+
+
+def _follow(average: Any, now: Any, share: jax.Array) -> Any:
+  def one(a, x):
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return x
+    return a + share * (_widen(x) - a)
+
+  return jax.tree.map(one, average, now)
+
+
+def _copy(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.array(_widen(x)), tree)
+
+
 def _widen(leaf: jax.Array) -> jax.Array:
+  if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    return leaf
   return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -50,6 +50,8 @@ def matrices(params: Any) -> Any:
 def scale_by_muon_or_adam(
   momentum: jax.typing.ArrayLike = 0.95,
   adam: optax.GradientTransformation | None = None,
+  *,
+  outputs_first: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Muon for the matrices, Adam for the rest, at one learning rate.
 
@@ -57,13 +59,16 @@ def scale_by_muon_or_adam(
       others    u = Adam(g)
 
   M [m, n] is Nesterov's momentum of the gradient, a kernel of a convolution
-  being a matrix [height width inputs, outputs]. The factor gives O, whose
+  being a matrix [height width inputs, outputs], or [outputs, inputs height
+  width] with `outputs_first`. The factor gives O, whose
   entries have the root mean square 1 / sqrt(max(m, n)), the size of Adam's
   updates, so that learning rate and weight decay serve both.
 
   Args:
     momentum: of the matrices, as an average of gradients.
     adam: for the rest; None: `optax.scale_by_adam()`.
+    outputs_first: whether the outputs of a kernel are its first axis, as in
+      Equinox and torch, and not its last, as in Flax.
 
   Returns:
     A transform; `matrices` tells what is one.
@@ -79,13 +84,17 @@ def scale_by_muon_or_adam(
   >>> print(jnp.round(updates['bias'], 3))
   [1. 1.]
   """
+  axis = 0 if outputs_first else -1
   muon = optax.contrib.scale_by_muon(
-    beta=momentum, weight_dimension_numbers=_as_matrices
+    beta=momentum,
+    weight_dimension_numbers=lambda tree: _as_matrices(tree, axis),
   )
   return optax.with_extra_args_support(
     optax.partition(
       {
-        'muon': optax.chain(muon, optax.stateless(_like_adam)),
+        'muon': optax.chain(
+          muon, optax.stateless(lambda u, params: _like_adam(u, axis))
+        ),
         'adam': optax.scale_by_adam() if adam is None else adam,
       },
       lambda params: jax.tree.map(
@@ -95,19 +104,20 @@ def scale_by_muon_or_adam(
   )
 
 
-def _as_matrices(tree: Any) -> Any:
-  """All axes but the last are of inputs."""
-  return jax.tree.map(
-    lambda x: optax.contrib.MuonDimensionNumbers(
-      tuple(range(x.ndim - 1)), x.ndim - 1
-    ),
-    tree,
-  )
+def _as_matrices(tree: Any, outputs: int) -> Any:
+  """All axes but that of the outputs are of inputs."""
+
+  def one(x):
+    axes = list(range(x.ndim))
+    axis = axes.pop(outputs)
+    return optax.contrib.MuonDimensionNumbers(tuple(axes), axis)
+
+  return jax.tree.map(one, tree)
 
 
-def _like_adam(updates: Any, params: Any) -> Any:
-  del params
-  return jax.tree.map(
-    lambda u: _RMS * max(u.size // u.shape[-1], u.shape[-1]) ** 0.5 * u,
-    updates,
-  )
+def _like_adam(updates: Any, outputs: int) -> Any:
+  def one(u):
+    n = u.shape[outputs]
+    return _RMS * max(u.size // n, n) ** 0.5 * u
+
+  return jax.tree.map(one, updates)

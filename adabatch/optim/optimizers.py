@@ -43,6 +43,8 @@ class Hyperparameters(NamedTuple):
       beta1^2; see `scale_by_adam_in_examples`.
     weight_decay_scaling: if given, batch size -> factor on weight_decay; see
       `decaying`.
+    outputs_first: whether the first axis of a kernel is of its outputs, as in
+      Equinox, for muon.
   """
 
   momentum: jax.typing.ArrayLike
@@ -56,6 +58,7 @@ class Hyperparameters(NamedTuple):
   beta2_reference_batch_size: jax.typing.ArrayLike | None
   beta2_min: jax.typing.ArrayLike
   weight_decay_scaling: Scaling | None
+  outputs_first: bool
 
 
 def _mask(mask: Mask | None) -> Mask:
@@ -101,7 +104,9 @@ def _lars(h: Hyperparameters) -> optax.GradientTransformation:
 
 
 def _muon(h: Hyperparameters) -> optax.GradientTransformation:
-  return scale_by_muon_or_adam(h.momentum, _adam(h))
+  return scale_by_muon_or_adam(
+    h.momentum, _adam(h), outputs_first=h.outputs_first
+  )
 
 
 def _trust(h: Hyperparameters) -> optax.GradientTransformation:
@@ -152,6 +157,7 @@ def make_optimizer(
   beta2_reference_batch_size: jax.typing.ArrayLike | None = None,
   beta2_min: jax.typing.ArrayLike = 0.95,
   weight_decay_scaling: Scaling | None = None,
+  outputs_first: bool = False,
   clip_norm: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """An optimizer by name, for a batch size that moves.
@@ -212,6 +218,7 @@ def make_optimizer(
     beta2_reference_batch_size=beta2_reference_batch_size,
     beta2_min=beta2_min,
     weight_decay_scaling=weight_decay_scaling,
+    outputs_first=outputs_first,
   )
   return framed(_row(name)(learning_rate, hyperparameters), clip_norm)
 

@@ -54,9 +54,13 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   if target.get('value') is not None:
     result = 'not reached'
     if target.get('reached'):
+      # Of text alone.
+      tokens = (
+        f'{quantity(target["tokens"])} tokens, ' if 'tokens' in target else ''
+      )
       result = (
         f'reached after {quantity(target["updates"])} updates, '
-        f'{quantity(target["examples"])} examples, '
+        f'{quantity(target["examples"])} examples, {tokens}'
         f'{duration(target["seconds"])}'
       )
     text = f'Target {target["metric"]} {quantity(target["value"])}: {result}.'

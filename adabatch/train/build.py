@@ -13,7 +13,7 @@ from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
-from adabatch.controllers import BatchSizeController
+from adabatch.controllers import BatchSizeController, parse_count
 from adabatch.controllers.buckets import Ladder
 from adabatch.data.source import Inputs
 from adabatch.devices import layout
@@ -47,6 +47,7 @@ from adabatch.train.run_end import (
   RunLength,
   make_end,
   run_length,
+  without_effect,
 )
 from adabatch.train.tasks import make_task
 from adabatch.train.tuning import TuningRule
@@ -131,8 +132,10 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'controller.max_batch_size={asked} is capped at {top}: the training '
       f'split has {parts.extent.epoch} examples'
     )
-  if (line := beta2_at_its_floor(config, top)) is not None:
+  about = parts.extent.epoch, parts.extent.tokens_per_example
+  if (line := without_effect(config, *about)) is not None:
     yield line
+  yield from filter(None, [beta2_at_its_floor(config, top)])
   if config.ema.half_life is not None:
     yield (
       'evaluated are averages of the weights, with a half-life of '
@@ -237,7 +240,7 @@ def check(config: Config, devices: int) -> None:
     ConfigError: in one line.
   """
   config_lib.check_keys(config, registered())
-  check_numbers(config)
+  check_numbers(config, parse_count)
   choose(
     dict.fromkeys(BACKENDS),
     config.parallel.backend,
@@ -256,6 +259,7 @@ def check(config: Config, devices: int) -> None:
   if config.target.value is not None:
     _check_target(config, make_task(config, TOP_5_CLASSES))
   length = config.data.sequence_length if of_text else None
+  make_end(config, 2**30, length)  # of how many examples is not known yet
   extent = Extent(1, 1, config.controller.max_batch_size, length)
   rules = make_sync(config, extent)
   if config.sync.tune.enabled:
@@ -329,7 +333,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   check_model(config, model, example)
   made = made._replace(options=compiler_options(config, made.platform))
-  end = make_end(config, num_examples)
+  end = make_end(config, num_examples, inputs.tokens_per_example)
   extent = Extent(
     num_examples,
     end.examples,

@@ -92,17 +92,7 @@ def train(
     best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-    inputs = parts.recipe.inputs
-    log = closed(
-      Log(
-        config,
-        files,
-        console,
-        about=describe(inputs),
-        tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
-        enabled=first,
-      )
-    )
+    log = closed(_log(parts, files, console, enabled=first))
     record: dict[str, Any] = {}
     for kind, record in loop(
       parts,
@@ -115,6 +105,20 @@ def train(
     ):
       log.write(kind, record)
     return record
+
+
+def _log(
+  parts: Parts, files: Workdir, console: Console, *, enabled: bool
+) -> Log:
+  inputs = parts.recipe.inputs
+  return Log(
+    parts.config,
+    files,
+    console,
+    about=describe(inputs),
+    tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
+    enabled=enabled,
+  )
 
 
 def _restore(

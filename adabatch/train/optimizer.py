@@ -7,6 +7,8 @@ from typing import Any
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
+from adabatch.controllers import parse_count
+from adabatch.models import MODELS, own
 from adabatch.train.run_end import Extent
 
 # Names in a config; a new one also needs its keys in `config/keys.py`.
@@ -44,6 +46,7 @@ WARMUPS = {
 
 def in_examples(config: Config, extent: Extent, length: Any, unit: str) -> Any:
   """A length in a unit of the config, in examples."""
+  length = parse_count(length)
   if unit == 'run':
     return length * extent.run
   return optim.to_examples(
@@ -151,7 +154,7 @@ def _make_warmup(config: Config, extent: Extent) -> optim.Warmup:
     )
   if by_epochs and w.length is not None:
     raise ConfigError(
-      f'learning_rate.warmup has the length {w.length:g} {w.unit} and one in '
+      f'learning_rate.warmup has the length {w.length} {w.unit} and one in '
       'learning_rate.warmup.epochs: leave one of them out'
     )
   with refusing('learning_rate.warmup'):
@@ -246,6 +249,15 @@ def make_optimizer(config: Config, extent: Extent):
     o.weight_decay_scaling,
     'optimizer.weight_decay_scaling',
   )(config.learning_rate.reference_batch_size)
+  # A search may give it one; a member of a population has it as an array.
+  fixed = isinstance(o.weight_decay, int | float) and not any(
+    row[0] == 'optimizer.weight_decay' for row in config.search.space
+  )
+  if scaling is not None and fixed and o.weight_decay == 0:
+    raise ConfigError(
+      f'optimizer.weight_decay_scaling={o.weight_decay_scaling} has no effect '
+      "on optimizer.weight_decay=0: set that, or the scaling to 'none'"
+    )
   make = _of_optax if is_of_optax(o.name) else _of_ours
   tx = make(config, make_learning_rate(config, extent), scaling)
   half_life = config.ema.half_life
@@ -276,6 +288,7 @@ def _of_ours(config: Config, learning_rate: Any, scaling: Any):
     beta2_min=o.beta2_min,
     weight_decay_scaling=scaling,
     clip_norm=o.clip_norm,
+    outputs_first=own.has_outputs_first(MODELS.get(config.model.name)),
   )
 
 

@@ -92,6 +92,14 @@ def note(at: Progress, text: str) -> Record:
   return 'note', {'update': at.update, 'text': text}
 
 
+def _tokens(examples: int | None, parts: Parts) -> dict[str, int | None]:
+  """Of so many examples of text; nothing of others."""
+  each = parts.recipe.inputs.tokens_per_example
+  if each is None:
+    return {}
+  return {'tokens': None if examples is None else examples * each}
+
+
 def summary(status: str, run: Any) -> dict[str, Any]:
   """What `summary.json` holds.
 
@@ -103,10 +111,15 @@ def summary(status: str, run: Any) -> dict[str, Any]:
   programs, inputs = run.trainer.programs, parts.recipe.inputs
   target, counts = parts.config.target, run.replicas.counts
   reached = at.reached or dict.fromkeys(('updates', 'examples', 'seconds'))
+  tokens, reached = (
+    _tokens(at.examples, parts),
+    reached | _tokens(reached['examples'], parts),
+  )
   return {
     'status': status,
     'updates': at.update,
     'examples': at.examples,
+    **tokens,
     'epochs': at.examples / parts.extent.epoch,
     'seconds': seconds,
     'device_seconds': seconds * parts.recipe.devices.size,

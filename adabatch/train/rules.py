@@ -17,7 +17,7 @@ def count_replicas(config: Config) -> int:
   return 1 if config.sync.name == 'synchronous' else config.sync.replicas
 
 
-def check_controller(config: Config) -> None:
+def check_controller(config: Config, tokens_per_example: int | None) -> None:
   """Refuses rules that would ask for something else than they are to."""
   c, scaling = config.controller, config.learning_rate.scaling
   if c.name == 'cabs' and scaling in ('linear', 'adascale'):
@@ -31,7 +31,9 @@ def check_controller(config: Config) -> None:
   sizes: dict[str, list[float]] = {}
   if c.name == 'step_table':
     with refusing('controller.step_table'):
-      entries = controllers.parse_table(c.step_table.table)
+      entries = controllers.read_table(
+        c.step_table.table, c.step_table.unit, tokens_per_example
+      )
     sizes = {'step_table.table': [size for _, size in entries]}
   if c.name == 'ramp_up':
     sizes = {'ramp_up.final_batch_size': [c.ramp_up.final_batch_size]}
@@ -48,7 +50,7 @@ def check_controller(config: Config) -> None:
 
 def make_controller(config: Config, extent: Extent) -> BatchSizeController:
   """The batch-size rule with its wrappers."""
-  check_controller(config)
+  check_controller(config, extent.tokens_per_example)
   c = config.controller
   factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
   parameters: dict[str, Any] = dict(c[c.name]) if c.name in c else {}
@@ -65,6 +67,9 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     with refusing('controller.every'):
       due = controllers.every_due(updates=c.every, wait=c.wait)
     parameters = {'schedule': make_decay(config, extent), 'due': due}
+  if c.name == 'ramp_up':
+    with refusing('controller.ramp_up.examples'):
+      parameters['examples'] = controllers.parse_count(c.ramp_up.examples)
   if c.name == 'ramp_up' and parameters.pop('megatron') is not None:
     with refusing('controller.ramp_up.megatron'):
       start, *ramp = controllers.parse_ramp(c.ramp_up.megatron)

@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adabatch.config import Config, ConfigError
-from adabatch.controllers import BatchSizeController, Signals, buckets
+from adabatch.controllers import (
+  BatchSizeController,
+  Signals,
+  buckets,
+  parse_count,
+)
 from adabatch.controllers.base import PROGRESS
 from adabatch.controllers.buckets import Ladder
 
@@ -19,8 +24,8 @@ class RunEnd(NamedTuple):
   """What ends a run, unless a target is reached before.
 
   Attributes:
-    examples: that are trained on, those of `epochs`; the last batch is cut
-      there.
+    examples: that are trained on, those of `epochs`, `max_examples` or
+      `max_tokens`, whichever are least; the last batch is cut there.
     updates: `max_updates`, or infinity.
 
   >>> end = RunEnd(100, 9)
@@ -92,24 +97,77 @@ class Extent(NamedTuple):
   tokens_per_example: int | None = None
 
 
-def make_end(config: Config, num_examples: int) -> RunEnd:
+def limits(
+  config: Config, num_examples: int, tokens_per_example: int | None
+) -> dict[str, int]:
+  """Examples after which a run ends, by the keys that say so.
+
+  Args:
+    config: read are `epochs`, `max_examples`, `max_tokens`.
+    num_examples: of the training split.
+    tokens_per_example: that are predicted, of text; None of all else.
+
+  Raises:
+    ConfigError: for less than one example, or tokens of what has none.
+  """
+  found = {'epochs': round(config.epochs * num_examples)}
+  if config.max_examples is not None:
+    found['max_examples'] = int(parse_count(config.max_examples))
+  if config.max_tokens is not None:
+    if tokens_per_example is None:
+      raise ConfigError(
+        f'max_tokens={config.max_tokens} counts tokens of text, which '
+        f'task.name={config.task.name!r} does not have: set max_examples'
+      )
+    found['max_tokens'] = int(
+      parse_count(config.max_tokens) // tokens_per_example
+    )
+  for key, examples in found.items():
+    if not examples:
+      raise ConfigError(
+        f'{key}={config[key]} is less than one example'
+        + (f' of {num_examples}' if key == 'epochs' else '')
+      )
+  return found
+
+
+def make_end(
+  config: Config, num_examples: int, tokens_per_example: int | None = None
+) -> RunEnd:
   """The end that a config asks for.
 
   Args:
-    config: read are `epochs` and `max_updates`.
+    config: read are `max_updates` and what `limits` reads.
     num_examples: of the training split.
+    tokens_per_example: as for `limits`.
 
   Raises:
-    ConfigError: for less than one example.
+    ConfigError: as `limits`.
   """
-  examples = round(config.epochs * num_examples)
-  if not examples:
-    raise ConfigError(
-      f'epochs={config.epochs} of {num_examples} examples is less than one '
-      'example'
-    )
   limit = config.max_updates
-  return RunEnd(examples, math.inf if limit is None else limit)
+  return RunEnd(
+    min(limits(config, num_examples, tokens_per_example).values()),
+    math.inf if limit is None else limit,
+  )
+
+
+def without_effect(
+  config: Config, num_examples: int, tokens_per_example: int | None = None
+) -> str | None:
+  """A line if `epochs`, which has a default, ends a run before what was set.
+
+  None otherwise.
+  """
+  found = limits(config, num_examples, tokens_per_example)
+  epochs = found.pop('epochs')
+  for key, examples in found.items():
+    if epochs < examples:
+      return (
+        f'epochs={config.epochs:g} of {num_examples:,} examples ends the run '
+        f'before {key}={config[key]}, which is '
+        f'{examples / num_examples:.3g} epochs: raise epochs'
+      )
+  return None
 
 
 def simulate(

@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import json
 import math
 import statistics
 
@@ -391,6 +392,37 @@ def test_step_table_that_starts_late():
   assert sizes == [64 if s.examples < 1000 else 128 for s in signals]
   unused = c.step_table(table='0:8 1K:128', initial_batch_size=B0)
   assert run(unused, signals[:1])[0] == [8]
+
+
+def test_schedules_as_others_write_them_down():
+  """OLMo-core's of 1B, called and saved; Megatron's of its own help."""
+  counts = (0, 167_772_160_000, 503_316_480_000)
+  durations = ', '.join(f'Duration.tokens({n:_})' for n in counts)
+  arguments = (
+    'batch_sizes=[1024 * 4096, 1024 * 4096 * 2, 4_194_304 * 4],\n'
+    f'schedule=[\n{durations},\n],\n'
+  )
+  saved = {
+    '_CLASS_': 'BatchSizeSchedulerCallback',
+    'batch_sizes': [4_194_304 * i for i in (1, 2, 4)],
+    'schedule': [{'value': n, 'unit': 'tokens'} for n in counts],
+  }
+  expected = [
+    (n / 4096, 1024 * i) for n, i in zip(counts, (1, 2, 4), strict=True)
+  ]
+  for text in (
+    arguments,
+    f'BatchSizeSchedulerCallback({arguments})',
+    json.dumps(saved),
+  ):
+    assert c.read_table(text, 'tokens', 4096) == expected
+    rule = c.step_table(table=text, unit='tokens', tokens_per_example=4096)
+    for examples, size in ((40_959_999, 1024), (40_960_000, 2048)):
+      assert rule.update(rule.init(), c.Signals(0, examples, 0.0))[0] == size
+  table = '0:768 250B:1536 500B:3072 750B:6144'
+  assert c.read_table(table, 'tokens', 8192) == [
+    (i * 250e9 / 8192, 768 * 2**i) for i in range(4)
+  ]
 
 
 def test_ramp_up(seed):

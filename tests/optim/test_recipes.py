@@ -244,6 +244,23 @@ def test_muon_takes_kernels_of_convolutions_as_matrices_and_no_embeddings():
   )
   tx = optim.scale_by_muon_or_adam()
   updates, _ = jax.jit(tx.update)(gradient, tx.init(ones), ones)
+  # The same kernel with its outputs first, as Equinox has it.
+  moved = jnp.transpose(gradient['Conv_0']['kernel'], (3, 2, 0, 1))
+  theirs = optim.make_optimizer('muon', 1.0, momentum=0.95, outputs_first=True)
+  update, _ = jax.jit(theirs.update)(
+    {'weight': moved},
+    theirs.init({'weight': moved}),
+    {'weight': moved},
+    batch_size=1,
+    damping=-1.0,
+    examples=0,
+  )
+  np.testing.assert_allclose(
+    np.transpose(update['weight'], (2, 3, 1, 0)),
+    updates['Conv_0']['kernel'],
+    rtol=1e-3,
+    atol=1e-4,
+  )
   matrix = np.asarray(updates['Conv_0']['kernel']).reshape(18, 4)
   sizes = np.linalg.svd(matrix / (0.2 * 18**0.5), compute_uv=False)
   assert np.all((sizes > 0.6) & (sizes < 1.25))

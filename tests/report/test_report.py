@@ -99,6 +99,7 @@ SUMMARY = {
     'reached': True,
     'updates': 280,
     'examples': 250_000,
+    'tokens': 32_000_000,
     'seconds': 700.0,
   },
 }
@@ -173,7 +174,7 @@ def test_every_picture_for_every_axis(tmp_path):
     '291,000',
     '12 min 34 s',
     'B_max = 4,096',
-    'reached after 280 updates',
+    'reached after 280 updates, 250,000 examples, 32,000,000 tokens',
     'controller.max_batch_size',
   ):
     assert expected in words

@@ -462,6 +462,10 @@ REFUSED = {
     'optax.lion has no known .*set learning_rate.damping_exponent',
   ),
   'a decay scaling': ({'optimizer.weight_decay_scaling': 'x'}, 'decay_scaling'),
+  'a decay of nothing that grows': (
+    {'optimizer.weight_decay_scaling': 'linear'},
+    'no effect on optimizer.weight_decay=0: set that',
+  ),
   'a norm': ({'optimizer.clip_norm': 0.0}, 'clip_norm must be above 0'),
   'an average of averages': (
     {'ema.half_life': 100.0, 'sync.name': 'local_sgd'},
@@ -490,6 +494,27 @@ REFUSED = {
       'learning_rate.decay.unit': 'tokens',
     },
     'learning_rate.decay: .*tokens need tokens_per_example',
+  ),
+  'an end in tokens of images': (
+    {'max_tokens': '2.5B'},
+    "max_tokens=2.5B .*task.name='classification' .*: set max_examples",
+  ),
+  'less than an example': ({'max_examples': '0.1'}, 'max_examples must be at'),
+  'an unknown suffix': ({'max_examples': '2G'}, "'2G' is no count; write a"),
+  'a suffix that is none': (
+    {
+      'learning_rate.decay.name': 'piecewise',
+      'learning_rate.decay.boundaries': ('1Q',),
+    },
+    "learning_rate.decay: '1Q' is no count",
+  ),
+  'a ramp of nothing': (
+    {
+      'controller.name': 'ramp_up',
+      'controller.ramp_up.examples': 'long',
+      'controller.ramp_up.final_batch_size': 128,
+    },
+    "ramp_up.examples: 'long' is no count",
   ),
   'a table in tokens of images': (
     {'controller.name': 'step_table', 'controller.step_table.unit': 'tokens'},

@@ -151,6 +151,7 @@ def test_rules_between_updates_leave_the_devices_alone():
     ('epochs', 1.5, 1500),
     ('run', 0.1, 300),
     ('tokens', 6400.0, 50),  # of 128 in an example
+    ('tokens', '6.4K', 50),
   ],
 )
 def test_a_warmup_from_zero_has_its_length(unit, length, examples):

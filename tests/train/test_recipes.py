@@ -11,6 +11,7 @@ from adabatch.search.population import Mode, make_population, run, why_not
 from adabatch.search.workload import search_space, trial_config
 from adabatch.train import train
 from adabatch.train.build import build
+from adabatch.train.load import load
 from tests.experiments import column, digits, records
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -111,6 +112,28 @@ def test_what_is_evaluated_is_the_average(tmp_path, capsys):
   assert abs(measured - loss(flat)) > 1e-3
 
 
+def test_averaged_weights_have_averaged_statistics(tmp_path):
+  keys = {
+    'model.name': 'strided_cnn',
+    'model.strided_cnn.channels': (2,),
+    'model.strided_cnn.hidden_size': 4,
+    'model.strided_cnn.batch_norm_group': 16,
+    'ema.half_life': 16.0,
+    'max_updates': 3,
+  }
+  go(tmp_path, **SGD, **keys)
+  states = [saved(tmp_path, update)['model_state'] for update in (1, 2, 3)]
+  used = load(tmp_path).model_state
+  assert jax.tree.leaves(used)
+
+  def check(got, *each):  # the weights of 16 examples, with that half-life
+    expected = np.average(each, axis=0, weights=(0.25, 0.5, 1.0))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(got, each[-1], rtol=1e-3)
+
+  jax.tree.map(check, dict(used), *states)
+
+
 def test_a_member_of_a_population_is_a_run_that_goes_on_where_it_was(tmp_path):
   keys = (
     'learning_rate.base',
@@ -121,7 +144,7 @@ def test_a_member_of_a_population_is_a_run_that_goes_on_where_it_was(tmp_path):
   )
   members = [
     Member(3, (1e-3, 0.1, 0.5, 100.0, 0.5)),
-    Member(4, (5e-3, 0.0, 2.0, 30.0, 1.0)),
+    Member(4, (5e-3, 0.01, 2.0, 30.0, 1.0)),
   ]
   searched = config(**ALL, **{'learning_rate.reference_batch_size': 16})
   parts = build(searched, jax.devices()[:1])

@@ -13,7 +13,7 @@ from adabatch.controllers import Signals, buckets
 from adabatch.devices.population import Member
 from adabatch.search.population import Mode, make_population, run
 from adabatch.train import build as build_lib
-from adabatch.train import optimizer, train
+from adabatch.train import optimizer, run_end, train
 from tests.experiments import column, digits
 
 EXAMPLES = 200  # in an epoch
@@ -145,6 +145,50 @@ def test_a_batch_that_grows_with_the_decay_of_its_own_run(decay, exponent):
   assert 60 * 16 < total < 60 * 64
 
 
+TEXT = {'task.name': 'language_modelling', 'data.sequence_length': 8}
+
+
+@pytest.mark.parametrize(
+  ('keys', 'end'),
+  [
+    ({'max_examples': '0.3K'}, (300, math.inf)),
+    ({'max_examples': 300.0, 'max_updates': 9}, (300, 9)),
+    ({'max_examples': 300, 'epochs': 1.0}, (200, math.inf)),
+    ({'max_tokens': '2.5K', **TEXT}, (312, math.inf)),  # of 8 an example
+    ({'max_tokens': 2400, 'max_examples': '1B', **TEXT}, (300, math.inf)),
+    ({'max_tokens': '1.3T', 'max_examples': 250, **TEXT}, (250, math.inf)),
+  ],
+)
+def test_whichever_comes_first_ends_a_run(keys, end):
+  tokens = keys.get('data.sequence_length')
+  assert run_end.make_end(config(**keys), EXAMPLES, tokens) == end
+
+
+@pytest.mark.parametrize('rule', ['adadamp', 'padadamp'])
+def test_a_run_of_so_many_examples_is_one_of_so_many_epochs(rule):
+  """In all that is laid out over it."""
+  keys = {
+    'controller.name': rule,
+    'learning_rate.decay.name': 'linear',
+    'max_updates': 25,
+  }
+  as_epochs = build(**keys, epochs=1.5)
+  parts = build(**keys, max_examples='0.3K')
+  assert parts.end.examples == parts.extent.run == 300
+  assert (parts.end, parts.extent) == (as_epochs.end, as_epochs.extent)
+  assert parts.length == as_epochs.length
+
+
+def test_it_is_said_where_the_epochs_end_a_run_before():
+  keys = {'epochs': 2.0, 'max_examples': '1K'}
+  line = run_end.without_effect(config(**keys), EXAMPLES)
+  assert line == (
+    'epochs=2 of 200 examples ends the run before max_examples=1K, which is 5 '
+    'epochs: raise epochs'
+  )
+  assert run_end.without_effect(config(**keys), 500) is None
+
+
 def test_a_rule_that_measures_is_given_the_most_there_can_be():
   """So that the rate is not 0 before the run is over."""
   adaptive = {'controller.name': 'adadamp'}
@@ -217,10 +261,11 @@ def test_the_rate_of_a_real_run(tmp_path):
 
 
 @pytest.mark.usefixtures('compile_quickly')
-@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.parametrize('end', [*ENDS, 'examples'])
 def test_a_search_and_a_run_agree(end):
   # Evaluated after every update, as often as a member says where it is.
-  parts = build(**ENDS[end], **{'eval.every_epochs': 16 / EXAMPLES})
+  keys = ENDS.get(end, {'max_examples': 300})
+  parts = build(**keys, **{'eval.every_epochs': 16 / EXAMPLES})
   done = list(updates_of(parts))
   assert parts.length.updates == len(done)
   ((_, outcome),) = run(
