@@ -268,7 +268,7 @@ def test_a_run_began_with_what_comes_before_its_first_decision(
   keys |= {f'{name}.{key}': value for key, value in FORGETFUL[name].items()}
   controller = rules.make_controller(
     digits(**{f'controller.{key}': value for key, value in keys.items()}),
-    EXAMPLES,
+    Extent(EXAMPLES, EXAMPLES, 128),
   )
   first = wait or every
   values = [1.5, 4.5, 3.0, 2.5, 5.0, 1.0, 6.0][:first]
