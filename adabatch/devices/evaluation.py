@@ -1,5 +1,6 @@
 """Exact means over a whole split: metrics, and what rules need of it."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -10,12 +11,14 @@ import numpy as np
 from adabatch import data
 from adabatch.data.source import Data
 from adabatch.devices import evaluation_steps
-from adabatch.devices.gathered import Gathered, summary
+from adabatch.devices.gathered import Gathered
 from adabatch.devices.mesh import BY_DEVICE, WHOLE, Devices
 from adabatch.devices.programs import CompiledOnce, Compiling
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import State
 from adabatch.devices.stream import Window, empty
+from adabatch.models import contract
+from adabatch.models.tasks import Task
 from adabatch.optim import gradient_noise
 
 # Name of a split -> what is told of its unreadable records: (record, reason).
@@ -158,6 +161,28 @@ def _accumulating(
 
 def _zeros(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+def summary(
+  task: Task, sums: Any, weight: Any, gathered: Gathered | None
+) -> dict[str, float]:
+  """What a task reports.
+
+  Args:
+    task: it.
+    sums: weighted, of each metric of examples.
+    weight: the sum of the weights.
+    gathered: of all examples; None where the task wants nothing of the kind.
+  """
+  # Device results come back sorted by name.
+  means = {n: float(sums[n]) / float(weight) for n in task.metric_names}
+  found = task.summarize(means)
+  if task.whole is None or gathered is None:
+    return found
+  names = [name for name in task.higher_is_better if name not in found]
+  if not math.isfinite(means['loss']):  # nobody's order means anything
+    return found | dict.fromkeys(names, math.nan)
+  return found | contract.named(task.whole.metrics(gathered.all()), names)
 
 
 class Evaluator:

@@ -1,13 +1,9 @@
-"""From sums and gathered examples to what a task reports, on the host."""
+"""What is gathered of all examples of a split, on the host."""
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
-
-from adabatch.models import contract
-from adabatch.models.tasks import Task
 
 
 class Gathered:
@@ -50,25 +46,3 @@ class Gathered:
     """Arrays [examples that count, ...]."""
     self._fetch()
     return jax.tree.map(lambda x: x[: self._count], self._arrays)
-
-
-def summary(
-  task: Task, sums: Any, weight: Any, gathered: Gathered | None
-) -> dict[str, float]:
-  """What a task reports.
-
-  Args:
-    task: it.
-    sums: weighted, of each metric of examples.
-    weight: the sum of the weights.
-    gathered: of all examples; None where the task wants nothing of the kind.
-  """
-  # Device results come back sorted by name.
-  means = {n: float(sums[n]) / float(weight) for n in task.metric_names}
-  found = task.summarize(means)
-  if task.whole is None or gathered is None:
-    return found
-  names = [name for name in task.higher_is_better if name not in found]
-  if not math.isfinite(means['loss']):  # nobody's order means anything
-    return found | dict.fromkeys(names, math.nan)
-  return found | contract.named(task.whole.metrics(gathered.all()), names)

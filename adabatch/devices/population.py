@@ -21,7 +21,8 @@ from adabatch.controllers.buckets import Plan
 from adabatch.devices import evaluation_steps, feeds
 from adabatch.devices import layout as layouts
 from adabatch.devices import state as state_lib
-from adabatch.devices.gathered import Gathered, summary
+from adabatch.devices.evaluation import summary
+from adabatch.devices.gathered import Gathered
 from adabatch.devices.mesh import BY_REPLICA, WHOLE
 from adabatch.devices.messages import Call, StepBatch, pack
 from adabatch.devices.programs import CompiledOnce

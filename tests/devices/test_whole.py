@@ -16,7 +16,8 @@ from adabatch.controllers import buckets
 from adabatch.data.source import Chunk, Inputs
 from adabatch.devices import evaluation
 from adabatch.devices import state as state_lib
-from adabatch.devices.gathered import Gathered, summary
+from adabatch.devices.evaluation import summary
+from adabatch.devices.gathered import Gathered
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.population import Member, Population
 from adabatch.devices.recipe import Recipe
