@@ -80,6 +80,14 @@ def default() -> Config:
   c.data.std = placeholder(tuple)  # likewise; None: measured
   c.data.crop_padding = 0  # pixels of padding of the random crop; 0: no crop
   c.data.flip = False  # random horizontal flips
+  # Operations on each image, and their strength from 0 to 10: (2, 9). None: no.
+  # Also of images whose randomness is a crop; as all of it by position alone.
+  c.data.randaugment = placeholder(tuple)
+  c.data.random_erasing = 0.0  # share of the images that lose a rectangle
+  # alpha of mixup, 0: none. Partners are drawn from the whole training split,
+  # which has to lie on the devices; rules that read the training loss then read
+  # that of mixed examples.
+  c.data.mixup = 0.0
   # Images that differ in size are cropped to squares: in training at random, in
   # evaluation from the centre.
   c.data.image_size = 224  # pixels of a square's side

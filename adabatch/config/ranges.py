@@ -31,6 +31,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.max_skipped': NATURAL,
   'data.max_skipped_fraction': UNIT,
   'data.crop_padding': NATURAL,
+  'data.random_erasing': UNIT,
+  'data.mixup': NATURAL,
   'data.image_size': COUNT,
   'data.eval_resize': COUNT,
   'data.min_area': SHARE,

@@ -7,9 +7,12 @@ is decided in `adabatch.train.open_splits`.
 
 from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.augment import (
+  draw_partners,
   position_halves,
   position_keys,
   random_crop_flip,
+  random_erasing,
+  stream_of,
   to_float,
 )
 from adabatch.data.folders import PREFIX as FOLDER
@@ -18,6 +21,7 @@ from adabatch.data.labels import check as check_classes
 from adabatch.data.labels import check_same_classes
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.parquet_images import find_parquet_images, holds_images
+from adabatch.data.randaugment import randaugment
 from adabatch.data.resident import EMBEDDED, load
 from adabatch.data.sequences import from_sequence
 from adabatch.data.source import Chunk
@@ -46,6 +50,7 @@ __all__ = [
   'channel_statistics',
   'check_classes',
   'check_same_classes',
+  'draw_partners',
   'find_images',
   'find_parquet_images',
   'find_split',
@@ -60,8 +65,11 @@ __all__ = [
   'position_halves',
   'position_keys',
   'process_positions',
+  'randaugment',
   'random_crop_flip',
+  'random_erasing',
   'read_chunks',
+  'stream_of',
   'take',
   'to_float',
 ]

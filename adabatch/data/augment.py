@@ -137,3 +137,90 @@ def random_crop_flip(
     mirrored = (words[:, 2] & 1).astype(bool).reshape(-1, 1, 1, 1)
     images = jnp.where(mirrored, images[:, :, ::-1], images)
   return images
+
+
+def stream_of(keys: jax.Array, number: int) -> jax.Array:
+  """Keys of another use of the same positions; crops and flips have theirs.
+
+  Args:
+    keys: B keys (`position_keys`).
+    number: of the use.
+  """
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def random_erasing(
+  images: jax.Array, keys: jax.Array, *, probability: float
+) -> jax.Array:
+  """Fills a rectangle with 0, which in standardised images is the mean.
+
+  Its area is a share of the image in [0.02, 0.4], the ratio of its sides in
+  [0.3, 1 / 0.3] with an even logarithm; sides are rounded to pixels and no
+  longer than those of the image, and it lies anywhere within it.
+
+  Args:
+    images: [B, H, W, C], standardised.
+    keys: B keys (`position_keys`).
+    probability: that an image has one, in [0, 1]; static.
+
+  Returns:
+    [B, H, W, C]; row b depends on images[b] and keys[b] only.
+
+  Source: Zhong et al. (2020), Random erasing data augmentation.
+
+  >>> keys = position_keys(jax.random.key(0), *position_halves(np.arange(2)))
+  >>> erased = random_erasing(jnp.ones((2, 9, 9, 1)), keys, probability=1.0)
+  >>> bool((erased == 0).any((1, 2, 3)).all())
+  True
+  """
+  sides = jnp.array(images.shape[1:3], jnp.float32)
+
+  def mask(key):
+    share, ratio, top, left, whether = jax.random.uniform(key, (5,))
+    area = (0.02 + 0.38 * share) * sides[0] * sides[1]
+    root = 0.3 ** (jnp.array([0.5, -0.5]) * (2 * ratio - 1))
+    size = jnp.clip(jnp.round(jnp.sqrt(area) * root), 1, sides)
+    start = jnp.floor(jnp.array([top, left]) * (sides - size + 1))
+    inside = [
+      (jnp.arange(n) >= begin) & (jnp.arange(n) < begin + length)
+      for n, begin, length in zip(images.shape[1:3], start, size, strict=True)
+    ]
+    return inside[0][:, None] & inside[1][None] & (whether < probability)
+
+  erased = jax.vmap(mask)(keys)[..., None]
+  return jnp.where(erased, jnp.zeros((), images.dtype), images)
+
+
+def draw_partners(
+  keys: jax.Array, *, alpha: float, num_examples: int
+) -> tuple[jax.Array, jax.Array]:
+  """Which example each is mixed with, and how much of it is itself.
+
+  Drawn from the whole training split by the position, so that an example is
+  mixed alike in batches of any size.
+
+  Args:
+    keys: B keys (`position_keys`).
+    alpha: of the Beta(alpha, alpha) that shares are drawn from, above 0.
+    num_examples: of the split.
+
+  Returns:
+    Indices int32 [B], and the example's own share float32 [B] in [0, 1].
+
+  Source: Zhang et al. (2018), mixup, arXiv:1710.09412; there partners are those
+  of one batch.
+
+  >>> keys = position_keys(jax.random.key(0), *position_halves(np.arange(3)))
+  >>> partners, shares = draw_partners(keys, alpha=0.2, num_examples=10)
+  >>> partners.shape, shares.shape
+  ((3,), (3,))
+  """
+
+  def one(key):
+    partner, share = jax.random.split(key)
+    return (
+      jax.random.randint(partner, (), 0, num_examples),
+      jax.random.beta(share, alpha, alpha),
+    )
+
+  return jax.vmap(one)(keys)

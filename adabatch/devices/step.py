@@ -23,6 +23,7 @@ from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import SyncState, agree
 from adabatch.devices.state import TrainState
 from adabatch.models import ROWS_STREAM, Rows, contract
+from adabatch.models.tasks import training_loss
 from adabatch.optim import gradient_noise
 
 
@@ -204,7 +205,7 @@ def _microbatch(recipe: Recipe, bucket: Bucket):
         rngs=rngs,
       )
       losses = contract.per_example(
-        task.loss(outputs, examples), weights, 'task.loss'
+        training_loss(task, outputs, examples), weights, 'task.loss'
       )
       return weighted_sum(losses, weights), new_model_state
 

@@ -27,6 +27,10 @@ TOP_5_CLASSES = 100
 # example with an input, or each token of a text from those before it.
 LABELS = ('classes', 'numbers', 'flags', 'tokens')
 
+# Of a batch of mixed examples: the labels of the others, and the share of an
+# example's own label in [0, 1].
+MIXED_LABEL, MIXED_SHARE = 'mixed_label', 'mixed_share'
+
 
 class Whole(NamedTuple):
   """Metrics that need all examples of a split at once, such as their order.
@@ -85,6 +89,24 @@ class Task(NamedTuple):
   metric_names: tuple[str, ...] = ('loss', 'accuracy')
   labels: str = 'classes'
   whole: Whole | None = None
+
+
+def training_loss(task: Task, outputs: jax.Array, batch: Batch) -> jax.Array:
+  """The loss that is trained on, float32 [B]; of mixed examples that of both.
+
+  s L(label) + (1 - s) L(other label), whatever the task's loss L is.
+
+  >>> outputs, labels = jnp.zeros((1, 1)), {'label': jnp.array([[2.0]])}
+  >>> mixed = {MIXED_LABEL: jnp.array([[4.0]]), MIXED_SHARE: jnp.array([0.75])}
+  >>> print(training_loss(regression(), outputs, labels | mixed))  # of 4 and 16
+  [7.]
+  """
+  losses, share = task.loss(outputs, batch), batch.get(MIXED_SHARE)
+  # A loss that is not of each example is the caller's to refuse.
+  if share is None or jnp.shape(losses) != jnp.shape(share):
+    return losses
+  others = task.loss(outputs, {**batch, 'label': batch[MIXED_LABEL]})
+  return share * losses + (1 - share) * others
 
 
 def classification(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from adabatch import data
 from adabatch.config import Config, ConfigError
 from adabatch.data.source import Inputs
+from adabatch.models.tasks import MIXED_LABEL, MIXED_SHARE
 from adabatch.train.open_splits import (
   PLACEMENTS,
   TextCache,
@@ -73,6 +74,11 @@ def _on_devices(config: Config, splits: tuple[Any, Any]) -> bool:
 
 def _text_inputs(config: Config, splits: tuple[Any, Any]) -> Inputs:
   d, train, skipped = config.data, splits[0], ((), ())
+  for key in ('crop_padding', 'flip', 'randaugment', 'random_erasing', 'mixup'):
+    if d[key]:
+      raise ConfigError(
+        f'data.{key}={d[key]} has no effect on text: leave it out'
+      )
   end_of_document = tokenizer = None
   if isinstance(train, data.TokenRows):
     if d.sequence_length >= train.tokens:
@@ -120,6 +126,7 @@ def _example_inputs(
       '0'
     )
   streaming = not _on_devices(config, splits)
+  augmentation = _augmentation(config, train, streaming)
   # What need not be decoded is read by a thread, and need not be picklable.
   thread = not isinstance(train, data.ImageRecords) and d.workers is None
   return Inputs(
@@ -127,12 +134,7 @@ def _example_inputs(
     evaluation,
     streaming,
     workers=_workers(d.workers) if streaming and not thread else 0,
-    load_train=lambda seed: make_load(
-      statistics,
-      seed=seed,
-      padding=d.crop_padding,
-      flip=d.flip and not cropped,
-    ),
+    load_train=lambda seed: make_load(statistics, augmentation, seed=seed),
     load=make_load(statistics),
     statistics=statistics,
   )
@@ -225,32 +227,130 @@ def gather(arrays, indices, positions):
   return {name: array[indices] for name, array in arrays.items()}
 
 
+class Augmentation(NamedTuple):
+  """What is done to training examples, each by its position alone.
+
+  Attributes:
+    padding: pixels of the random crop's padding; 0 for none.
+    flip: whether to flip at random.
+    randaugment: (operations, magnitude); None for none.
+    erasing: probability of a random rectangle.
+    mixup: alpha; 0 for none.
+  """
+
+  padding: int = 0
+  flip: bool = False
+  randaugment: tuple[int, float] | None = None
+  erasing: float = 0.0
+  mixup: float = 0.0
+
+  def bytes(self, values: jax.Array, keys: jax.Array) -> jax.Array:
+    """Of inputs as the set has them."""
+    if self.padding or self.flip:
+      values = data.random_crop_flip(
+        values, keys, padding=self.padding, flip=self.flip
+      )
+    if self.randaugment is not None:
+      number, magnitude = self.randaugment
+      values = data.randaugment(
+        values, data.stream_of(keys, 0), number=number, magnitude=magnitude
+      )
+    return values
+
+  def floats(self, values: jax.Array, keys: jax.Array) -> jax.Array:
+    """Of standardised ones."""
+    if self.erasing:
+      values = data.random_erasing(
+        values, data.stream_of(keys, 1), probability=self.erasing
+      )
+    return values
+
+
+def _augmentation(config: Config, train: Any, streaming: bool) -> Augmentation:
+  """Refuses what does not fit the training split."""
+  d, shape = config.data, train.shapes[entry(train.shapes)]
+  if d.mixup and streaming:
+    raise ConfigError(
+      f'data.mixup={d.mixup} mixes with any example of {d.train_split}, which '
+      'is streamed: set data.placement=resident, if it fits, or data.mixup=0'
+    )
+  if d.randaugment is not None:
+    channels = shape.shape[-1]
+    if np.dtype(shape.dtype) != np.uint8 or channels not in (1, 3):
+      raise ConfigError(
+        f'data.randaugment={d.randaugment} is for 8-bit images of 1 or 3 '
+        f'channels, these are {np.dtype(shape.dtype)} of {channels}: leave it '
+        'out'
+      )
+    numbers = _numbers('data.randaugment', d.randaugment)
+    number, magnitude = (
+      numbers.tolist()
+      if numbers is not None and numbers.shape == (2,)
+      else (0, 0)
+    )
+    if number < 1 or number % 1 or not 0 <= magnitude <= 10:
+      raise ConfigError(
+        f'data.randaugment={d.randaugment} must be (operations, magnitude), '
+        'such as (2, 9): a whole number from 1 on, and a number from 0 to 10'
+      )
+  # A stream of squares cut at random is flipped where it is decoded.
+  cropped = isinstance(train, data.ImageRecords) and train.cropped
+  return Augmentation(
+    d.crop_padding,
+    d.flip and not cropped,
+    None if d.randaugment is None else (int(number), magnitude),
+    d.random_erasing,
+    d.mixup,
+  )
+
+
 def make_load(
   statistics: tuple[np.ndarray, np.ndarray],
+  augmentation: Augmentation | None = None,
   *,
   seed: jax.typing.ArrayLike = 0,
-  padding: int = 0,
-  flip: bool = False,
 ) -> Callable[..., dict[str, jax.Array]]:
   """Gathers, augments and standardises examples on the device.
 
   Args:
     statistics: mean and standard deviation of each channel of the training
       split's images.
+    augmentation: where positions are given; None: none.
     seed: of the augmentation.
-    padding: pixels of the random crop's padding; 0 for none.
-    flip: whether to flip at random.
   """
   mean, std = statistics
+  made = Augmentation() if augmentation is None else augmentation
+
+  def one(arrays, indices, keys):
+    batch = gather(arrays, indices, None)
+    name = entry(batch)
+    values = batch[name] if keys is None else made.bytes(batch[name], keys)
+    values = data.to_float(values, mean, std)
+    if keys is not None:
+      values = made.floats(values, keys)
+    return batch, name, values
 
   def load(arrays, indices, positions):
-    batch = gather(arrays, indices, positions)
-    name = entry(batch)
-    values = batch[name]
-    if positions is not None and (padding or flip):
-      keys = data.position_keys(jax.random.key(seed), *positions)
-      values = data.random_crop_flip(values, keys, padding=padding, flip=flip)
-    return {**batch, name: data.to_float(values, mean, std)}
+    if positions is None or made == Augmentation():
+      batch, name, values = one(arrays, indices, None)
+      return {**batch, name: values}
+    keys = data.position_keys(jax.random.key(seed), *positions)
+    batch, name, values = one(arrays, indices, keys)
+    if not made.mixup:
+      return {**batch, name: values}
+    partners, share = data.draw_partners(
+      data.stream_of(keys, 2),
+      alpha=made.mixup,
+      num_examples=len(arrays[name]),
+    )
+    other, _, others = one(arrays, partners, data.stream_of(keys, 3))
+    wide = share.reshape(-1, *[1] * (values.ndim - 1))
+    return {
+      **batch,
+      name: wide * values + (1 - wide) * others,
+      MIXED_LABEL: other['label'],
+      MIXED_SHARE: share,
+    }
 
   return load
 
@@ -296,6 +396,11 @@ def _check_examples(
     raise ConfigError(
       'data.crop_padding and data.flip are for images, and these data are '
       'features: set them to 0 and False'
+    )
+  if name == 'features' and (d.random_erasing or d.randaugment):
+    raise ConfigError(
+      'data.random_erasing and data.randaugment are for images, and these data '
+      'are features: leave them out'
     )
   if name == 'image' and d.crop_padding >= min(shape[:2]):
     raise ConfigError(

@@ -162,6 +162,7 @@ def test_a_padded_crop_is_refused_there(varied):
 
 def test_images_of_one_size_are_augmented_alike_wherever_they_lie(uniform):
   overrides = {'data.crop_padding': 2, 'data.flip': True}
+  overrides |= {'data.randaugment': (2, 5), 'data.random_erasing': 0.5}
   overrides |= {'data.mean': (0.1, 0.2, 0.3), 'data.std': (1.0, 2.0, 0.5)}
   got = []
   for placement in ('resident', 'streaming'):
@@ -193,6 +194,13 @@ def test_statistics_are_measured_on_readable_examples(uniform):
     ({'data.mean': ('a', 'b', 'c')}, 'data.mean=.* must be finite numbers'),
     ({'data.mean': (0.5, 0.5, float('nan'))}, 'must be finite numbers'),
     ({'data.crop_padding': 8}, 'must be below the size of the images, 10x8'),
+    ({'data.randaugment': (2,)}, r'randaugment=\(2,\) must be \(operations, m'),
+    ({'data.randaugment': (1.5, 9)}, 'must be .* a whole number from 1 on'),
+    ({'data.randaugment': (2, 11)}, 'and a number from 0 to 10'),
+    (
+      {'data.mixup': 0.2, 'data.placement': 'streaming'},
+      'mixes with any example of .*, which is streamed: set data.placement',
+    ),
   ],
 )
 def test_what_is_refused(uniform, overrides, message):
