@@ -16,6 +16,7 @@ def digits(**overrides):
   c.controller.max_batch_size = 128
   c.controller.adadamp.loss_source = 'full'
   c.log.every_updates = 1
+  c.checkpoint.best = False  # written more often than most tests need
   c.update_from_flattened_dict(overrides)
   return c
 

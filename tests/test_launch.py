@@ -82,6 +82,7 @@ def test_main_job_leaves_its_files(digits):
     'metrics.jsonl',
     'tensorboard',
     'checkpoints',
+    'best',  # the last evaluation was not
     'summary.json',
     'report.html',
   }

@@ -36,17 +36,15 @@ class Best:
   def hold(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """What is best from now on; copied, so that training may go on.
 
-    Of replicas on several machines none has all, so it is written at once.
+    Several processes write it at once, from their devices: of replicas none of
+    them has all, and what one holds in memory Orbax does not take from many.
     """
-    leaves, structure = jax.tree.flatten(state)
-    if all(x.is_fully_addressable or x.is_fully_replicated for x in leaves):
-      # On a CPU what `device_get` gives is the memory of the array itself.
-      copies = [np.array(jax.device_get(x)) for x in leaves]
-      state = structure.unflatten(copies)
-      self._held = Saved(update, state, copy.deepcopy(host))
-    else:
-      self._held = None
+    if jax.process_count() > 1:
       self._save(update, state, host)
+      return
+    # On a CPU what `device_get` gives is the memory of the array itself.
+    copied = jax.tree.map(np.array, jax.device_get(state))
+    self._held = Saved(update, copied, copy.deepcopy(host))
 
   def write(self, update: int) -> None:
     """Before a checkpoint of this update is written."""

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from adabatch import data
-from adabatch.data import randaugment
+from adabatch.data import operations
 from adabatch.models import tasks
 from adabatch.train.inputs import Augmentation, make_load
 
@@ -66,14 +66,14 @@ TWINS = {
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_operations_are_those_of_pil(channels):
-  assert TWINS.keys() == randaugment.OPERATIONS.keys()
+  assert TWINS.keys() == operations.OPERATIONS.keys()
   (array,) = pictures(channels)
   image = Image.fromarray(array[..., 0] if channels == 1 else array)
   for name, twin in TWINS.items():
     for magnitude in MAGNITUDES:
       for sign in (-1.0, 1.0):
-        draw = randaugment.Draw(magnitude / 10, jnp.float32(sign))
-        found = randaugment.OPERATIONS[name](jnp.asarray(array), draw)
+        draw = operations.Draw(magnitude / 10, jnp.float32(sign))
+        found = operations.OPERATIONS[name](jnp.asarray(array), draw)
         assert found.dtype == jnp.uint8
         expected = np.asarray(twin(image, magnitude, sign), np.int32)
         difference = np.abs(expected.reshape(array.shape) - np.int32(found))
@@ -124,7 +124,7 @@ def test_a_rectangle_is_erased():
     assert not box.any()  # a whole rectangle
     areas.append(box.size / image.size)
     ratios.append(box.shape[0] / box.shape[1])
-    tops.append(rows[0] / max(20 - len(rows), 1))
+    tops.append(rows[0] / max(20 - box.shape[0], 1))
   assert 0.01 < min(areas) < 0.04
   assert 0.36 < max(areas) < 0.44
   assert np.mean(areas) == pytest.approx(0.2, abs=0.02)

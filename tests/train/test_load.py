@@ -105,8 +105,11 @@ def test_which(tmp_path):
   assert after == kept
 
 
+KEPT = {'controller.name': 'constant', 'checkpoint.best': True}
+
+
 def test_the_best(tmp_path):
-  c = digits(epochs=6.0, **{'controller.name': 'constant'})
+  c = digits(epochs=6.0, **KEPT)
   c.learning_rate.base = 0.5  # so that it is not the last
   on_two(c, tmp_path, last_update=300)
   shutil.copytree(tmp_path, tmp_path / 'then')
@@ -132,7 +135,7 @@ def test_the_best(tmp_path):
 
 
 def test_the_best_of_a_run_that_diverges(tmp_path):
-  c = digits(epochs=6.0, **{'controller.name': 'constant'})
+  c = digits(epochs=6.0, **KEPT)
   c.learning_rate.decay.name = 'piecewise'
   c.learning_rate.decay.boundaries = (2.5,)
   c.learning_rate.decay.factor = 1e30
