@@ -39,7 +39,7 @@ def call(make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
   """
   if isinstance(make, type) and issubclass(make, nnx.Module):
     return OfNNX(make, parameters)
-  if has_outputs_first(make):
+  if isinstance(make, type) and has_outputs_first(make):
     return OfEquinox(sys.modules['equinox'], make, parameters)
   model = make(**parameters)
   if not isinstance(model, nn.Module):

@@ -27,6 +27,7 @@ from adabatch import data
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.config.files import read_json, write_json
 from adabatch.config.ranges import check_numbers
+from adabatch.controllers import parse_count
 from adabatch.config.smoke import shrink
 from adabatch.devices.programs import use_persistent_cache
 from adabatch.search.bench import Bench, Stopped, Task, say
@@ -90,7 +91,7 @@ def allowed(
   """The wider range, if both its ends are values that the key may have."""
   try:
     for value in wider.values:
-      check_numbers(trial_config(config, 1, {key: value}))
+      check_numbers(trial_config(config, 1, {key: value}), parse_count)
   except ConfigError:
     return now
   return wider
