@@ -177,7 +177,7 @@ def _number(node: ast.expr) -> float:
     return _BY_SIGN[type(node.op)](_number(node.left), _number(node.right))
   if isinstance(node, ast.Call) and ast.unparse(node.func) == 'int':
     return _number(*node.args)
-  if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+  if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
     return float(node.value)
   raise ValueError(f'{ast.unparse(node)} is no number')
 

@@ -27,8 +27,8 @@ from adabatch import data
 from adabatch.config import Config, ConfigError, refusing
 from adabatch.config.files import read_json, write_json
 from adabatch.config.ranges import check_numbers
-from adabatch.controllers import parse_count
 from adabatch.config.smoke import shrink
+from adabatch.controllers import parse_count
 from adabatch.devices.programs import use_persistent_cache
 from adabatch.search.bench import Bench, Stopped, Task, say
 from adabatch.search.storage import locked
