@@ -19,9 +19,9 @@ from adabatch.data.folders import PREFIX as FOLDER
 from adabatch.data.images import ImageRecords, find_images, open_images
 from adabatch.data.labels import check as check_classes
 from adabatch.data.labels import check_same_classes
+from adabatch.data.operations import randaugment
 from adabatch.data.order import Order, process_positions, take
 from adabatch.data.parquet_images import find_parquet_images, holds_images
-from adabatch.data.operations import randaugment
 from adabatch.data.resident import EMBEDDED, load
 from adabatch.data.sequences import from_sequence
 from adabatch.data.source import Chunk

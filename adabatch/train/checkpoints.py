@@ -67,7 +67,13 @@ class Checkpoints:
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, create=writes, cleanup_tmp_directories=writes
+        max_to_keep=self._keep,
+        create=writes,
+        cleanup_tmp_directories=writes,
+        # Processes meet by name, and two directories may be written at once.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=self._directory.name
+        ),
       ),
     )
 
