@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adabatch.config.files import cache_directory
+from adabatch.data import image_cache
 from adabatch.data.folders import one_shape
 from adabatch.data.image_formats import CorruptRecord, line
 from adabatch.data.labels import refuse
@@ -188,7 +189,7 @@ def find_parquet_images(
       start += count
   values, outputs = join(name, targets, names_of(splits[0]))
   chosen = [rows_of(name, split, rows) for split in splits]
-  mapped = tuple(_map(path, image) for part in targets for path in files[part])
+  mapped = _map_all([p for part in targets for p in files[part]], image)
   result = []
   for split, some in zip(splits, chosen, strict=True):
     labels = values[some].astype(np.int32)
@@ -259,22 +260,58 @@ def _read(path: pathlib.Path, keys: Sequence[str]) -> dict[str, Any]:
   return dict(zip(table.column_names, table.columns, strict=True))
 
 
-def _map(path: pathlib.Path, key: str) -> str:
-  """The bytes of a column in a file of their own; made if it is not there."""
+def _map_all(paths: Sequence[pathlib.Path], key: str) -> tuple[str, ...]:
+  """The bytes of a column in files of their own; made if they are not there.
+
+  Beyond `image_cache.MOST_BYTES` what was not used for longest is removed.
+  """
+  directory = cache_directory('images')
+  names = [_name_of(path, key) for path in paths]
+  try:
+    image_cache.claim(directory, names, _is_current)
+  except OSError as error:
+    raise DatasetError(
+      f'{directory} cannot be used for images: {line(error)}; set '
+      'XDG_CACHE_HOME to another directory'
+    ) from None
+  for path, name in zip(paths, names, strict=True):
+    if not (directory / name).exists():
+      _copy(path, key, directory / name)
+  return tuple(os.fspath(directory / name) for name in names)
+
+
+def _name_of(path: pathlib.Path, key: str) -> str:
+  """Another name for another column, or a file that has changed."""
+  status = path.stat()
+  tells = f'{path.resolve()} {status.st_size} {status.st_mtime_ns} {key}'
+  return f'{hashlib.sha256(tells.encode()).hexdigest()[:32]}.arrow'
+
+
+def _is_current(copy: pathlib.Path) -> bool:
+  """Whether what it was made of is there, unchanged."""
+  import pyarrow as pa
+
+  try:
+    with pa.memory_map(os.fspath(copy)) as file:
+      told = pa.ipc.open_file(file).schema.metadata or {}
+    if b'path' not in told:
+      return True  # of an earlier version, which did not say
+    path, key = (told[name].decode() for name in (b'path', b'key'))
+    return _name_of(pathlib.Path(path), key) == copy.name
+  except (pa.ArrowException, OSError):
+    return False
+
+
+def _copy(path: pathlib.Path, key: str, target: pathlib.Path) -> None:
   import pyarrow as pa
   from pyarrow import parquet
 
-  status = path.stat()
-  tells = f'{path.resolve()} {status.st_size} {status.st_mtime_ns} {key}'
-  directory = cache_directory('images')
-  digest = hashlib.sha256(tells.encode()).hexdigest()[:32]
-  target = directory / f'{digest}.arrow'
-  if target.exists():
-    return os.fspath(target)
-  schema = pa.schema([(_COLUMN, pa.large_binary())])
+  directory, told = target.parent, {'path': str(path.resolve()), 'key': key}
+  schema = pa.schema([(_COLUMN, pa.large_binary())], metadata=told)
   try:
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+      dir=directory, suffix='.partial', delete=False
+    ) as file:
       try:
         with pa.ipc.new_file(file, schema) as writer:
           for batch in parquet.ParquetFile(path).iter_batches(
@@ -293,4 +330,3 @@ def _map(path: pathlib.Path, key: str) -> str:
     raise DatasetError(
       f'{path} cannot be copied to {directory}: {line(error)}'
     ) from None
-  return os.fspath(target)

@@ -7,8 +7,8 @@ splits itself: `x_train`, `y_train`, `x_test`, `y_test`. A relative PATH lies in
 `data_dir`, if that is given.
 
 Within a split examples lie in a fixed random order, because files are often
-sorted by class. Everything is read into memory; what does not fit on the
-devices is streamed from there.
+sorted by class. A split is read into memory; what does not fit on the devices
+is streamed from there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from adabatch.data.arrays import Split, from_arrays
 from adabatch.data.image_formats import line
+from adabatch.data.npz import Npz, check_memory
 from adabatch.data.order import Order, take
 from adabatch.data.splits import names_of, rows_of
 from adabatch.data.targets import join, make_targets
@@ -106,7 +106,11 @@ def load_tables(
   result = []
   for split in splits:
     chosen = rows_of(name, split, rows)
-    arrays = {entry: image[chosen], 'label': label[chosen]}
+    check_memory(
+      f"data set '{name}', split '{split}'",
+      len(chosen) * image[:1].nbytes,
+    )
+    arrays = {entry: _numbers(image[chosen]), 'label': label[chosen]}
     try:
       found = from_arrays(arrays, outputs)
       result.append(found._replace(classes=classes))
@@ -166,10 +170,10 @@ def read_files(
   """
   paths = find_files(name, data_dir)
   if name.startswith('npz:') and list(paths) == ['train']:
-    found = _npz_splits(_npz(paths['train'][0]), asked)
+    found = _npz_splits(Npz(paths['train'][0]), asked)
   else:
     check_splits(name, asked, paths)
-    read = _npz if name.startswith('npz:') else _arrow
+    read = Npz if name.startswith('npz:') else _arrow
     found = {
       part: [read(path) for path in paths[part]] if part in asked else []
       for part in paths
@@ -186,23 +190,34 @@ def check_splits(
     raise unknown_split(name, min(missing), list(found))
 
 
-def _npz(path: pathlib.Path) -> File:
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {key: file[key] for key in file.files}
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise DatasetError(f'{path} cannot be read: {line(error)}') from None
-
-
 def _npz_splits(arrays: File, asked: Collection[str]) -> dict[str, list[File]]:
   """Those of one file: all that it holds, or x_train, x_test and so on."""
-  found: dict[str, dict[str, Any]] = {}
-  for key, array in arrays.items():
+  found: dict[str, dict[str, str]] = {}
+  for key in arrays:
     if match := _NPZ_SPLIT.fullmatch(key):
-      found.setdefault(match['split'], {})[match['key']] = array
+      found.setdefault(match['split'], {})[match['key']] = key
   if not found:
     return {'train': [arrays]}
-  return {part: [found[part]] if part in asked else [] for part in found}
+  return {
+    part: [_Renamed(arrays, names)] if part in asked else []
+    for part, names in found.items()
+  }
+
+
+class _Renamed(Mapping[str, Any]):
+  """Some of what a file holds, by other names."""
+
+  def __init__(self, arrays: File, names: Mapping[str, str]):
+    self._arrays, self._names = arrays, names
+
+  def __getitem__(self, key: str) -> Any:
+    return self._arrays[self._names[key]]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._names)
+
+  def __len__(self) -> int:
+    return len(self._names)
 
 
 def _arrow(path: pathlib.Path) -> File:
@@ -328,7 +343,7 @@ def _concatenate(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _inputs(
   name: str, split: str, chosen: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-  """'image' [N, H, W, C] or 'features' [N, ...]."""
+  """'image' [N, H, W, C] or 'features' [N, ...], not converted yet."""
   for key, values in chosen.items():
     if values.dtype.kind not in 'biuf':
       what = 'text' if values.dtype.kind == 'U' else 'no numbers'
@@ -341,9 +356,6 @@ def _inputs(
     (values,) = chosen.values()
     if values.dtype == np.uint8 and values.ndim == 3:
       return values[..., None]  # grey images
-    if values.dtype == np.uint8 and values.ndim == 4:
-      return values
-    values = values.astype(np.float32)
     return values[:, None] if values.ndim == 1 else values
   for key, values in chosen.items():
     if values.ndim != 1:
@@ -352,3 +364,10 @@ def _inputs(
         'other columns: name one of them with data.input_key'
       )
   return np.stack([v.astype(np.float32) for v in chosen.values()], -1)
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+  """Of some examples: bytes of images, or float32."""
+  if values.dtype == np.uint8 and values.ndim == 4:
+    return np.asarray(values)
+  return np.asarray(values, np.float32)

@@ -1,6 +1,8 @@
 """Encoded images in parquet files."""
 
+import fcntl
 import io
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from adabatch import data
+from adabatch.data import image_cache
 from tests.data.test_tables import config, train
 from tests.experiments import records
 
@@ -52,11 +55,11 @@ def test_the_images_in_a_fixed_random_order(tmp_path, cache):
   for index in (0, 41, 89):
     i = int(order[index])
     assert whole.parse(rows[index]) == (encoded(i % 3, 8, i), i % 3)
-  made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+  made = {path: path.stat().st_ino for path in cache.glob('*.arrow')}
   assert len(made) == 2
   (again,) = data.find_parquet_images(name, ['train'])
   assert again.fingerprint == whole.fingerprint
-  assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == made
+  assert {p: p.stat().st_ino for p in cache.glob('*.arrow')} == made
   moved = tmp_path / 'elsewhere'
   moved.mkdir()
   for part in range(2):
@@ -66,6 +69,43 @@ def test_the_images_in_a_fixed_random_order(tmp_path, cache):
   write(tmp_path / 'train-1.parquet', count=45, start=48)  # the same labels
   (other,) = data.find_parquet_images(name, ['train'])
   assert other.fingerprint != whole.fingerprint
+
+
+def test_what_nobody_needs_goes(tmp_path, cache, monkeypatch, capsys):
+  monkeypatch.setattr(image_cache, '_OURS', {})  # as a process that begins
+
+  def there():
+    return {path.stem for path in cache.glob('*.arrow')}
+
+  cache.mkdir(parents=True)
+  for age, name in enumerate('cba'):
+    (cache / f'{name}.arrow').write_bytes(b'x' * 10)
+    os.utime(cache / f'{name}.arrow', (age, age))
+  other = os.open(cache / 'other.uses', os.O_RDWR | os.O_CREAT)
+  os.write(other, b'c.arrow\n')
+  fcntl.flock(other, fcntl.LOCK_EX)  # it lives
+  (cache / 'dead.uses').write_text('b.arrow\n')
+  image_cache.claim(cache, ['d.arrow'], lambda path: True)
+  assert there() == set('abc')
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(image_cache, 'MOST_BYTES', 25)
+  image_cache.claim(cache, ['d.arrow'], lambda path: True)
+  assert there() == set('ac')  # c is older, but in use
+  assert 'removed 1 file(s) of 1e-08 GB' in capsys.readouterr().err
+  os.close(other)  # it ended
+  image_cache.claim(cache, ['a.arrow'], lambda path: path.stem == 'a')
+  assert there() == {'a'}
+  assert len(list(cache.glob('*.uses'))) == 1
+
+
+def test_copies_of_what_is_gone_are_not_kept(tmp_path, cache, monkeypatch):
+  for part in ('one', 'two'):
+    write(tmp_path / f'{part}.parquet', count=3)
+    data.find_parquet_images(f'parquet:{tmp_path}/{part}.parquet', ['train'])
+  (tmp_path / 'one.parquet').unlink()
+  os.close(image_cache._OURS.pop(cache))  # as a process that has ended
+  data.find_parquet_images(f'parquet:{tmp_path}/two.parquet', ['train'])
+  assert len(list(cache.glob('*.arrow'))) == 1
 
 
 def test_from_memory_and_from_a_stream_alike(tmp_path):

@@ -11,6 +11,7 @@ from pyarrow import csv, parquet
 from adabatch import data
 from adabatch import train as training
 from adabatch.config import ConfigError
+from adabatch.data import npz
 from tests.experiments import digits, records
 
 train = functools.partial(training.train, devices=jax.devices()[:2])
@@ -53,6 +54,35 @@ def test_the_rows_in_a_fixed_random_order(kind, tmp_path):
     both = first.arrays[key], rest.arrays[key]
     np.testing.assert_array_equal(np.concatenate(both), values)
   assert first.fingerprint != rest.fingerprint
+
+
+def test_of_an_npz_file_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
+  x, y = np.arange(24.0).reshape(8, 3), np.arange(8) % 2
+  for kind, save in (('mapped', np.savez), ('packed', np.savez_compressed)):
+    save(tmp_path / f'{kind}.npz', x=x, y=y, z=np.asfortranarray(x))
+    found = npz.Npz(tmp_path / f'{kind}.npz')
+    assert list(found) == ['x', 'y', 'z']
+    for key, values in (('x', x), ('y', y), ('z', x)):
+      np.testing.assert_array_equal(found[key], values)
+      assert isinstance(found[key], np.memmap) == (kind == 'mapped')
+  # A machine whose memory holds half of it.
+  memory = {'SC_PAGE_SIZE': 1, 'SC_PHYS_PAGES': x.nbytes // 2}
+  monkeypatch.setattr(npz.os, 'sysconf', memory.__getitem__)
+  whole, half = ('train', 'train[:50%]')
+  (some,) = data.load_tables(f'npz:{tmp_path}/mapped.npz', [half])
+  assert some.num_examples == 4
+  for kind, split in (('mapped', whole), ('packed', half)):
+    with pytest.raises(data.DatasetError, match=r'GB of memory: take part'):
+      data.load_tables(f'npz:{tmp_path}/{kind}.npz', [split])
+  monkeypatch.undo()
+  file = tmp_path / 'mapped.npz'
+  names = np.full(2, object())
+  np.savez(tmp_path / 'objects.npz', x=names)
+  with pytest.raises(data.DatasetError, match='cannot be read: Object arrays'):
+    npz.Npz(tmp_path / 'objects.npz')['x']
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(data.DatasetError, match='mapped.npz cannot be read'):
+    npz.Npz(file)
 
 
 def config(name, **overrides):
