@@ -24,6 +24,7 @@ from adabatch import config
 from adabatch.train import train
 
 directory = pathlib.Path(sys.argv[1])
+directory.mkdir(parents=True, exist_ok=True)
 diabetes = sklearn.datasets.load_diabetes()
 columns = dict(zip(diabetes.feature_names, diabetes.data.T, strict=True))
 columns['progression'] = diabetes.target / 100

@@ -3,7 +3,7 @@
     python examples/load_and_predict.py DIRECTORY
 
 `load` gives it with its preprocessing; neither the data nor their statistics
-are needed. A network of your own must be registered first: import its config.
+are needed. A network of your own must be registered first: call its get_config.
 """
 
 import sys

@@ -22,6 +22,7 @@ from adabatch import config
 from adabatch.train import train
 
 directory = pathlib.Path(sys.argv[1])
+directory.mkdir(parents=True, exist_ok=True)
 digits = sklearn.datasets.load_digits()
 x, y = (digits.images * 15).astype(np.uint8), digits.target
 np.savez(

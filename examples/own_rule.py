@@ -21,8 +21,9 @@ class State(NamedTuple):
   since: float = 0.0  # decisions without a better loss
 
 
-def plateau(*, initial_batch_size, factor=2.0, patience=2):
-  """Grows by `factor` after `patience` decisions without a better loss."""
+def plateau(*, initial_batch_size, factor=2.0, patience=2, most=256.0):
+  """Grows by `factor`, up to `most`, after `patience` decisions without a
+  better loss."""
 
   def init():
     return State(float(initial_batch_size))
@@ -35,7 +36,7 @@ def plateau(*, initial_batch_size, factor=2.0, patience=2):
     else:
       state = state._replace(since=state.since + 1)
     if state.since >= patience:
-      state = State(state.batch_size * factor, state.best)
+      state = State(min(state.batch_size * factor, most), state.best)
     return state.batch_size, state
 
   return BatchSizeController(init, update, frozenset({'loss'}), always)

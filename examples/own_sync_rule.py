@@ -4,7 +4,7 @@
         --config.sync.growing.doubling=500
 
 Four replicas train alone and meet every H updates; H doubles every `doubling`
-examples, from `sync.local_steps` on.
+examples, from `sync.local_steps` to `most`.
 """
 
 import adabatch
@@ -12,12 +12,12 @@ from adabatch import config
 from adabatch.optim import sync
 
 
-def growing(local_steps, doubling=1000):
-  """H = local_steps * 2^floor(examples / doubling)."""
+def growing(local_steps, doubling=1000, most=16):
+  """H = min(local_steps * 2^floor(examples / doubling), most)."""
 
   def period(examples, batch_size, damping):
     del batch_size, damping
-    return local_steps * 2 ** (examples // doubling)
+    return min(local_steps * 2 ** (examples // doubling), most)
 
   return sync.local_sgd(local_steps)._replace(period=period)
 

@@ -35,6 +35,7 @@ def encode(image):
 
 
 directory = pathlib.Path(sys.argv[1])
+directory.mkdir(parents=True, exist_ok=True)
 digits = sklearn.datasets.load_digits()
 columns = {'image': map(encode, digits.images), 'label': digits.target}
 table = pa.table({name: list(values) for name, values in columns.items()})

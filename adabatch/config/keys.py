@@ -91,7 +91,8 @@ def default() -> Config:
   # Images that differ in size are cropped to squares: in training at random, in
   # evaluation from the centre.
   c.data.image_size = 224  # pixels of a square's side
-  c.data.eval_resize = 256  # evaluation: the shorter side, before the crop
+  # Evaluation: the shorter side, before the crop; None: 8/7 of image_size.
+  c.data.eval_resize = placeholder(int)
   c.data.min_area = 0.08  # training: least share of the image in a crop
   c.data.tokenizer = 'bytes'  # of text: 'bytes', 'sentencepiece'
   c.data.vocab_size = 32_000  # of sentencepiece, trained on the training split

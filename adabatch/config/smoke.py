@@ -84,9 +84,10 @@ def shrink(config: Config) -> Config:
   changes = {key: least(flat[key], most) for key, most in MOST.items()} | SET
   if config.data.image_size > 64:
     # The same share of the image is seen.
-    changes['data.eval_resize'] = round(
-      64 * config.data.eval_resize / config.data.image_size
-    )
+    if config.data.eval_resize is not None:
+      changes['data.eval_resize'] = round(
+        64 * config.data.eval_resize / config.data.image_size
+      )
     changes['data.image_size'] = 64
   with small.ignore_type():
     small.update_from_flattened_dict(changes)

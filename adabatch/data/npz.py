@@ -97,6 +97,6 @@ def check_memory(what: str, size: int) -> None:
   if size > there:
     raise DatasetError(
       f'{what} takes {size / 1e9:.3g} GB, and there are {there / 1e9:.3g} GB '
-      "of memory: take part of the split ('train[:10%]') of arrays that are not "
-      'compressed (numpy.savez), or keep images in a folder or as parquet'
+      "of memory: take part of the split ('train[:10%]') of arrays that are "
+      'not compressed (numpy.savez), or keep images in a folder or as parquet'
     )

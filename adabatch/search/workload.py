@@ -91,10 +91,9 @@ def search_space(config: Config) -> dict[str, Parameter]:
 
 
 def _check_key(config: Config, key: str, parameter: Parameter) -> None:
-  # None of a key in the table of a network of somebody else, and of those of an
-  # optimizer of optax, which the config itself has.
+  # Of what is registered and of optax's optimizers the config itself tells.
   default = config_lib.flatten(config_lib.default()).get(key)
-  if key.startswith(config_lib.ARGUMENTS):
+  if key.startswith(config_lib.ARGUMENTS) or config_lib.is_of_another(key):
     default = config_lib.flatten(config)[key]
   optional = key in OPTIONAL
   number = isinstance(default, int | float) and not isinstance(default, bool)

@@ -49,7 +49,12 @@ from adabatch.train.run_end import (
   run_length,
   without_effect,
 )
-from adabatch.train.tasks import make_task
+from adabatch.train.tasks import (
+  check_task,
+  example_batch,
+  make_task,
+  network_input,
+)
 from adabatch.train.tuning import TuningRule
 
 LANGUAGE_MODELS = ('transformer', 'lstm')
@@ -200,20 +205,6 @@ def check_model(
     jax.eval_shape(lambda x: contract.init_in_training(model, x), example)
 
 
-def network_input(task: Task, inputs: Inputs) -> jax.ShapeDtypeStruct:
-  """What the network is fed, as a batch of one."""
-  arrays = {
-    name: jax.ShapeDtypeStruct((1, *shape.shape), shape.dtype)
-    for name, shape in inputs.train.shapes.items()
-  }
-  index = jax.ShapeDtypeStruct((1,), jnp.int32)
-  return jax.eval_shape(
-    lambda arrays, index: task.inputs(inputs.load(arrays, index, None)),
-    arrays,
-    index,
-  )
-
-
 def compiler_options(config: Config, platform: str) -> dict[str, Any]:
   """What XLA needs to be told."""
   if platform != 'cpu':
@@ -329,9 +320,11 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     _check_target(config, task)
   num_examples = inputs.train.num_examples
   ladder = make_ladder(config, made.size, num_examples)
-  example = network_input(task, inputs)
+  batch = example_batch(inputs)
+  example = network_input(config, task, batch)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   check_model(config, model, example)
+  check_task(config, task, model, batch, inputs.train.num_classes)
   made = made._replace(options=compiler_options(config, made.platform))
   end = make_end(config, num_examples, inputs.tokens_per_example)
   extent = Extent(

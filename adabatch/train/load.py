@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +105,7 @@ class Loaded:
       ConfigError: if safetensors is not installed.
     """
     try:
-      from safetensors.numpy import save_file
+      from safetensors.numpy import save
     except ModuleNotFoundError:
       raise ConfigError(
         'safetensors is not installed: pip install safetensors'
@@ -116,7 +117,10 @@ class Loaded:
       jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf)
       for path, leaf in leaves
     }
-    save_file(arrays, path, metadata={'inputs': json.dumps(self._about)})
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not their `save_file`, whose files nobody else may read.
+    path.write_bytes(save(arrays, {'inputs': json.dumps(self._about)}))
 
   def _tokens(self, text: str) -> np.ndarray:
     """A document's beginning as a row; what comes before it is the end of one.
@@ -199,7 +203,7 @@ def read_checkpoint(files: Workdir, parts: Parts, which: str | int) -> Saved:
 def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
   """The network that a run has trained; its data need not be there.
 
-  A network of one's own must be registered: import the config that does.
+  A network of one's own must be registered: call the `get_config` that does.
 
   Args:
     workdir: of the run; it is only read.
@@ -224,7 +228,7 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
     if config[table].name not in {*names, 'synchronous'}:
       raise ConfigError(
         f'{files.path} was trained with {table}.name={config[table].name!r}, '
-        'which is not of this package: import the config that registers it'
+        'which is not of this package: call the get_config() that registers it'
       )
   devices = make_devices(jax.local_devices()[:1])
   inputs = _described(about)._replace(tokenizer=_tokenizer(files, about))

@@ -180,7 +180,7 @@ def _open_found(config: Config, found: Sequence[Any]) -> tuple[Any, Any]:
       data.load(split.name, split.split, d.data_dir, split) for split in found
     )
     return train, evaluation
-  one_size = None not in shape
+  one_size, size, resized = None not in shape, d.image_size, d.eval_resize
   train, evaluation = (
     data.open_images(
       split.name,
@@ -188,8 +188,8 @@ def _open_found(config: Config, found: Sequence[Any]) -> tuple[Any, Any]:
       d.data_dir,
       seed=config.seed,
       flip=d.flip,
-      image_size=None if one_size else d.image_size,
-      eval_resize=d.eval_resize,
+      image_size=None if one_size else size,
+      eval_resize=round(size * 8 / 7) if resized is None else resized,
       min_area=d.min_area,
       found=split,
     )

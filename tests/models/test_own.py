@@ -145,7 +145,9 @@ def test_a_run_goes_on_exactly(tmp_path):
   loaded = adabatch.load(tmp_path / 'cut')
   assert loaded(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 10)
   del models.MODELS['mine']
-  with pytest.raises(ConfigError, match='import the config that registers it'):
+  with pytest.raises(
+    ConfigError, match=r'call the get_config\(\) that registers it'
+  ):
     adabatch.load(tmp_path / 'cut')
 
 
