@@ -139,6 +139,11 @@ def test_each_key_of_a_crop_counts(varied):
   middle = images(None)
   assert (images(None, **{'data.eval_resize': 40}) != middle).any()
   np.testing.assert_array_equal(middle, images(None, **{'data.flip': True}))
+  # Where it is not given, as much of an image is seen as with 224 of 256.
+  usual = images(None, **{'data.eval_resize': None, 'data.image_size': 14})
+  np.testing.assert_array_equal(
+    usual, images(None, **{'data.eval_resize': 16, 'data.image_size': 14})
+  )
 
 
 def test_a_cropped_image_is_not_augmented_again(varied):

@@ -214,8 +214,11 @@ def test_exported(tmp_path):
   assert loaded.tokenizer is None
   with pytest.raises(ValueError, match='no tokenizer: give its inputs as an'):
     loaded('some text')
-  loaded.export(tmp_path / 'mine.safetensors')
-  with safe_open(tmp_path / 'mine.safetensors', 'numpy') as file:
+  path = tmp_path / 'out' / 'mine.safetensors'
+  loaded.export(path)
+  # As readable as any other file.
+  assert path.stat().st_mode == (tmp_path / 'config.json').stat().st_mode
+  with safe_open(path, 'numpy') as file:
     about = json.loads(file.metadata()['inputs'])
     kernel = file.get_tensor('params.Dense_0.kernel')
     assert len(file.keys()) == 4
