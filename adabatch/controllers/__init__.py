@@ -9,6 +9,7 @@ from adabatch.controllers.base import (
   Signals,
   State,
   always,
+  check_needs,
 )
 from adabatch.controllers.batch_size import BatchSize
 from adabatch.controllers.damping import adadamp, adadamp_grad, radadamp
@@ -74,6 +75,7 @@ __all__ = [
   'adadamp',
   'adadamp_grad',
   'always',
+  'check_needs',
   'cabs',
   'constant',
   'every',

@@ -137,6 +137,19 @@ class BatchSizeController(NamedTuple):
   rule: str = 'a rule without a name'
 
 
+def check_needs(controller: BatchSizeController) -> None:
+  """Refuses a rule that waits for what never comes.
+
+  Raises:
+    ValueError: if it needs what is no field of `Signals`.
+  """
+  for name in sorted(controller.needs - {*Signals._fields}):
+    raise ValueError(
+      f'the rule needs {name!r}, which is no signal: choose of '
+      f'{", ".join(Signals._fields)}'
+    )
+
+
 def described(
   factory: Callable[Arguments, BatchSizeController],
 ) -> Callable[Arguments, BatchSizeController]:

@@ -12,11 +12,21 @@ from adabatch.controllers.base import (
   GradientNoise,
   MissingSignal,
   Signals,
+  check_needs,
 )
 from adabatch.controllers.buckets import Ladder, Plan
 from adabatch.controllers.state import state_from_json, state_to_json
 
-_FIELDS = ('rule', 'ladder', 'nominal', 'updates', 'examples', 'taken', 'state')
+_FIELDS = (
+  'rule',
+  'ladder',
+  'num_examples',
+  'nominal',
+  'updates',
+  'examples',
+  'taken',
+  'state',
+)
 
 
 class BatchSize:
@@ -54,13 +64,15 @@ class BatchSize:
       num_examples: the size of an epoch, where a rule or a sampler counts them.
 
     Raises:
-      ValueError: the epoch has no examples, or the rule refuses to begin.
+      ValueError: the epoch has no examples, the rule needs what is no signal,
+        or it refuses to begin.
     """
     if num_examples is not None and num_examples < 1:
       raise ValueError(
         f'num_examples={num_examples} was given; set it to the number of '
         'training examples, at least 1'
       )
+    check_needs(controller)
     self.num_examples = num_examples
     self._controller, self._ladder = controller, ladder
     self._state = controller.init()
@@ -199,6 +211,7 @@ class BatchSize:
     return {
       'rule': self._controller.rule,
       'ladder': self._sizes(),
+      'num_examples': self.num_examples,
       'nominal': self._plan and self._plan.nominal,
       'updates': self._updates,
       'examples': self._examples,
@@ -207,7 +220,8 @@ class BatchSize:
     }
 
   def load_state_dict(self, saved: dict[str, Any]) -> None:
-    """Goes on from what `state_dict` gave, with the same rule and ladder.
+    """Goes on from what `state_dict` gave, with the same rule, ladder and
+    number of examples.
 
     Args:
       saved: that, after any trip through JSON.
@@ -220,7 +234,11 @@ class BatchSize:
         f'{saved!r:.60} is no state of a BatchSize; give what state_dict() '
         f'returned, with {", ".join(_FIELDS)}'
       )
-    here = {'rule': self._controller.rule, 'ladder': self._sizes()}
+    here = {
+      'rule': self._controller.rule,
+      'ladder': self._sizes(),
+      'num_examples': self.num_examples,
+    }
     for what, value in here.items():
       if saved[what] != value:
         raise ValueError(

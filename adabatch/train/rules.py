@@ -96,6 +96,7 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     parameters['initial_updates'] = c.wait or c.every
   with refusing(f'controller.{c.name}'):
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
+    controllers.check_needs(controller)
   with refusing('controller.every'):
     controller = controllers.every(controller, updates=c.every, wait=c.wait)
   # Around `every`, so that they see decisions and not the updates between.

@@ -428,3 +428,21 @@ def test_signals_that_are_neither_counted_nor_of_updates_take_a_pass():
   for name in set(c.Signals._fields) - PROGRESS - OF_UPDATES:
     assert name.startswith(('full_', 'subset_'))
   assert all(math.isnan(value) for value in NO_ESTIMATE)
+
+
+def test_a_rule_that_waits_for_what_never_comes():
+  rule = c.constant(initial_batch_size=16)._replace(needs=frozenset({'los'}))
+  with pytest.raises(
+    ValueError, match="needs 'los', which is no signal: .* loss"
+  ):
+    c.BatchSize(rule, buckets.ladder(16, 16, devices=1))
+
+
+def test_a_state_of_another_set_is_refused():
+  rule, ladder = (
+    c.constant(initial_batch_size=16),
+    buckets.ladder(16, 16, devices=1),
+  )
+  saved = c.BatchSize(rule, ladder, num_examples=500).state_dict()
+  with pytest.raises(ValueError, match='num_examples 500, but .* has 1797'):
+    c.BatchSize(rule, ladder, num_examples=1797).load_state_dict(saved)

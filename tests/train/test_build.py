@@ -677,7 +677,9 @@ def test_load_augments_by_seed_and_position_and_only_in_training():
   positions = (jnp.zeros(40, jnp.uint32), indices.astype(jnp.uint32))
 
   def images(positions=positions, **how):
-    load = inputs.make_load(statistics, **how)
+    seed = how.pop('seed', 0)
+    augmentation = inputs.Augmentation(**how)
+    load = inputs.make_load(statistics, augmentation, seed=seed)
     batch = load(arrays, indices, positions)
     assert batch['label'].tolist() == list(range(40))
     return np.asarray(batch['image'])

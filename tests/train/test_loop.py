@@ -20,7 +20,7 @@ from adabatch.devices.trainer import Trainer
 from adabatch.train import train
 from adabatch.train.build import build
 from adabatch.train.checkpoints import Saved
-from adabatch.train.inputs import make_load
+from adabatch.train.inputs import Augmentation, make_load
 from adabatch.train.loop import loop
 from tests.experiments import digits, records
 
@@ -642,7 +642,7 @@ def test_inputs_are_standardised_by_the_training_split():
   assert parts.recipe.seed == 5
   indices = jnp.arange(30)
   positions = jnp.zeros(30, jnp.uint32), indices.astype(jnp.uint32)
-  augmented = make_load(statistics, seed=5, padding=1, flip=True)
+  augmented = make_load(statistics, Augmentation(padding=1, flip=True), seed=5)
   for load, expected, where in (
     (inputs.load_train(5), augmented, positions),
     (inputs.load, make_load(statistics), None),
