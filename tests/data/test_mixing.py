@@ -137,9 +137,8 @@ def test_a_rectangle_is_erased():
 
 
 def test_partners_come_from_the_whole_split():
-  partners, shares = data.draw_partners(
-    keys_of(np.arange(3000)), alpha=0.5, num_examples=5
-  )
+  draw = jax.jit(lambda k: data.draw_partners(k, alpha=0.5, num_examples=5))
+  partners, shares = draw(keys_of(np.arange(3000)))
   assert np.bincount(partners, minlength=5).min() > 500
   assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
   # Of Beta(a, a): 1 / (4 (2 a + 1)).
@@ -153,11 +152,11 @@ def test_examples_are_mixed_as_they_are_augmented():
   indices, positions = np.array([3, 1, 4, 1]), np.array([7, 2**32 + 1, 9, 2])
   halves = data.position_halves(positions)
   made = Augmentation(padding=2, flip=True, mixup=0.5)
-  batch = make_load(statistics, made, seed=3)(arrays, indices, halves)
+  load = jax.jit(make_load(statistics, made, seed=3))
+  batch = load(arrays, indices, halves)
   keys = keys_of(positions)
-  partners, shares = data.draw_partners(
-    data.stream_of(keys, 2), alpha=0.5, num_examples=10
-  )
+  draw = jax.jit(lambda k: data.draw_partners(k, alpha=0.5, num_examples=10))
+  partners, shares = draw(data.stream_of(keys, 2))
 
   def floats(rows, keys):
     cut = data.random_crop_flip(

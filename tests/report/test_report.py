@@ -364,7 +364,7 @@ def test_resumed_run_does_not_show_its_old_summary(tmp_path):
 
 
 def test_long_run_stays_small(tmp_path):
-  updates = 200_000
+  updates = 60_000
   rng = np.random.default_rng(0)
   noise = rng.normal(size=updates).tolist()
   examples, tail = 0, ''
@@ -378,7 +378,7 @@ def test_long_run_stays_small(tmp_path):
       batch_size + update % 7,
       2 + 0.1 * wobble,
       nominal_batch_size=batch_size * (1.5 + 0.1 * wobble),
-      learning_rate=0.1 * math.cos(update / 150_000),
+      learning_rate=0.1 * math.cos(update / 45_000),
       gradient_noise_scale=batch_size * (2 + wobble),
     )
     tail += json.dumps(record) + '\n'

@@ -40,7 +40,12 @@ def on_two(c, workdir, **more):
   'overrides',
   [
     {},
-    {'model.name': 'cifar_resnet', 'model.cifar_resnet.depth': 8},
+    {
+      'model.name': 'strided_cnn',
+      'model.strided_cnn.channels': (4,),
+      'model.strided_cnn.hidden_size': 8,
+      'model.strided_cnn.batch_norm_group': 8,
+    },
     {'ema.half_life': 500.0},
     {'sync.name': 'sma', 'sync.sma.rho': 0.5, 'sync.replicas': 2},
   ],
@@ -48,9 +53,6 @@ def on_two(c, workdir, **more):
 )
 def test_it_evaluates_as_the_run_did(overrides, tmp_path):
   c = digits(max_updates=12, **{'controller.name': 'constant'} | overrides)
-  if c.model.name == 'cifar_resnet':
-    c.model.cifar_resnet.width = 4
-    c.model.cifar_resnet.batch_norm_group = 8
   final = on_two(c, tmp_path)['final']['validation']
   loaded = adabatch.load(tmp_path)
   assert loaded.update == 12
