@@ -5,7 +5,8 @@ Any key of the config can be overridden (--config.optimizer.name=adam);
 where it was; a search or a study started twice has two workers.
 
 Exit status: 0 done, 1 what was asked for cannot be done, 2 wrong flags, 3
-diverged, 143 or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
+diverged, 75 a process was lost (the same command, started again, goes on), 143
+or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
 """
 
 import sys
@@ -17,7 +18,9 @@ try:
   from adabatch import report
   from adabatch.config import ConfigError, command_line
   from adabatch.data import DatasetError
-  from adabatch.devices import mesh
+  from adabatch.devices import processes
+  from adabatch.devices.mesh import is_first_process
+  from adabatch.devices.rendezvous import MissingProcess
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.search.study_job import study
@@ -57,15 +60,23 @@ def main(argv: list[str]) -> None:
   workdir = WORKDIR.value or f'runs/{command_line.run_name(file)}'
   others = COORDINATOR.value, PROCESSES.value, PROCESS.value
   stop = Stop()
-  with command_line.refusing(
-    ValueError,
-    status=command_line.USAGE,
-    prefix='cannot join the other processes: ',
+  with (
+    command_line.refusing(
+      ValueError,
+      status=command_line.USAGE,
+      prefix='cannot join the other processes: ',
+    ),
+    command_line.refusing(MissingProcess, status=processes.RETRY),
   ):
-    mesh.initialize(DISTRIBUTED.value, *others)
-  with command_line.refusing(ConfigError, DatasetError, CheckpointError):
+    processes.join(DISTRIBUTED.value, *others, **dict(CONFIG.value.processes))
+  with (
+    processes.telling(),
+    command_line.refusing(
+      ConfigError, DatasetError, CheckpointError, processes.Differ
+    ),
+  ):
     summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
-  if mesh.is_first_process():
+  if is_first_process():
     print(describe(summary))
     print(f'report: {report.write_report(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))

@@ -2,13 +2,16 @@
 
     tests/in_turn.py ADDRESS NUMBER_OF_PROCESSES THIS_ONE JOBS
 
-JOBS is a JSON list of [workdir, overrides of the digits' config].
+JOBS is a JSON list of [workdir, overrides of the digits' config]; a `directory`
+among them is where the process then works. What processes do not agree on is
+printed.
 """
 
 import json
+import os
 import sys
 
-from adabatch.devices import mesh
+from adabatch.devices import processes
 from adabatch.train import train
 from configs import digits_mlp
 
@@ -24,10 +27,14 @@ def config(overrides):
   return c
 
 
-def main(address, processes, process, jobs):
-  mesh.initialize(True, address, int(processes), int(process))
+def main(address, number, process, jobs):
+  processes.join(True, address, int(number), int(process))
   for workdir, overrides in json.loads(jobs):
-    train(config(overrides), workdir)
+    os.chdir(overrides.pop('directory', '.'))
+    try:
+      train(config(overrides), workdir)
+    except processes.Differ as error:
+      print(error)
 
 
 if __name__ == '__main__':

@@ -55,6 +55,16 @@ def launch_two(workdir, **overrides):
   return start_two(command)
 
 
+def make_sets(directory):
+  """Two sets of the same name, which differ in one pixel."""
+  x = np.zeros((64, 8, 8, 1), np.uint8)
+  y = np.arange(64) % 4
+  for name in ('0', '1'):
+    (directory / name).mkdir()
+    x[3, 0, 0] += 1
+    np.savez(directory / name / 'set.npz', x=x, y=y)
+
+
 def finish(processes, status=0):
   try:
     outputs = [p.communicate(timeout=240) for p in processes]
@@ -81,6 +91,26 @@ JOBS = {
   'resident': {'parallel.backend': 'pmap'},
   'streaming sma': replicas('sma', 4, 3),
 }
+# In what two processes may differ, and what they then say.
+DIFFER = {
+  'keys': (
+    [{'learning_rate.base': 0.02, 'seed': 3}, {'learning_rate.base': 0.05}],
+    'in their start: learning_rate.base is 0.02 on process 0, 0.05 on process '
+    '1; seed is 3 on process 0, 0 on process 1',
+  ),
+  'data': (
+    [
+      {
+        'data.name': 'npz:set.npz',
+        'data.train_split': 'train[:75%]',
+        'data.eval_split': 'train[75%:]',
+        'directory': str(i),
+      }
+      for i in range(2)
+    ],
+    'in their data: training is ',
+  ),
+}
 # Of the run that is stopped below.
 LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}
 
@@ -98,21 +128,39 @@ def two(tmp_path_factory):
     (str(directory / name), job)
     for name, job in (placed | {'long': LONG}).items()
   ]
-  (_, err_0), (out_1, err_1) = finish(
+  make_sets(directory)
+
+  def differing(process):
+    for name, (overrides, _) in DIFFER.items():
+      here = dict(overrides[process])
+      if 'directory' in here:
+        here['directory'] = str(directory / here['directory'])
+      yield str(directory / 'differ' / name), here
+
+  (out_0, err_0), (out_1, err_1) = finish(
     start_two(
       lambda address, process: [
         'tests/in_turn.py',
         address,
         '2',
         str(process),
-        json.dumps(jobs),
+        json.dumps([*jobs, *differing(process)]),
       ]
     )
   )
   assert 'epoch' in err_0
   for text in (out_1, err_1):
     assert 'epoch' not in text, 'only the first process reports'
+  (directory / 'differ.txt').write_text(out_0 + out_1)
   return directory
+
+
+def test_processes_that_were_started_differently_do_not_train(two):
+  """Both say in what, and nothing is written."""
+  text = (two / 'differ.txt').read_text()
+  for _, line in DIFFER.values():
+    assert text.count(f'the processes differ {line}') == 2, text
+  assert not (two / 'differ').exists()
 
 
 @pytest.mark.quick
@@ -131,18 +179,41 @@ def test_same_as_one_process(two, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=name)
 
 
-def test_one_process_is_told_to_stop_and_all_do(two, tmp_path):
-  """A signal that reaches one process stops both at the same update."""
-  keys = {'log.every_updates': 1, 'checkpoint.every_updates': 40, **LONG}
-  processes = launch_two(tmp_path, **keys)
+def wait_for_update(update, workdir, processes):
   deadline = time.monotonic() + 120
-  metrics = tmp_path / 'metrics.jsonl'
-  while not metrics.exists() or metrics.read_bytes().count(b'\n') < 20:
+  metrics = workdir / 'metrics.jsonl'
+  while not metrics.exists() or metrics.read_bytes().count(b'\n') < update:
     assert time.monotonic() < deadline
     assert all(p.poll() is None for p in processes)
     time.sleep(0.01)
+
+
+def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
+  """One that is killed ends the other, in one line and soon; a signal that
+  reaches one stops both at the same update. They go on to the same end."""
+  keys = {
+    'log.every_updates': 1,
+    'checkpoint.every_updates': 10,
+    'processes.lost_seconds': 1.5,
+    **LONG,
+  }
+  processes = launch_two(tmp_path, **keys)
+  wait_for_update(15, tmp_path, processes)
+  processes[1].kill()
+  since = time.monotonic()
+  (_, err), _ = [p.communicate(timeout=60) for p in processes]
+  assert processes[0].returncode == 75, err
+  assert time.monotonic() - since < 15
+  lines = [line for line in err.splitlines() if 'error' in line]
+  assert len(lines) == 1, err
+  assert 'lost process 1 of 2: no sign of life for 1.5 s' in lines[0]
+
+  keys['processes.lost_seconds'] = 30.0
+  processes = launch_two(tmp_path, **keys)
+  wait_for_update(35, tmp_path, processes)
   processes[1].send_signal(signal.SIGTERM)
-  (out_0, _), (out_1, _) = finish(processes, status=143)
+  (out_0, err_0), (out_1, _) = finish(processes, status=143)
+  assert 'resumed at update' in err_0
   assert 'preempted' in out_0
   assert 'preempted' not in out_1, 'only the first process reports'
   updates = json.loads((tmp_path / 'summary.json').read_text())['updates']

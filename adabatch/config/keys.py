@@ -303,6 +303,19 @@ def default() -> Config:
   c.buckets.rounding = 'up'  # 'up', 'exact', 'nearest'
   c.buckets.growth = 2.0  # ratio of neighbouring buckets
 
+  # Of several processes. All of these may be others when a run is resumed.
+  c.processes = ConfigDict()
+  c.processes.start_seconds = 300.0  # to wait for all of them to start
+  # Without a sign of life before one counts as lost, which ends the others with
+  # exit status 75: started again all go on from the last checkpoint.
+  c.processes.lost_seconds = 30.0
+
+  c.watchdog = ConfigDict()
+  # Without an update before the stacks of all threads are written to log.txt;
+  # to compile, evaluate or save may take four times that. None: never.
+  c.watchdog.seconds = FieldReference(1800.0, field_type=object)
+  c.watchdog.abort = False  # end the run then, with exit status 75
+
   c.parallel = ConfigDict()
   c.parallel.backend = 'shard_map'  # 'shard_map', 'pmap'
 

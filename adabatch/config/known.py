@@ -54,6 +54,8 @@ FREE = frozenset(
     'data.max_skipped',
     'data.max_skipped_fraction',
     'data.workers',
+    'processes.lost_seconds',
+    'processes.start_seconds',
     'search.grace',
     'search.max_trials',
     'search.members',
@@ -65,6 +67,8 @@ FREE = frozenset(
     'study.batch_sizes',
     'study.optimizers',
     'sync.replicas',
+    'watchdog.abort',
+    'watchdog.seconds',
   ]
 )
 

@@ -8,7 +8,6 @@ pytree prefix of these says which.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -26,56 +25,6 @@ BACKENDS = ('shard_map', 'pmap')
 # outside; so on CPUs the accumulating loop is unrolled, as far as the compile
 # time stays bearable.
 CPU_UNROLL = 32
-
-
-def initialize(
-  distributed: bool,
-  coordinator_address: str | None = None,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-) -> None:
-  """Joins the other processes of a run, if it is a distributed one.
-
-  Without the other arguments the processes find each other by themselves, on a
-  TPU pod or a cluster that JAX knows (SLURM, Open MPI, Kubernetes). Waits until
-  all are there, and says on standard error for whom.
-
-  Raises:
-    ValueError: if only some are given, or the processes cannot be found.
-  """
-  arguments = (coordinator_address, num_processes, process_id)
-  given = sum(value is not None for value in arguments)
-  if given and not (distributed and given == len(arguments)):
-    raise ValueError(
-      'several processes need --distributed and all of --coordinator_address, '
-      '--num_processes and --process_id'
-    )
-  if not distributed:
-    return
-  if num_processes is None or process_id is None:
-    _say('waiting for the other processes of the cluster that JAX finds')
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise ValueError(
-        f'JAX finds no cluster ({error}): give --coordinator_address, '
-        '--num_processes and --process_id'
-      ) from error
-    return
-  if not 0 <= process_id < num_processes:
-    raise ValueError(
-      f'process_id={process_id} of num_processes={num_processes}: give 0 to '
-      f'{num_processes - 1}'
-    )
-  _say(
-    f'process {process_id}, from 0, of {num_processes} waits for the others at '
-    f'{coordinator_address}'
-  )
-  jax.distributed.initialize(*arguments)
-
-
-def _say(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
 
 
 def is_first_process() -> bool:

@@ -14,6 +14,7 @@ from adabatch.config.files import read_json
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
+from adabatch.train import agreement
 from adabatch.train.build import build
 from adabatch.train.load import read_checkpoint
 from adabatch.train.open_splits import TextCache
@@ -49,6 +50,7 @@ def evaluate(
   """
   del stop
   files, config = Workdir(workdir), config.copy_and_resolve_references()
+  agreement.same_start(config, files.path)
   about = read_json(files.path / 'inputs.json')
   if about is None:
     raise ConfigError(f'{files.path} holds no run: give --workdir of one')
@@ -62,6 +64,7 @@ def evaluate(
     stack.callback(files.unlock)  # which a text set has locked
     cache = TextCache(files.text_directory, first)
     parts = build(config, devices, splits, cache)
+    agreement.same_data(parts.fingerprints)
     outputs = parts.recipe.inputs.train.num_classes
     if outputs != about['num_classes']:
       raise ConfigError(

@@ -15,6 +15,7 @@ from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.programs import use_persistent_cache
 from adabatch.devices.trainer import template
+from adabatch.train import agreement
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
@@ -25,6 +26,7 @@ from adabatch.train.log import Log
 from adabatch.train.loop import loop
 from adabatch.train.open_splits import TextCache
 from adabatch.train.stop import stop_on_signals
+from adabatch.train.watchdog import Watchdog
 from adabatch.train.workdir import Workdir
 
 
@@ -58,20 +60,23 @@ def train(
   Raises:
     ConfigError: for a config or a directory that cannot be used.
     data.DatasetError: for a data set that is not there.
+    processes.Differ: where several processes were started differently.
   """
   if config.compilation_cache:
     use_persistent_cache()
   stop = stop or threading.Event()
+  files, first = Workdir(workdir), is_first_process()
+  cut = math.inf if last_update is None else last_update
+  agreement.same_start(config, files.path, cut)
   check(config, len(jax.devices() if devices is None else devices))
   if config.smoke:
     config = shrink(config)
-  files, first = Workdir(workdir), is_first_process()
   files.check(config)
   cache = cache or TextCache(files.text_directory, first)
-  cut = math.inf if last_update is None else last_update
   with contextlib.ExitStack() as stack:
     stack.callback(files.unlock)  # which a text set has locked already
     parts = build(config, devices, splits, cache)
+    agreement.same_data(parts.fingerprints)
     stack.enter_context(stop_on_signals(stop))
     if first:
       files.lock()
@@ -93,15 +98,22 @@ def train(
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
     log = closed(_log(parts, files, console, enabled=first))
+    doing = closed(_watchdog(config, files, console))
     record: dict[str, Any] = {}
+
+    def save(update: int, state: Any, host: dict[str, Any]) -> None:
+      agreement.same_run(update, host)
+      checkpoints.save(update, state, host)
+
     for kind, record in loop(
       parts,
       saved,
-      checkpoints.save,
+      save,
       save_best=best.save if config.checkpoint.best else None,
       stop=stop,
       cut=cut,
       warn=console.warn,
+      doing=doing,
     ):
       log.write(kind, record)
     return record
@@ -118,6 +130,16 @@ def _log(
     about=describe(inputs),
     tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
     enabled=enabled,
+  )
+
+
+def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:
+  name = 'log.txt' if is_first_process() else f'log.{jax.process_index()}.txt'
+  return Watchdog(
+    files.path / name,
+    config.watchdog.seconds,
+    console.warn,
+    abort=config.watchdog.abort,
   )
 
 

@@ -9,6 +9,7 @@ dispatched. Every process takes the same decisions, because what they read comes
 from sums over all devices.
 """
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -37,6 +38,7 @@ def loop(
   stop: threading.Event | None = None,
   cut: float = math.inf,
   warn: Callable[[str], None] = print,
+  doing: Callable[[str, str], None] = lambda next, done: None,
 ) -> Generator[Record, None, None]:
   """Trains to the end; yields what happens as (kind, record), see `records`.
 
@@ -53,8 +55,9 @@ def loop(
     cut: update at which the run is cut short, without an evaluation or a sync
       that it would not have had.
     warn: is told of records that cannot be read, on whichever process.
+    doing: is told what is next, and how far the run is.
   """
-  run = _Run(parts, saved, save, stop or threading.Event(), cut, warn)
+  run = _Run(parts, saved, save, stop or threading.Event(), cut, warn, doing)
   if save_best is not None:
     run.best = Best(save_best, saved)
   try:
@@ -74,8 +77,9 @@ def loop(
 class _Run:
   """What a run is made of, and the phases of the loop."""
 
-  def __init__(self, parts, saved, save, stop, cut, warn):
+  def __init__(self, parts, saved, save, stop, cut, warn, doing):
     self.parts, self.save, self.stop, self.cut = parts, save, stop, cut
+    self.doing = doing
     host: dict[str, Any] = {} if saved is None else saved.host
     first = {'next_evaluation': next_multiple(0, parts.due.evaluation_span)}
     self.at = Progress(**host.get('progress', first))
@@ -94,7 +98,7 @@ class _Run:
       restored,
       replicas=self.replicas.counts.replicas,
       skipped=teller(warn),
-      compiling=lambda: self.clock.paused(),  # which `start` replaces
+      compiling=lambda: self.paused('compiling'),
     )
     self.decisions = make_decisions(
       parts, self.trainer.measure, host.get('decisions')
@@ -143,7 +147,7 @@ class _Run:
       yield from self.reports.observe()
       if over:
         yield from self.reports.log_last()
-      with self.clock.paused():
+      with self.paused('evaluating'):
         self.at.seconds = self.clock.seconds
         yield evaluate(self.trainer, self.parts, at)
         if self.best is not None and at.best_update == at.update:
@@ -152,7 +156,7 @@ class _Run:
     due = at.update % self.parts.due.checkpoint == 0
     if over or self.reports.stopping or (due and at.update != self.resumed_at):
       yield from self.reports.observe()
-      with self.clock.paused():
+      with self.paused('saving'):
         if self.best is not None:
           self.best.write(at.update)
         self.checkpoint(self.save)
@@ -187,7 +191,7 @@ class _Run:
     if not trainer.ready(stretch):
       # Nothing is under way while it compiles.
       yield from self.reports.observe()
-      with self.clock.paused():
+      with self.paused('compiling'):
         trainer.compile(stretch, likely_next(stretch, *rules, trainer))
 
   def dispatch(self) -> Iterator[Record]:
@@ -201,6 +205,7 @@ class _Run:
     call = Call(at.update, at.examples, count, *stretch[3:5], decides)
     stop = self.stop.is_set()
     self.reports.add(call, self.trainer.dispatch(call, stop=stop))
+    self.doing('training', f'update {call.update}')
     at.update, at.examples = call.after(count)
     if decides and not decisions.measured:
       decisions.decide(at.update, at.examples)
@@ -243,6 +248,14 @@ class _Run:
     self.at.seconds = self.clock.seconds
     yield note(self.at, f'update {self.at.update}: {change}')
     yield 'replicas', replicas_record(self.at, change)
+
+  @contextlib.contextmanager
+  def paused(self, doing: str) -> Iterator[None]:
+    """What is not training, and does not count as its time."""
+    self.doing(doing, f'update {self.at.update}')
+    with self.clock.paused():
+      yield
+    self.doing('training', f'update {self.at.update}')
 
   def finished(self) -> bool:
     return self.at.over(self.parts.end, self.cut)

@@ -5,12 +5,10 @@ import runpy
 import signal
 import sys
 
-import jax
 import pytest
 
 from adabatch.config import ConfigError, command_line
 from adabatch.data import DatasetError
-from adabatch.devices import mesh
 from adabatch.report.summary import describe
 from adabatch.train.checkpoints import CheckpointError
 from tests import commands
@@ -142,40 +140,6 @@ def test_an_argument_without_a_value(capsys):
   assert ended.value.code == 2
   err = capsys.readouterr().err
   assert 'write --config.optimizer.args.b1=VALUE' in err
-
-
-def test_it_says_whom_it_waits_for(monkeypatch, capsys):
-  """Before it waits, which may be for ever."""
-  said = []
-
-  def wait(*arguments):
-    said.append((arguments, capsys.readouterr().err))
-
-  monkeypatch.setattr(jax.distributed, 'initialize', wait)
-  mesh.initialize(True, 'host:1234', 3, 1)
-  arguments, line = said.pop()
-  assert arguments == ('host:1234', 3, 1)
-  assert line == 'process 1, from 0, of 3 waits for the others at host:1234\n'
-  mesh.initialize(True)
-  assert said.pop()[1].count('\n') == 1
-  mesh.initialize(False)
-  assert said == []
-
-
-@pytest.mark.parametrize('process', [-1, 3])
-def test_a_process_beyond_the_last_is_refused(process, monkeypatch):
-  monkeypatch.setattr(jax.distributed, 'initialize', pytest.fail)
-  with pytest.raises(ValueError, match=f'process_id={process}.*give 0 to 2'):
-    mesh.initialize(True, 'host:1234', 3, process)
-
-
-def test_no_cluster_is_said_with_the_flags_that_help(monkeypatch):
-  def fail():
-    raise ValueError('coordinator_address should be defined.')
-
-  monkeypatch.setattr(jax.distributed, 'initialize', fail)
-  with pytest.raises(ValueError, match='no cluster.*--num_processes'):
-    mesh.initialize(True, None, None, None)
 
 
 def test_wrong_flags_of_processes_are_wrong_flags():

@@ -1,0 +1,69 @@
+"""A run that stands still is noticed, and what it waits for is said."""
+
+import os
+import threading
+
+import pytest
+
+from adabatch.devices.processes import RETRY
+from adabatch.train import watchdog
+from adabatch.train.watchdog import Watchdog
+
+
+def stand_still(path, doing, seconds=0.4, watched=0.1, **how):
+  """The lines of a watchdog over a thread that does nothing."""
+  said = []
+  looking = Watchdog(path, watched, said.append, **how)
+  looking(doing, 'update 7')
+  threading.Event().wait(seconds)
+  looking.close()
+  return said
+
+
+def test_the_stacks_of_a_run_that_stands_still(tmp_path):
+  (line,) = stand_still(tmp_path / 'log.txt', 'training')  # once
+  assert 'while training, after update 7' in line
+  assert str(tmp_path / 'log.txt') in line
+  text = (tmp_path / 'log.txt').read_text()
+  assert 'while training, after update 7' in text
+  assert 'in stand_still' in text, 'the stack of the main thread'
+  assert '_look' in text, 'that of the others'
+
+
+def test_it_says_so_again_of_another_standstill(tmp_path):
+  said = []
+  looking = Watchdog(tmp_path / 'log.txt', 0.1, said.append)
+  for update in (1, 2):
+    looking('training', f'update {update}')
+    threading.Event().wait(0.3)
+  looking.close()
+  assert [f'after update {i};' in line for i, line in enumerate(said, 1)] == [
+    True,
+    True,
+  ]
+
+
+@pytest.mark.parametrize('doing', sorted(watchdog.PATIENCE))
+def test_what_takes_longer_may(doing, tmp_path):
+  assert stand_still(tmp_path / 'log.txt', doing, 0.25) == []
+  assert not (tmp_path / 'log.txt').exists()
+  (line,) = stand_still(tmp_path / 'log.txt', doing, 0.6)
+  assert f'while {doing}' in line
+
+
+def test_nobody_looks_without_a_limit(tmp_path):
+  threads = threading.active_count()
+  Watchdog(tmp_path / 'log.txt', None, pytest.fail)
+  assert threading.active_count() == threads
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path):
+  (line,) = stand_still(tmp_path / 'none' / 'log.txt', 'training')
+  assert 'cannot be written' in line
+
+
+def test_it_ends_the_process_where_asked_to(tmp_path, monkeypatch):
+  ended = []
+  monkeypatch.setattr(os, '_exit', ended.append)
+  stand_still(tmp_path / 'log.txt', 'training', abort=True)
+  assert ended == [RETRY]
