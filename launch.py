@@ -9,6 +9,7 @@ diverged, 75 a process was lost (the same command, started again, goes on), 143
 or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
 """
 
+import pathlib
 import sys
 
 try:
@@ -19,12 +20,13 @@ try:
   from adabatch.config import ConfigError, command_line
   from adabatch.data import DatasetError
   from adabatch.devices import processes
+  from adabatch.devices.agreed import Differ
   from adabatch.devices.mesh import is_first_process
   from adabatch.devices.rendezvous import MissingProcess
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.search.study_job import study
-  from adabatch.train import train
+  from adabatch.train import elastic, train
   from adabatch.train.checkpoints import CheckpointError
   from adabatch.train.evaluate_job import evaluate
   from adabatch.train.stop import Stop
@@ -68,14 +70,14 @@ def main(argv: list[str]) -> None:
     ),
     command_line.refusing(MissingProcess, status=processes.RETRY),
   ):
-    processes.join(DISTRIBUTED.value, *others, **dict(CONFIG.value.processes))
-  with (
-    processes.telling(),
-    command_line.refusing(
-      ConfigError, DatasetError, CheckpointError, processes.Differ
-    ),
-  ):
-    summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
+    patience = elastic.patience(
+      CONFIG.value, pathlib.Path(workdir), PROCESSES.value, PROCESS.value
+    )
+    processes.join(DISTRIBUTED.value, *others, patience)
+  config = elastic.with_those_left(CONFIG.value, PROCESSES.value)
+  errors = ConfigError, DatasetError, CheckpointError, Differ
+  with processes.telling(), command_line.refusing(*errors):
+    summary = JOBS[JOB.value](config, workdir, stop=stop)
   if is_first_process():
     print(describe(summary))
     print(f'report: {report.write_report(workdir)}')

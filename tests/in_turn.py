@@ -12,6 +12,7 @@ import os
 import sys
 
 from adabatch.devices import processes
+from adabatch.devices.agreed import Differ
 from adabatch.train import train
 from configs import digits_mlp
 
@@ -33,7 +34,7 @@ def main(address, number, process, jobs):
     os.chdir(overrides.pop('directory', '.'))
     try:
       train(config(overrides), workdir)
-    except processes.Differ as error:
+    except Differ as error:
       print(error)
 
 

@@ -309,6 +309,11 @@ def default() -> Config:
   # Without a sign of life before one counts as lost, which ends the others with
   # exit status 75: started again all go on from the last checkpoint.
   c.processes.lost_seconds = 30.0
+  # How often those that are left start again by themselves instead, and how
+  # long they then wait for the lost ones; with sync.min_replicas they go on
+  # without, until these are started again and join at a checkpoint.
+  c.processes.restarts = 0
+  c.processes.rejoin_seconds = 30.0
 
   c.watchdog = ConfigDict()
   # Without an update before the stacks of all threads are written to log.txt;
@@ -325,6 +330,9 @@ def default() -> Config:
   # 'easgd', 'sma'
   c.sync.name = 'synchronous'
   c.sync.replicas = 1  # of the model, not 'synchronous'; they share each batch
+  # Of several processes, some of which are lost: those that are left go on, if
+  # they train at least so many replicas (processes.restarts). None: never.
+  c.sync.min_replicas = placeholder(int)
   c.sync.local_steps = 16  # H: updates of one replica between two syncs
   c.sync.average_momentum = False  # average optimizer states at a sync as well
   c.sync.post_local_sgd = ConfigDict()

@@ -1,15 +1,13 @@
-"""The processes of a run: how they meet, agree, and notice that one is lost.
+"""The processes of a run: how they meet, and notice that one is lost.
 
-All goes through JAX's coordination service, a small store of keys that process
-0 holds: each process shows there that it lives, process 0 looks at all, and
-what it finds every process reads. Nothing here touches a device, so that it
-works while the devices wait for somebody who is gone.
+Each process shows in JAX's coordination service that it lives, process 0 looks
+at all, and what it finds every process reads. Where one is lost the others end,
+or start again with those that are left.
 """
 
 import atexit
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import signal
@@ -17,24 +15,48 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import jax
-from jax._src import distributed  # the store has no public name
 from jax.errors import JaxRuntimeError
 
-from adabatch.devices.rendezvous import MissingProcess, meet, missing
+from adabatch.devices.agreed import PREFIX, read, store
+from adabatch.devices.rendezvous import (
+  Meeting,
+  MissingProcess,
+  meet,
+  missing,
+)
 
 # Exit status of what another try may mend (EX_TEMPFAIL): a scheduler restarts.
 RETRY = 75
-START_SECONDS, LOST_SECONDS = 300.0, 30.0
-_PREFIX = 'adabatch'
-_SERVICE_SECONDS = 60  # of JAX's own patience beyond ours
 
 
-class Differ(RuntimeError):
-  """Processes of one run that are not at the same thing."""
+class Patience(NamedTuple):
+  """How long is waited for others, and what is done where one is lost.
+
+  Attributes:
+    start_seconds: to wait for all to start.
+    lost_seconds: without a sign of life before a process counts as lost.
+    restarts: how often those that are left start again by themselves.
+    rejoin_seconds: they then wait for those that are lost.
+    least: how many processes are enough to go on; None: all.
+    knock: called while the others are at work without this process.
+  """
+
+  start_seconds: float = 300.0
+  lost_seconds: float = 30.0
+  restarts: int = 0
+  rejoin_seconds: float = 30.0
+  least: int | None = None
+  knock: Callable[[], None] = lambda: None
+
+  def meeting(self, number: int, *, again: bool) -> Meeting:
+    """Of so many processes, at the start or when they start again."""
+    start = self.start_seconds
+    patience = min(self.rejoin_seconds, start) if again else start
+    return Meeting(number, start, self.least, patience)
 
 
 def join(
@@ -42,22 +64,19 @@ def join(
   coordinator_address: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
-  *,
-  start_seconds: float = START_SECONDS,
-  lost_seconds: float = LOST_SECONDS,
+  patience: Patience | None = None,
 ) -> None:
   """Joins the other processes of a run, if it is a distributed one.
 
   Without the arguments the processes find each other by themselves, on a TPU
   pod or a cluster that JAX knows (SLURM, Open MPI, Kubernetes). Waits until all
   are there, and says on standard error for whom. From then on a process that is
-  lost ends the others, with status RETRY.
+  lost ends the others, with status RETRY, or has them start again.
 
   Args:
     distributed: whether it is.
     coordinator_address, num_processes, process_id: all of them, or none.
-    start_seconds: to wait for the others.
-    lost_seconds: without a sign of life before a process counts as lost.
+    patience: with the others.
 
   Raises:
     ValueError: if only some are given, or the processes cannot be found.
@@ -72,24 +91,15 @@ def join(
     )
   if not distributed:
     return
-  patience: dict[str, Any] = {
-    'initialization_timeout': int(start_seconds) + 1,
-    # Ours come first: they say it in one line.
-    'heartbeat_timeout_seconds': int(2 * lost_seconds) + _SERVICE_SECONDS,
-  }
+  patience = patience or Patience()
   if num_processes is None or process_id is None:
     _say('waiting for the other processes of the cluster that JAX finds')
     try:
-      jax.distributed.initialize(**patience)
+      _initialize(patience)
     except ValueError as error:
       raise ValueError(
         f'JAX finds no cluster ({error}): give --coordinator_address, '
         '--num_processes and --process_id'
-      ) from error
-    except JaxRuntimeError as error:
-      raise MissingProcess(
-        f'the other processes did not come within {start_seconds:g} s '
-        f'(processes.start_seconds): {str(error).splitlines()[0]}'
       ) from error
   else:
     if not 0 <= process_id < num_processes:
@@ -102,104 +112,65 @@ def join(
       f'at {coordinator_address}'
     )
     assert coordinator_address is not None, 'all are given'
-    meet(coordinator_address, process_id, num_processes, start_seconds, _say)
-    jax.distributed.initialize(*arguments, **patience)
+    again = patience.meeting(num_processes, again=_losses() is not None)
+    place = meet(coordinator_address, process_id, again, _say, patience.knock)
+    if place.number < num_processes:
+      _say(f'{place.number} of {num_processes} processes go on')
+    if place.number > 1:
+      _initialize(patience, coordinator_address, place.number, place.process)
   if jax.process_count() > 1:
-    _begin(lost_seconds)
+    _begin(patience)
+
+
+def _initialize(patience: Patience, *arguments: Any) -> None:
+  try:
+    jax.distributed.initialize(
+      *arguments,
+      initialization_timeout=int(patience.start_seconds) + 1,
+      # Ours come first: they say it in one line.
+      heartbeat_timeout_seconds=int(2 * patience.lost_seconds) + 60,
+    )
+  except JaxRuntimeError as error:
+    raise MissingProcess(
+      f'the other processes did not come within {patience.start_seconds:g} s '
+      f'(processes.start_seconds): {str(error).splitlines()[0]}'
+    ) from error
+
+
+# Starting again.
+
+_LOSSES = 'ADABATCH_LOSSES'  # in the environment of a process that did
+
+
+def _losses() -> int | None:
+  """After how many this process started again; None: it did not."""
+  found = os.environ.get(_LOSSES)
+  return None if found is None else int(found)
+
+
+def start_again(why: str, *, lost: bool = False) -> NoReturn:
+  """Becomes the same command anew, which goes on from the last checkpoint.
+
+  Args:
+    why: for the user.
+    lost: whether that counts as a restart.
+  """
+  _say(f'{why}: starts again')
+  sys.stdout.flush()
+  for name in os.listdir('/proc/self/fd'):
+    with contextlib.suppress(OSError):  # the listing's own is closed already
+      if int(name) > 2:
+        os.set_inheritable(int(name), False)
+  losses = (_losses() or 0) + lost
+  os.execve(
+    sys.executable,
+    [sys.executable, *sys.orig_argv[1:]],
+    os.environ | {_LOSSES: str(losses)},
+  )
 
 
 def _say(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
-
-
-def _store() -> Any:
-  return distributed.global_state.client
-
-
-# What all agree on.
-
-_rounds: dict[str, int] = {}
-
-
-def digest(value: Any) -> str:
-  """Of plain data, the same on every process and in every version of Python.
-
-  >>> digest({'a': 1, 'b': (2.5, None)}) == digest({'b': [2.5, None], 'a': 1})
-  True
-  """
-  text = json.dumps(value, sort_keys=True, default=str)
-  return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def agree(what: str, values: Mapping[str, Any], seconds: float = 600.0) -> None:
-  """Refuses to go on where a process has other values than the first.
-
-  The same call has to be made on every process. A process that differs says in
-  what; where none does, no process reads more than process 0's values.
-
-  Args:
-    what: is compared, for the message.
-    values: by name, plain data.
-    seconds: to wait for a process that is at something else.
-
-  Raises:
-    Differ: on every process, naming the values and the processes.
-  """
-  if jax.process_count() == 1:
-    return
-  store, here = _store(), jax.process_index()
-  _rounds[what] = _rounds.get(what, -1) + 1
-  place = f'{_PREFIX}/agree/{what}/{_rounds[what]}'
-  wait = int(1000 * seconds)
-  own = {name: _shown(value) for name, value in values.items()}
-  if here == 0:
-    store.key_value_set(f'{place}/first', json.dumps(own))
-    first = own
-  else:
-    first = json.loads(store.blocking_key_value_get(f'{place}/first', wait))
-  names = sorted(
-    k for k in own.keys() | first.keys() if own.get(k) != first.get(k)
-  )
-  if names:
-    found = {k: (first.get(k), own.get(k)) for k in names}
-    store.key_value_set(f'{place}/differ/{here}', json.dumps(found))
-  store.wait_at_barrier(f'{place}/all', wait)
-  differ = {
-    int(key.rpartition('/')[2]): json.loads(text)
-    for key, text in store.key_value_dir_get(f'{place}/differ/')
-  }
-  if differ:
-    # None may end, and with it the store, before all have read.
-    store.wait_at_barrier(f'{place}/read', wait)
-    raise Differ(_difference(what, differ))
-  if here == 0:
-    store.key_value_delete(f'{place}/')
-
-
-def _shown(value: Any) -> str:
-  """A value, or what stands for it where that is long."""
-  text = json.dumps(value, sort_keys=True, default=str)
-  return text if len(text) <= 60 else digest(value)
-
-
-def _difference(what: str, differ: dict[int, dict[str, list]]) -> str:
-  """One line.
-
-  >>> _difference('config', {2: {'seed': ['0', '1']}})
-  'the processes differ in their config: seed is 0 on process 0, 1 on process 2'
-  """
-  parts = []
-  for name in sorted({name for found in differ.values() for name in found}):
-    others = [
-      f'{found[name][1]} on process {process}'
-      for process, found in sorted(differ.items())
-      if name in found
-    ]
-    first = next(f[name][0] for f in differ.values() if name in f)
-    shown = others[:3] + ['...'] * (len(others) > 3)
-    parts.append(f'{name} is {first} on process 0, {", ".join(shown)}')
-  more = f'; and {len(parts) - 5} more' if len(parts) > 5 else ''
-  return f'the processes differ in their {what}: ' + '; '.join(parts[:5]) + more
 
 
 # Who is there.
@@ -216,10 +187,12 @@ class _Watch(threading.Thread):
     ended: set where this process says itself how it ends.
   """
 
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float, restarts: int = 0):
+    """`restarts`: how often the process starts again where one is lost."""
     super().__init__(name='watch over the processes', daemon=True)
     self.seconds, self.ended = seconds, threading.Event()
     self.every = min(2.0, seconds / 5)
+    self._again = (_losses() or 0) < restarts
     self._here, self._number = jax.process_index(), jax.process_count()
     self._beats: dict[int, tuple[str, float]] = {}
 
@@ -236,15 +209,15 @@ class _Watch(threading.Thread):
           self._end_with(self._lost([0]), RETRY)
 
   def show(self, beat: str) -> None:
-    _store().key_value_set(
-      f'{_PREFIX}/lives/{self._here}', beat, allow_overwrite=True
+    store().key_value_set(
+      f'{PREFIX}/lives/{self._here}', beat, allow_overwrite=True
     )
 
   def judge(self, line: str, status: int) -> None:
     """Ends all processes; the first word counts."""
     verdict = json.dumps({'line': line, 'status': status})
     with contextlib.suppress(JaxRuntimeError):
-      _store().key_value_set(f'{_PREFIX}/verdict', verdict)
+      store().key_value_set(f'{PREFIX}/verdict', verdict)
 
   def leave(self) -> None:
     """Before this process ends while others go on; process 0 is the last."""
@@ -258,16 +231,16 @@ class _Watch(threading.Thread):
         time.sleep(0.1)
 
   def _of_all(self) -> dict[int, str]:
-    found = _store().key_value_dir_get(f'{_PREFIX}/lives/')
+    found = store().key_value_dir_get(f'{PREFIX}/lives/')
     return {int(key.rpartition('/')[2]): beat for key, beat in found}
 
   def _look(self) -> None:
-    verdict = _read(f'{_PREFIX}/verdict')
+    verdict = read(f'{PREFIX}/verdict')
     if verdict is None and self._here == 0:
       lost = self._absent(self._of_all())
       if lost:
         self.judge(self._lost(lost), RETRY)
-        verdict = _read(f'{_PREFIX}/verdict')
+        verdict = read(f'{PREFIX}/verdict')
     # It may be about to say the same itself.
     if verdict is not None and not self.ended.wait(self.every / 2):
       self._end_with(**json.loads(verdict))
@@ -287,37 +260,39 @@ class _Watch(threading.Thread):
   def _lost(self, absent: list[int]) -> str:
     return (
       f'lost {missing(absent, self._number)}: no sign of life for '
-      f'{self.seconds:g} s (processes.lost_seconds): start all of them again '
-      'to go on from the last checkpoint'
+      f'{self.seconds:g} s (processes.lost_seconds); started again all go on '
+      'from the last checkpoint'
     )
 
   def _end_with(self, line: str, status: int) -> None:
     """Ends this process, whatever its other threads wait for."""
+    self.leave()
+    if status == RETRY and self._again:
+      start_again(line, lost=True)
     _say(f'error: {line}')
     sys.stdout.flush()
-    self.leave()
     os._exit(status)
+
+  def abort(self, number: int) -> None:
+    """Where JAX aborts the process, which it does without its service."""
+    del number
+    self.ended.set()
+    if self._again:
+      start_again(self._lost([0]), lost=True)
+    os.write(2, f'error: {self._lost([0])}\n'.encode())
+    os._exit(RETRY)
 
 
 _LEFT = 'left'
 _watch: _Watch | None = None  # one for a process, as its place among the others
 
 
-def _begin(lost_seconds: float) -> None:
+def _begin(patience: Patience) -> None:
   global _watch
-  _exit_at_abort()
-  _watch = _Watch(lost_seconds)
+  _watch = _Watch(patience.lost_seconds, patience.restarts)
+  _at_abort(_watch.abort)
   _watch.start()
   atexit.register(_watch.leave)  # before JAX waits for the others
-
-
-def _read(key: str) -> str | None:
-  try:
-    return _store().key_value_try_get(key)
-  except JaxRuntimeError as error:
-    if 'NOT_FOUND' in str(error):
-      return None
-    raise
 
 
 @contextlib.contextmanager
@@ -348,18 +323,8 @@ def telling() -> Iterator[None]:
     os._exit(status)  # JAX would wait for the others
 
 
-def _exit_at_abort() -> None:
-  """JAX aborts the process where process 0 is gone: that is worth a retry.
-
-  The handler of Python runs in the main thread alone, which may wait for a
-  collective; so it is one of C that ends the process.
-  """
-
-  def end(number: int) -> None:
-    del number
-    os.write(2, b'error: lost process 0, which JAX needs: start all again\n')
-    os._exit(RETRY)
-
+def _at_abort(end: Callable[[int], None]) -> None:
+  """Has C call it: Python's own handlers wait for the main thread."""
   handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
   _kept.append(handler)
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -11,6 +11,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 SAY_EVERY = 5.0  # seconds between two lines on who is missing
 RETRY_EVERY = 0.2
@@ -20,21 +21,54 @@ class MissingProcess(RuntimeError):
   """Not all processes came in time; another try may find them."""
 
 
+class Place(NamedTuple):
+  """Which process this is of those that are there, and how many they are."""
+
+  process: int
+  number: int
+
+
+class Meeting(NamedTuple):
+  """Who is to come.
+
+  Attributes:
+    number: how many processes there are to be.
+    seconds: to wait for them at most.
+    least: how many are enough, once `patience` is over; None: all.
+    patience: seconds.
+  """
+
+  number: int
+  seconds: float
+  least: int | None = None
+  patience: float = 0.0
+
+  def over(self, here: int, waited: float) -> bool:
+    """Whether those who are here go on.
+
+    >>> some = Meeting(4, 300.0, least=2, patience=30.0)
+    >>> some.over(4, 1.0), some.over(3, 1.0), some.over(3, 31.0)
+    (True, False, True)
+    """
+    few = self.least is not None and here >= self.least
+    return here == self.number or (few and waited >= self.patience)
+
+
 def meet(
   address: str,
   process: int,
-  number: int,
-  seconds: float,
+  meeting: Meeting,
   say: Callable[[str], None],
-) -> None:
-  """Returns when all processes of a run are there.
+  knock: Callable[[], None] = lambda: None,
+) -> Place:
+  """Returns when enough processes of a run are there.
 
   Args:
     address: HOST:PORT of process 0.
     process: which one this is.
-    number: how many there are.
-    seconds: to wait at most.
+    meeting: who is to come.
     say: is told, now and then, for whom it waits.
+    knock: is called, now and then, while the others are at work without it.
 
   Raises:
     MissingProcess: naming those that did not come.
@@ -43,11 +77,9 @@ def meet(
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit():
     raise ValueError(f'coordinator_address={address!r}: give HOST:PORT')
-  ends = time.monotonic() + seconds
   if process == 0:
-    _receive(int(port), number, ends, seconds, say)
-  else:
-    _call((host.strip('[]'), int(port)), process, number, ends, seconds, say)
+    return _receive(int(port), meeting, say)
+  return _call((host.strip('[]'), int(port)), process, meeting, say, knock)
 
 
 def missing(absent: list[int], number: int) -> str:
@@ -60,26 +92,27 @@ def missing(absent: list[int], number: int) -> str:
   return f'process{"es" * (len(absent) > 1)} {some} of {number}'
 
 
-def _receive(port, number, ends, seconds, say) -> None:
-  """Process 0: waits for the calls of all others and answers each."""
+def _receive(port: int, meeting: Meeting, say: Callable[[str], None]) -> Place:
+  """Process 0: waits for the calls of the others and answers each."""
   here: dict[int, socket.socket] = {}
+  began = told = time.monotonic()
   with contextlib.ExitStack() as stack:
     listener = stack.enter_context(_listen(port))
     waiting = stack.enter_context(selectors.DefaultSelector())
     waiting.register(listener, selectors.EVENT_READ)
-    told = time.monotonic()
-    while absent := [i for i in range(1, number) if i not in here]:
+    while not meeting.over(1 + len(here), time.monotonic() - began):
+      absent = [i for i in range(1, meeting.number) if i not in here]
       now = time.monotonic()
-      if now >= ends:
-        line = _too_late(missing(absent, number), seconds)
+      if now - began >= meeting.seconds:
+        line = _too_late(missing(absent, meeting.number), meeting.seconds)
         _tell(here.values(), {'missing': line})
         raise MissingProcess(line)
       if now - told >= SAY_EVERY:
         told = now
-        line = f'waiting for {missing(absent, number)}'
+        line = f'waiting for {missing(absent, meeting.number)}'
         say(line)
         _tell(here.values(), {'say': line})
-      for key, _ in waiting.select(min(ends - now, SAY_EVERY)):
+      for key, _ in waiting.select(min(SAY_EVERY, 0.5)):
         if key.fileobj is listener:
           caller = stack.enter_context(listener.accept()[0])
           caller.settimeout(2.0)  # of one call, which is a short line
@@ -87,10 +120,13 @@ def _receive(port, number, ends, seconds, say) -> None:
         else:
           caller = key.fileobj
           waiting.unregister(caller)
-          _answer(caller, number, here)
+          _answer(caller, meeting.number, here)
       for i in [i for i, caller in here.items() if _hung_up(caller)]:
         del here[i]  # it was ended while it waited
-    _tell(here.values(), {'go': True})
+    number = 1 + len(here)
+    for place, (_, caller) in enumerate(sorted(here.items()), 1):
+      _tell([caller], {'go': Place(place, number)})
+  return Place(0, number)
 
 
 def _listen(port: int) -> socket.socket:
@@ -149,33 +185,48 @@ def _tell(callers: Iterable[socket.socket], message: dict) -> None:
       caller.sendall(line)
 
 
-def _call(address, process, number, ends, seconds, say) -> None:
-  """Another process: calls process 0 until it answers that all are there."""
+def _call(
+  address: tuple[str, int],
+  process: int,
+  meeting: Meeting,
+  say: Callable[[str], None],
+  knock: Callable[[], None],
+) -> Place:
+  """Another process: calls process 0 until it answers that it may go on."""
   place = f'{address[0]}:{address[1]}'
-  told = time.monotonic()
-  while (now := time.monotonic()) < ends:
+  absent = f'{missing([0], meeting.number)} at {place}'
+  began = told = time.monotonic()
+  while (now := time.monotonic()) - began < meeting.seconds:
     with contextlib.suppress(OSError, EOFError):
-      with socket.create_connection(address, timeout=ends - now) as line:
-        call = {'process': process, 'of': number}
+      with socket.create_connection(address, timeout=5.0) as line:
+        call = {'process': process, 'of': meeting.number}
         line.sendall(json.dumps(call).encode())
         # What process 0 says comes more often than this.
         line.settimeout(4 * SAY_EVERY)
-        _listen_to(line, say)
-      return
+        found = _hear(line, say)
+      if found is not None:
+        return found
+    knock()  # nobody is there, or JAX's own service
     if now - told >= SAY_EVERY:
       told = now
-      say(f'waiting for {missing([0], number)} at {place}')
+      say(f'waiting for {absent}')
     time.sleep(RETRY_EVERY)
-  raise MissingProcess(_too_late(f'{missing([0], number)} at {place}', seconds))
+  raise MissingProcess(_too_late(absent, meeting.seconds))
 
 
-def _listen_to(line: socket.socket, say: Callable[[str], None]) -> None:
-  """Raises EOFError where process 0 hangs up before it lets this one go."""
-  with line.makefile() as messages:
+def _hear(line: socket.socket, say: Callable[[str], None]) -> Place | None:
+  """What process 0 says in the end; None where nobody speaks as we do.
+
+  Raises EOFError where process 0 hangs up before it lets this one go.
+  """
+  with line.makefile('rb') as messages:
     for text in messages:
-      message = json.loads(text)
+      try:
+        message = json.loads(text)
+      except ValueError:
+        return None
       if 'go' in message:
-        return
+        return Place(*message['go'])
       if 'say' in message:
         say(message['say'])
       elif 'missing' in message:

@@ -17,7 +17,7 @@ import jax
 
 import adabatch
 from adabatch.config import Config, flatten
-from adabatch.devices.processes import agree
+from adabatch.devices.agreed import agree
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # Keys that may be others on each process, and tables of such keys.

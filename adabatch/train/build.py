@@ -262,6 +262,7 @@ def check(config: Config, devices: int) -> None:
       )
     with refusing('sync.tune: a device may come to train one replica, where'):
       rules.rule(math.gcd(config.sync.replicas, devices))
+  _check_min_replicas(config)
   if config.sync.name != 'synchronous' and config.ema.half_life is not None:
     raise ConfigError(
       f'ema.half_life averages the weights of one model, and with sync.name='
@@ -280,6 +281,23 @@ def check(config: Config, devices: int) -> None:
     # Known without the text, which may take long to turn into tokens.
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
     check_model(config, make_model(config, config.data.vocab_size), row)
+
+
+def _check_min_replicas(config: Config) -> None:
+  """Refuses to go on without some where that has no effect."""
+  least = config.sync.min_replicas
+  if least is None:
+    return
+  if config.sync.name == 'synchronous' or least > config.sync.replicas:
+    raise ConfigError(
+      f'sync.min_replicas={least} with sync.name={config.sync.name!r} and '
+      f'sync.replicas={config.sync.replicas}: give at least as many replicas'
+    )
+  if not config.processes.restarts:
+    raise ConfigError(
+      f'sync.min_replicas={least} has no effect unless the processes that are '
+      'left may start again: set processes.restarts'
+    )
 
 
 def _check_target(config: Config, task: Task) -> None:

@@ -15,7 +15,7 @@ from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.programs import use_persistent_cache
 from adabatch.devices.trainer import template
-from adabatch.train import agreement
+from adabatch.train import agreement, elastic
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
@@ -60,7 +60,7 @@ def train(
   Raises:
     ConfigError: for a config or a directory that cannot be used.
     data.DatasetError: for a data set that is not there.
-    processes.Differ: where several processes were started differently.
+    Differ: where several processes were started differently.
   """
   if config.compilation_cache:
     use_persistent_cache()
@@ -80,6 +80,7 @@ def train(
     stack.enter_context(stop_on_signals(stop))
     if first:
       files.lock()
+      elastic.forget_newcomers(files.path)
     files.check(config)
 
     def closed(thing: Any) -> Any:
@@ -104,6 +105,8 @@ def train(
     def save(update: int, state: Any, host: dict[str, Any]) -> None:
       agreement.same_run(update, host)
       checkpoints.save(update, state, host)
+      if config.processes.restarts:
+        elastic.let_in(files.path, checkpoints.wait)
 
     for kind, record in loop(
       parts,

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from adabatch.devices import processes, rendezvous
-from adabatch.devices.rendezvous import MissingProcess, meet
+from adabatch.devices.rendezvous import Meeting, MissingProcess, Place, meet
 
 
 @pytest.fixture
@@ -27,16 +27,17 @@ def often(monkeypatch):
   monkeypatch.setattr(rendezvous, 'RETRY_EVERY', 0.02)
 
 
-def met(address, *calls, seconds=5.0):
-  """What came of each call (process, number): an error or None; and lines."""
+def met(address, *calls, seconds=5.0, least=None, patience=0.0, knock=list):
+  """What came of each call (process, number), a place or error; and lines."""
   said = {call: [] for call in calls}
 
   def one(call):
     try:
-      meet(address, *call, seconds, said[call].append)
+      process, number = call
+      meeting = Meeting(number, seconds, least, patience)
+      return meet(address, process, meeting, said[call].append, knock)
     except (MissingProcess, ValueError) as error:
       return error
-    return None
 
   with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
     return list(pool.map(one, calls)), said
@@ -48,8 +49,8 @@ def test_they_meet_in_any_order(address):
   late.start()
   others, said = met(address, (2, 3), (1, 3))
   late.join()
-  assert others == [None, None]
-  assert found[0][0] == [None]
+  assert others == [Place(2, 3), Place(1, 3)]
+  assert found[0][0] == [Place(0, 3)]
   lines = set(said[2, 3])
   assert f'waiting for process 0 of 3 at {address}' in lines
 
@@ -128,10 +129,27 @@ def test_two_with_one_number_are_refused(address):
     assert 'two processes say that they are process 1' in str(error)
 
 
+def test_some_go_on_without_those_that_do_not_come(address):
+  """Their places have no gap; who comes later knocks."""
+  (first, other), _ = met(
+    address, (0, 4), (3, 4), least=2, patience=0.4, seconds=9.0
+  )
+  assert (first, other) == (Place(0, 2), Place(1, 2))
+  knocks = []
+  late, _ = met(address, (1, 4), seconds=0.3, knock=lambda: knocks.append(1))
+  assert isinstance(late[0], MissingProcess)
+  assert knocks
+
+
+def test_too_few_do_not_go_on(address):
+  errors, _ = met(address, (0, 4), (3, 4), least=3, patience=0.2, seconds=0.6)
+  assert all(isinstance(error, MissingProcess) for error in errors)
+
+
 @pytest.mark.parametrize('given', ['host', 'host:', ':12', 'host:port'])
 def test_an_address_without_host_or_port(given):
   with pytest.raises(ValueError, match='give HOST:PORT'):
-    meet(given, 0, 2, 1.0, print)
+    meet(given, 0, Meeting(2, 1.0), print)
 
 
 def test_a_port_in_use_is_one_line(address):
@@ -142,21 +160,22 @@ def test_a_port_in_use_is_one_line(address):
 
 def test_joining_says_whom_it_waits_for(monkeypatch, capsys):
   """Before it waits, which may take long."""
-  said, patience = [], []
+  said, patiences = [], []
 
   def initialize(*arguments, **times):
     said.append((arguments, capsys.readouterr().err))
-    patience.append(times)
+    patiences.append(times)
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  monkeypatch.setattr(processes, 'meet', lambda *arguments: None)
-  processes.join(True, 'host:1234', 3, 1, start_seconds=7, lost_seconds=5)
+  monkeypatch.setattr(processes, 'meet', lambda *arguments: Place(1, 3))
+  patience = processes.Patience(start_seconds=7, lost_seconds=5)
+  processes.join(True, 'host:1234', 3, 1, patience)
   arguments, line = said.pop()
   assert arguments == ('host:1234', 3, 1)
   assert line == 'process 1, from 0, of 3 waits for the others at host:1234\n'
   # JAX's own patience is longer, so that ours says it.
-  assert patience[0]['initialization_timeout'] > 7
-  assert patience[0]['heartbeat_timeout_seconds'] > 2 * 5
+  assert patiences[0]['initialization_timeout'] > 7
+  assert patiences[0]['heartbeat_timeout_seconds'] > 2 * 5
   processes.join(True)
   assert said.pop()[1].count('\n') == 1
   processes.join(False)
