@@ -161,6 +161,8 @@ def start_again(why: str, *, lost: bool = False) -> NoReturn:
     with contextlib.suppress(OSError):  # the listing's own is closed already
       if int(name) > 2:
         os.set_inheritable(int(name), False)
+  # A thread of JAX, or a handler, has some blocked, which would be passed on.
+  signal.pthread_sigmask(signal.SIG_SETMASK, [])
   losses = (_losses() or 0) + lost
   os.execve(
     sys.executable,
