@@ -248,7 +248,7 @@ BAD = {
   'less than an example': (['--config.epochs=1e-9'], ['epochs', '1e-09']),
   'not a number': (['--config.learning_rate.base=nan'], ['base', 'above 0']),
   'momentum': (['--config.optimizer.momentum=1.5'], ['[0, 1)', '1.5']),
-  'seed': (['--config.seed=-1'], ['seed', '[0, 2^32)', '-1']),
+  'seed': (['--config.seed=-1'], ['seed', '[0, 2^64)', '-1']),
   'no units': (
     ['--config.model.mlp.hidden_sizes=(0,)'],
     ['model.mlp'],

@@ -36,7 +36,7 @@ def default() -> Config:
   'adadamp'
   """
   c = ConfigDict()
-  c.seed = 0  # below 2^32; of initialisation, data order and augmentation
+  c.seed = 0  # below 2^64; of initialisation, data order and augmentation
   # Stop once this many epochs' examples were trained on; the last batch is cut
   # there ...
   c.epochs = 10.0

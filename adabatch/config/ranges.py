@@ -17,8 +17,7 @@ SHARE = 'in (0, 1]', lambda x: 0 < x <= 1
 EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
 UNIT = 'in [0, 1]', lambda x: 0 <= x <= 1
 FINITE = 'finite', math.isfinite
-# JAX makes a key of the lower 32 bits alone, so that others would repeat them.
-SEED = 'in [0, 2^32)', lambda x: 0 <= x < 2**32
+SEED = 'in [0, 2^64)', lambda x: 0 <= x < 2**64
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': SEED,
   'epochs': POSITIVE,

@@ -92,5 +92,7 @@ class BatchSampler:
   def _order(self, epoch: int) -> np.ndarray:
     if not self._shuffle:
       return np.arange(self._num_examples)
-    rng = np.random.default_rng([self._seed, epoch])
+    # Words of 32 bits; `[seed, epoch]` would let a long seed run into epochs.
+    words = [self._seed % 2**32, epoch, self._seed >> 32]
+    rng = np.random.default_rng(words)
     return rng.permutation(self._num_examples)

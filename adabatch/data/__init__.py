@@ -12,6 +12,7 @@ from adabatch.data.augment import (
   position_keys,
   random_crop_flip,
   random_erasing,
+  seed_key,
   stream_of,
   to_float,
 )
@@ -69,6 +70,7 @@ __all__ = [
   'random_crop_flip',
   'random_erasing',
   'read_chunks',
+  'seed_key',
   'stream_of',
   'take',
   'to_float',

@@ -33,11 +33,32 @@ def position_halves(positions: int | np.ndarray) -> tuple:
   """
   given = np.asarray(positions)
   if given.dtype.kind not in 'iu' or (given.size and given.min() < 0):
-    raise ValueError(f'positions {positions}: give integers >= 0')
+    raise ValueError(f'{positions}: give integers >= 0 of 64 bits')
   words = given.astype(np.uint64)
   high = (words >> np.uint64(32)).astype(np.uint32)
   low = (words & np.uint64(0xFFFFFFFF)).astype(np.uint32)
   return high, low
+
+
+def seed_key(seed: int | jax.Array) -> jax.Array:
+  """The key of all 64 bits of a seed.
+
+  `jax.random.key` takes the lower 32 alone, without 64-bit integers; this is
+  the key that it makes with them, and below 2**32 both make the same.
+
+  Args:
+    seed: 0 <= seed < 2**64; or its halves, uint32 [2], which may be traced
+      (`position_halves`).
+
+  Raises:
+    ValueError: if the seed is negative or has more bits.
+
+  >>> jax.random.key_data(seed_key(2**32 + 5)).tolist()
+  [1, 5]
+  """
+  high, low = position_halves(seed) if isinstance(seed, int) else seed
+  words = jax.random.key_data(jax.random.key(low))
+  return jax.random.wrap_key_data(words.at[::2].set(high))
 
 
 def position_keys(
@@ -46,7 +67,7 @@ def position_keys(
   """One random key for each position.
 
   Args:
-    seed_key: a key, `jax.random.key(seed)`.
+    seed_key: a key (`seed_key`).
     high: uint32 [B], the upper halves of the positions (`position_halves`).
     low: uint32 [B], the lower halves.
 

@@ -18,6 +18,8 @@ import numpy as np
 from adabatch.data.image_formats import line
 from adabatch.data.tfds_records import DatasetError
 
+_MEMORY = pathlib.Path('/proc/meminfo')
+
 # Of the header that stands before each member of a zip file.
 _HEADER_BYTES = 30
 _HEADERS = {
@@ -56,7 +58,13 @@ class Npz(Mapping[str, np.ndarray]):
       check_memory(f"{self._path}: '{key}'", member.file_size)
       with np.load(self._path, allow_pickle=False) as file:
         return file[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+      ValueError,
+      OSError,
+      EOFError,
+      MemoryError,  # a header may ask for more than the file says it holds
+      zipfile.BadZipFile,
+    ) as error:
       raise DatasetError(
         f'{self._path} cannot be read: {line(error)}'
       ) from None
@@ -91,12 +99,23 @@ def check_memory(what: str, size: int) -> None:
   """Refuses, before it is read, what cannot be.
 
   Raises:
-    DatasetError: if `size` bytes are more than there are at all.
+    DatasetError: if `size` bytes are more than are free.
   """
-  there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  if size > there:
+  free = _free_memory()
+  if size > free:
     raise DatasetError(
-      f'{what} takes {size / 1e9:.3g} GB, and there are {there / 1e9:.3g} GB '
-      "of memory: take part of the split ('train[:10%]') of arrays that are "
-      'not compressed (numpy.savez), or keep images in a folder or as parquet'
+      f'{what} takes {size / 1e9:.3g} GB, and there are {free / 1e9:.3g} GB '
+      "of free memory: take part of the split ('train[:10%]') of arrays that "
+      'are not compressed (numpy.savez), or keep images in a folder or as '
+      'parquet'
     )
+
+
+def _free_memory() -> int:
+  """Bytes that can be had without driving others out."""
+  there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if not _MEMORY.is_file():  # not Linux
+    return there
+  free = dict(row.split()[:2] for row in _MEMORY.read_text().splitlines())
+  kibibytes = int(free['MemAvailable:']) + int(free['SwapFree:'])
+  return min(there, 1024 * kibibytes)

@@ -259,7 +259,7 @@ class Calibration:
       pieces.slots,
       pieces.limit,
       devices=recipe.devices.size,
-      rng=jax.random.key(recipe.seed),
+      rng=data.seed_key(recipe.seed),
     )
     self._sum = _accumulating(body, recipe, pieces, compiling)
     finish = recipe.devices.jit(evaluation_steps.calibrated)
@@ -353,8 +353,8 @@ class Measurements:
     """Examples of the training split, drawn because some sets are sorted."""
     recipe, split = self._recipe, self._recipe.inputs.train
     size = min(recipe.subset_size, split.num_examples)
-    key = [recipe.seed, stream] if stream else recipe.seed
-    rng = np.random.Generator(np.random.Philox(key))
+    high, low = data.position_halves(recipe.seed)
+    rng = np.random.Generator(np.random.Philox([low, stream, high]))
     chosen = rng.permutation(split.num_examples)[:size]
     chunk = split.read(np.sort(chosen), None)
     for record, reason in chunk.skipped:

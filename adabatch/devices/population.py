@@ -123,7 +123,7 @@ class Population:
     def one(seed, values):
       recipe = self._member(seed, values)
       example = np.zeros(shape.shape, shape.dtype)
-      rng = jax.random.key(seed)
+      rng = data.seed_key(seed)
       return state_lib.create(recipe.model, example, recipe.tx, rng)
 
     return jax.vmap(one)(seeds, values)
@@ -180,8 +180,8 @@ class Population:
     room = self.room(len(members))
     # Idle places repeat the first member and train on nothing.
     padded = [*members, *[members[0]] * (room - len(members))]
-    seeds = self._all.place(np.array([m.seed for m in padded], np.uint32),
-                            BY_REPLICA)  # fmt: skip
+    halves = [data.position_halves(m.seed) for m in padded]
+    seeds = self._all.place(np.array(halves), BY_REPLICA)
     values = np.array([m.values for m in padded], np.float32).reshape(room, -1)
     values = self._all.place(values, BY_REPLICA)
     create = self._program(

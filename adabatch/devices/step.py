@@ -15,6 +15,7 @@ import optax
 
 from adabatch import optim
 from adabatch.controllers.buckets import Bucket
+from adabatch.data.augment import seed_key
 from adabatch.data.source import Data
 from adabatch.devices.layout import Layout
 from adabatch.devices.mesh import DATA_AXIS, REPLICA_AXIS
@@ -174,7 +175,7 @@ def _repeat(update, axes: tuple[str, ...]):
 def _microbatch(recipe: Recipe, bucket: Bucket):
   """(params, model_state, data, batch, indices, places) -> _Sums."""
   model, task = recipe.model, recipe.task
-  load, rng = recipe.inputs.load_train(recipe.seed), jax.random.key(recipe.seed)
+  load, rng = recipe.inputs.load_train(recipe.seed), seed_key(recipe.seed)
 
   def microbatch(params, model_state, data, batch, indices, places) -> _Sums:
     examples = load(data, indices, _positions(batch.position, places))

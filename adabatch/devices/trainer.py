@@ -70,7 +70,7 @@ def _create(
 def template(recipe: Recipe, replicas: int) -> Any:
   """Shapes and places of a state with so many replicas, to restore into."""
   shapes = jax.eval_shape(
-    lambda rng: _create(recipe, replicas, rng), jax.random.key(recipe.seed)
+    lambda rng: _create(recipe, replicas, rng), data.seed_key(recipe.seed)
   )
   devices = _devices(recipe, replicas)
 
@@ -138,7 +138,7 @@ class Trainer:
       self.state: State = self.devices.jit(
         lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
         out_shardings=self.devices.shardings(self._where),
-      )(jax.random.key(recipe.seed), recipe.initial)
+      )(data.seed_key(recipe.seed), recipe.initial)
     else:
       self.state = restored.state
       replicas = self.replicas if replicas is None else replicas

@@ -32,6 +32,7 @@ from adabatch.report.points import Task, guess_metric
 from adabatch.report.records import (
   lower_is_better,
   number,
+  read_columns,
   read_json,
   read_metrics,
 )
@@ -77,7 +78,7 @@ def write_report(
     page = _page_of_trials(name, trials, summary, config)
   else:
     page = build_page(
-      name, *read_metrics(workdir), summary=summary, config=config
+      name, *read_columns(workdir), summary=summary, config=config
     )
   return _write(pathlib.Path(output or workdir / PAGE), page)
 

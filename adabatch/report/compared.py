@@ -6,15 +6,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from adabatch.config import FREE, flatten
 from adabatch.report.records import (
   Record,
+  Records,
+  ends,
   facts,
-  positions,
+  has,
+  read_columns,
   read_json,
-  read_metrics,
 )
 
 # What makes no difference to what a run is an example of. The number of
@@ -36,7 +36,7 @@ class Run(NamedTuple):
   """
 
   label: str
-  train: Sequence[Record]
+  train: Records
   evaluations: Sequence[Record]
   config: Mapping[str, Any]
   end: Mapping[str, float]
@@ -111,9 +111,8 @@ def _no_run(path: pathlib.Path) -> str:
 
 
 def _read(label: str, folder: pathlib.Path) -> Run:
-  train, evaluations = read_metrics(folder)
-  places = positions([*train, *evaluations])
-  end = {axis: float(np.nanmax([0, *x])) for axis, x in places.items()}
+  train, evaluations = read_columns(folder)
+  end = ends(train, evaluations)
   return Run(
     label,
     train,
@@ -145,7 +144,7 @@ def subject(run: Run) -> dict[str, Any]:
   """What losses are of: only where it is the same can they be compared."""
   keys, config = ['task.name', 'data.name'], run.config
   # Whatever a task is called, what is learnt from text counts tokens.
-  if any('tokens' in record for record in run.train):
+  if has(run.train, 'tokens'):
     keys.append('data.tokenizer')
     # Nats per piece of a word depend on the pieces.
     if config.get('data.tokenizer') != 'bytes':

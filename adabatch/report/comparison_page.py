@@ -33,7 +33,7 @@ from adabatch.report.panels import Line, Panel
 from adabatch.report.pictures import draw
 from adabatch.report.records import (
   AXES,
-  Record,
+  Records,
   column,
   lower_is_better,
   number,
@@ -68,9 +68,7 @@ class _Style:
       for k in group.members:
         self.lines[k] = Key(runs[k].label, color, thin)
 
-  def line(
-    self, i: int, records: Sequence[Record], y: Any, **more: Any
-  ) -> Line:
+  def line(self, i: int, records: Records, y: Any, **more: Any) -> Line:
     key = self.lines[i]
     return Line('', key.color, positions(records), y, key.look, **more)
 
@@ -151,7 +149,10 @@ def _starts(runs: Sequence[Run]) -> dict[str, float]:
     ends = [run.end[axis] for run in runs if run.end[axis] > 0]
     far = bool(ends) and max(ends) > FAR * min(ends)
     values = [
-      positions([*run.train, *run.evaluations])[axis] for run in runs if far
+      positions(part)[axis]
+      for run in runs
+      for part in (run.train, run.evaluations)
+      if far
     ]
     found = np.concatenate([np.empty(0), *values])
     starts[axis] = float(min(found[found > 0], default=0.0))

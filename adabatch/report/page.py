@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from adabatch.config import flatten
 from adabatch.report.layout import (
   Key,
@@ -19,7 +17,7 @@ from adabatch.report.layout import (
 )
 from adabatch.report.panels import Panel, eval_panels, train_panels
 from adabatch.report.pictures import draw
-from adabatch.report.records import AXES, Record, facts, number, positions
+from adabatch.report.records import AXES, Record, Records, ends, facts, number
 
 
 def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
@@ -95,16 +93,13 @@ def _pictures(panels: Sequence[Panel], end: Mapping[str, float]):
 
 def build_page(
   name: str,
-  train_records: Sequence[Record],
+  train_records: Records,
   eval_records: Sequence[Record],
   summary: Mapping[str, Any],
   config: Mapping[str, Any],
 ) -> str:
   """The whole page; pure, and the same text for the same run."""
-  records = [*train_records, *eval_records]
-  end = {
-    axis: float(np.nanmax([0, *x])) for axis, x in positions(records).items()
-  }
+  end = ends(train_records, eval_records)
   config = flatten(config)
   max_batch_size = number(config.get('controller.max_batch_size'))
   panels = train_panels(train_records, max_batch_size)

@@ -7,7 +7,14 @@ import numpy as np
 
 from adabatch.report import scales
 from adabatch.report.lines import smooth
-from adabatch.report.records import NOT_METRICS, Record, column, positions
+from adabatch.report.records import (
+  NOT_METRICS,
+  Record,
+  Records,
+  column,
+  has,
+  positions,
+)
 from adabatch.report.style import SERIES
 
 
@@ -41,9 +48,7 @@ def _missing(values: np.ndarray) -> str:
   return f'values not finite, not drawn: {count:,}' if count else ''
 
 
-def train_panels(
-  records: Sequence[Record], max_batch_size: float
-) -> list[Panel]:
+def train_panels(records: Records, max_batch_size: float) -> list[Panel]:
   """Batch size, learning rate, training loss and, if known, noise scale.
 
   `max_batch_size` is NaN if there is none.
@@ -54,7 +59,7 @@ def train_panels(
   loss = column(records, 'loss')
 
   note, limit = '', max_batch_size if max_batch_size > 0 else None
-  largest = np.nanmax([0, *batch_size, *nominal])
+  largest = max(np.nanmax(x, initial=0) for x in (batch_size, nominal))
   if limit and 0 < 8 * largest < limit:
     # A line far above everything else would flatten the rest.
     note, limit = f'B_max = {limit:,.0f}, above the picture', None
@@ -82,7 +87,7 @@ def train_panels(
     Panel('Effective learning rate', '', rate, rate_rule),
     Panel('Training loss', '', losses, scales.LOSS, _missing(loss), stop=stop),
   ]
-  if any('gradient_noise_scale' in record for record in records):
+  if has(records, 'gradient_noise_scale'):
     noise = column(records, 'gradient_noise_scale')
     lines = (Line('', 's1', x, noise),)
     rule = scales.ScaleRule(span=4, quantile=0.05, from_zero=True)

@@ -5,8 +5,8 @@ import math
 import os
 import pathlib
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,50 @@ HUGE = 1e30  # treated as not finite: no axis is readable that reaches so far
 NOT_METRICS = frozenset(('kind', 'epoch', 'split', *AXES.values()))
 
 
+class Columns:
+  """Train records as columns, 8 bytes a value: a run may have millions.
+
+  Only what a page draws is kept. As records they take twenty times as much.
+
+  >>> train = Columns()
+  >>> train.append({'update': 1, 'loss': None, 'tokens': 64})
+  >>> len(train), train.column('loss'), 'tokens' in train
+  (1, array([nan]), True)
+  """
+
+  KEYS = (
+    *AXES.values(),
+    'batch_size',
+    'nominal_batch_size',
+    'learning_rate',
+    'loss',
+    'gradient_noise_scale',
+  )
+
+  def __init__(self) -> None:
+    self._columns = {key: array('d') for key in self.KEYS}
+    self._seen: set[str] = set()
+
+  def append(self, record: Record) -> None:
+    self._seen.update(record)
+    for key, values in self._columns.items():
+      values.append(number(record.get(key)))
+
+  def column(self, key: str) -> np.ndarray:
+    """One of `KEYS`, NaN where it is not a number."""
+    return np.frombuffer(self._columns[key])
+
+  def __len__(self) -> int:
+    return len(self._columns['update'])
+
+  def __contains__(self, key: str) -> bool:
+    """Whether any record has it."""
+    return key in self._seen
+
+
+Records = Columns | Sequence[Record]
+
+
 def read_metrics(
   workdir: str | os.PathLike[str],
 ) -> tuple[list[Record], list[Record]]:
@@ -35,23 +79,41 @@ def read_metrics(
   Raises:
     FileNotFoundError: if the directory holds no `metrics.jsonl`.
   """
+  records: dict[str, list[Record]] = {'train': [], 'eval': []}
+  for kind, record in _read(workdir):
+    records[kind].append(record)
+  return records['train'], records['eval']
+
+
+def read_columns(
+  workdir: str | os.PathLike[str],
+) -> tuple[Columns, list[Record]]:
+  """Like `read_metrics`, line by line into columns; evaluations are few."""
+  train, evaluations = Columns(), []
+  for kind, record in _read(workdir):
+    (train if kind == 'train' else evaluations).append(record)
+  return train, evaluations
+
+
+def _read(workdir: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.is_file():
     raise FileNotFoundError(
       f'{path} does not exist; give the directory of a run, a search or a study'
       ' (its --workdir), or --metric and --goal with an archive of trials'
     )
-  records: dict[str, list[Record]] = defaultdict(list)
   # A process can be killed between two bytes of one character.
   with path.open(encoding='utf-8', errors='replace') as lines:
     for i, line in enumerate(lines, start=1):
       try:
         record = json.loads(line)
-        records[record['kind']].append(record)
+        kind = record['kind']
       except (ValueError, KeyError, TypeError):
         if line.endswith('\n'):
           warnings.warn(f'{path}:{i} is not a record, skipped', stacklevel=2)
-  return records['train'], records['eval']
+      else:
+        if kind in ('train', 'eval'):
+          yield kind, record
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -82,18 +144,40 @@ def lower_is_better(metric: str) -> bool:
   return metric.endswith(('loss', 'perplexity', 'error'))
 
 
-def column(records: Iterable[Record], key: str) -> np.ndarray:
+def column(records: Records, key: str) -> np.ndarray:
   """One key of all records as a float array, NaN where it is not a number.
 
   >>> column([{'loss': 2.5}, {'loss': None}, {}], 'loss')
   array([2.5, nan, nan])
   """
+  if isinstance(records, Columns):
+    return records.column(key)
   return np.array([number(record.get(key)) for record in records], float)
 
 
-def positions(records: Sequence[Record]) -> dict[str, np.ndarray]:
+def has(records: Records, key: str) -> bool:
+  """Whether any of the records has a key."""
+  if isinstance(records, Columns):
+    return key in records
+  return any(key in record for record in records)
+
+
+def positions(records: Records) -> dict[str, np.ndarray]:
   """The x values of records for every axis."""
   return {axis: column(records, key) for axis, key in AXES.items()}
+
+
+def ends(*parts: Records) -> dict[str, float]:
+  """Where the last of some records stands on every axis; 0 without any.
+
+  >>> ends([{'update': 3}, {}], [{'update': 2, 'seconds': 1.5}])
+  {'updates': 3.0, 'examples': 0.0, 'seconds': 1.5}
+  """
+  places = [positions(part) for part in parts]
+  return {
+    axis: float(max(np.nanmax(x[axis], initial=0) for x in places))
+    for axis in AXES
+  }
 
 
 def facts(

@@ -340,13 +340,12 @@ class Bench:
     )
     if summary['status'] == 'preempted':
       return
-    lines = (directory / 'metrics.jsonl').read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    evaluations = tuple(
-      population.Evaluation(r['update'], r['examples'], r['seconds'], r)
-      for r in map(_finite_or_nan, records)
-      if r['kind'] == 'eval'
-    )
+    with (directory / 'metrics.jsonl').open() as lines:
+      evaluations = tuple(
+        population.Evaluation(r['update'], r['examples'], r['seconds'], r)
+        for r in map(_finite_or_nan, map(json.loads, lines))
+        if r['kind'] == 'eval'
+      )
     diverged = summary['status'] == 'diverged'
     updates = summary['diverged_update'] if diverged else summary['updates']
     outcome = Outcome(updates, diverged, evaluations)

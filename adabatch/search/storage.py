@@ -318,7 +318,7 @@ class Ledger:
   def suggest(self, point: int, seed: int) -> dict[str, float]:
     """What Optuna's TPE would try next, knowing the trials that have ended."""
     sampler = optuna.samplers.TPESampler(
-      seed=(seed * 1_000_003 + point) % 2**32, multivariate=True
+      seed=_folded(seed, point), multivariate=True
     )
     known = optuna.create_study(sampler=sampler)
     for trial in self._valid().values():
@@ -334,6 +334,15 @@ def _result(trial: FrozenTrial) -> dict[str, Any] | None:
 
 # Optuna has no reversed logarithmic scale: it is shown 1 - value on a
 # logarithmic one.
+
+
+def _folded(seed: int, point: int) -> int:
+  """A seed for Optuna, which takes 32 bits; both halves of ours count.
+
+  >>> _folded(0, 1), _folded(2**32, 1)
+  (1, 1000004)
+  """
+  return ((seed ^ seed >> 32) * 1_000_003 + point) % 2**32
 
 
 def _name(key: str, scale: str) -> str:

@@ -134,11 +134,11 @@ def trial_seed(config: Config, number: int) -> int:
   After the largest seed comes 0.
 
   >>> config = config_lib.default()
-  >>> config.seed = 2**32 - 1
+  >>> config.seed = 2**64 - 1
   >>> trial_seed(config, 1)
   0
   """
-  return (config.seed + number) % 2**32
+  return (config.seed + number) % 2**64
 
 
 def trial_config(

@@ -61,6 +61,9 @@ SCALES = {
   'reverse_log': 'REVERSE_LOG_SCALE',
 }
 
+# Of one file in an archive, decompressed: a small archive may hold very much.
+MOST_BYTES = 2**26
+
 # The parsed files of one trial, by their names.
 _Parts = dict[str, dict[str, Any]]
 
@@ -186,16 +189,47 @@ def _is_wanted(name: str, pattern: str) -> bool:
 
 def _tar_files(path: pathlib.Path, pattern: str) -> Iterator[tuple[str, bytes]]:
   try:
-    with _opened(path) as f, tarfile.open(fileobj=f, mode='r|') as tar:
+    with (
+      _opened(path) as f,
+      tarfile.open(fileobj=(stream := _Bounded(path, f)), mode='r|') as tar,  # pyright: ignore
+    ):
       while member := tar.next():
         # It keeps all that it has seen, hundreds of thousands here.
         tar.members = []  # pyright: ignore
         name = member.name.removeprefix('./')
+        if member.size > MOST_BYTES:
+          raise _too_large(f'{path}:{name} takes {member.size:,} bytes')
+        stream.left = 2 * MOST_BYTES
         if member.isfile() and _is_wanted(name, pattern):
           content = tar.extractfile(member)
           yield name, content.read() if content else b''
   except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as e:
     raise ValueError(f'{path} is no whole tar archive: {e}') from e
+
+
+class _Bounded:
+  """A file of which so much may be read until the next file in it was found.
+
+  Also what tarfile reads before it tells of a file, such as long names.
+  """
+
+  def __init__(self, path: pathlib.Path, file: IO[bytes] | gzip.GzipFile):
+    self.left = 2 * MOST_BYTES
+    self._path, self._file = path, file
+
+  def read(self, size: int) -> bytes:
+    block = self._file.read(size)
+    self.left -= len(block)
+    if self.left < 0:
+      raise _too_large(f'{self._path} has a header of more')
+    return block
+
+
+def _too_large(what: str) -> ValueError:
+  return ValueError(
+    f'{what}, and a file in an archive of trials has {MOST_BYTES:,} at most: '
+    'leave it out, or unpack the archive and give the directory'
+  )
 
 
 def _opened(path: pathlib.Path) -> IO[bytes] | gzip.GzipFile:

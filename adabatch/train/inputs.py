@@ -308,7 +308,7 @@ def make_load(
   statistics: tuple[np.ndarray, np.ndarray],
   augmentation: Augmentation | None = None,
   *,
-  seed: jax.typing.ArrayLike = 0,
+  seed: int | jax.Array = 0,
 ) -> Callable[..., dict[str, jax.Array]]:
   """Gathers, augments and standardises examples on the device.
 
@@ -316,7 +316,7 @@ def make_load(
     statistics: mean and standard deviation of each channel of the training
       split's images.
     augmentation: where positions are given; None: none.
-    seed: of the augmentation.
+    seed: of the augmentation (`data.seed_key`).
   """
   mean, std = statistics
   made = Augmentation() if augmentation is None else augmentation
@@ -334,7 +334,7 @@ def make_load(
     if positions is None or made == Augmentation():
       batch, name, values = one(arrays, indices, None)
       return {**batch, name: values}
-    keys = data.position_keys(jax.random.key(seed), *positions)
+    keys = data.position_keys(data.seed_key(seed), *positions)
     batch, name, values = one(arrays, indices, keys)
     if not made.mixup:
       return {**batch, name: values}

@@ -319,6 +319,11 @@ def test_batches_follow_one_order(ahead):
     assert sorted(rows[100 * epoch : 100 * (epoch + 1)]) == list(range(100))
   assert rows[:100] != rows[100:200]
   assert rows[:100] != sum(passes(*growing(seed=1), 1, 30), [])[:100]
+  # Words of 32 bits in a row would make these two one.
+  late, long = (
+    sum(passes(*growing(seed=s), 1, 30), []) for s in (5, 2**32 + 5)
+  )
+  assert late[100:200] != long[:100]
 
 
 @pytest.mark.parametrize('ahead', [1, 4])

@@ -9,6 +9,7 @@ from adabatch.data.augment import (
   position_halves,
   position_keys,
   random_crop_flip,
+  seed_key,
   to_float,
 )
 
@@ -83,6 +84,28 @@ def test_keys_differ_by_position_half_and_seed():
   positions = np.array([0, 1, 2**32, 2**32 + 1, 2**33])
   data = [jax.random.key_data(_keys(positions, seed)) for seed in (0, 1)]
   assert len(np.unique(np.concatenate(data), axis=0)) == 10
+
+
+@pytest.mark.parametrize('seed', [0, 7, 2**31 + 1, 2**32 - 1])
+def test_a_seed_of_32_bits_gives_the_key_of_jax(seed):
+  halves = jnp.array(position_halves(seed))
+  for key in (seed_key(seed), jax.jit(seed_key)(halves)):
+    assert jnp.all(key == jax.random.key(seed))
+
+
+def test_a_seed_of_64_bits_gives_the_key_of_jax_with_64_bits():
+  for seed in (2**32, 2**40 + 3, 2**63 + 3, 2**64 - 1):
+    with jax.enable_x64(True):
+      expected = jax.random.key_data(jax.random.key(np.uint64(seed)))
+    halves = jnp.array(position_halves(seed))
+    for key in (seed_key(seed), jax.jit(seed_key)(halves)):
+      np.testing.assert_array_equal(jax.random.key_data(key), expected)
+
+
+@pytest.mark.parametrize('seed', [-1, 2**64])
+def test_a_seed_of_more_bits_is_refused(seed):
+  with pytest.raises(ValueError, match='give integers'):
+    seed_key(seed)
 
 
 @pytest.mark.parametrize('position', [0, 2**32 - 1, 2**32, 2**63 - 1])

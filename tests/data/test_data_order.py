@@ -119,6 +119,15 @@ def test_kept_permutations_are_bounded_and_made_once(monkeypatch):
   assert not kept.get(order, 9).flags.writeable
 
 
+@pytest.mark.parametrize('most', [0, 100])
+def test_all_bits_of_a_seed_count(most):
+  orders = [
+    take(Order(100, seed, max_in_memory=most), 0, 100).tolist()
+    for seed in (5, 2**32 + 5, 2**63 + 5)
+  ]
+  assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
 @pytest.mark.parametrize('processes', [1, 2, 3, 8])
 @pytest.mark.parametrize('span', [(0, 16), (5, 12), (7, 7), (3, 4)])
 def test_processes_partition_the_positions(processes, span):

@@ -1,6 +1,7 @@
 """npz, CSV and parquet files."""
 
 import functools
+import zipfile
 
 import jax
 import numpy as np
@@ -72,7 +73,9 @@ def test_of_an_npz_file_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
   (some,) = data.load_tables(f'npz:{tmp_path}/mapped.npz', [half])
   assert some.num_examples == 4
   for kind, split in (('mapped', whole), ('packed', half)):
-    with pytest.raises(data.DatasetError, match=r'GB of memory: take part'):
+    with pytest.raises(
+      data.DatasetError, match=r'GB of free memory: take part'
+    ):
       data.load_tables(f'npz:{tmp_path}/{kind}.npz', [split])
   monkeypatch.undo()
   file = tmp_path / 'mapped.npz'
@@ -96,6 +99,29 @@ def config(name, **overrides):
     'controller.every': 5,
   }
   return digits(**keys | overrides)
+
+
+def test_a_small_npz_file_that_would_be_large_is_refused(tmp_path, monkeypatch):
+  """Before it is decompressed; nor is a header believed that asks for more."""
+  file = tmp_path / 'bomb.npz'
+  np.savez_compressed(file, x=np.zeros(2**20), y=np.zeros(2))
+  (tmp_path / 'meminfo').write_text('MemAvailable: 4000 kB\nSwapFree: 4000 kB')
+  monkeypatch.setattr(npz, '_MEMORY', tmp_path / 'meminfo')
+  found = npz.Npz(file)
+  monkeypatch.setattr(np, 'load', None)
+  with pytest.raises(
+    data.DatasetError, match=r"'x' takes 0.00839 GB, .* 0.00819 GB of free"
+  ):
+    found['x']
+  monkeypatch.undo()
+  header = {'descr': '<f8', 'fortran_order': False, 'shape': (2**50,)}
+  with (
+    zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as zipped,
+    zipped.open('x.npy', 'w') as member,
+  ):
+    np.lib.format.write_array_header_1_0(member, header)
+  with pytest.raises(data.DatasetError, match='bomb.npz cannot be read: Un'):
+    npz.Npz(file)['x']
 
 
 def test_from_memory_and_from_a_stream_alike(tmp_path):

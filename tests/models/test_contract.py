@@ -30,7 +30,7 @@ def load(arrays, indices, positions):
   return {name: array[indices] for name, array in arrays.items()}
 
 
-def make_recipe(model, task, devices=1):
+def make_recipe(model, task, devices=1, seed=0):
   return Recipe(
     model=model,
     task=task,
@@ -40,12 +40,13 @@ def make_recipe(model, task, devices=1):
     devices=make_devices(
       jax.devices()[:devices], options={'xla_backend_optimization_level': 0}
     ),
+    seed=seed,
   )
 
 
-def updated(model, task=TASK, *, devices=1, max_per_device=None):
+def updated(model, task=TASK, *, devices=1, max_per_device=None, seed=0):
   """The parameters after an update with all examples."""
-  trainer = Trainer(make_recipe(model, task, devices))
+  trainer = Trainer(make_recipe(model, task, devices, seed))
   ladder = buckets.ladder(8, 8, devices=devices, max_per_device=max_per_device)
   call = Call(0, 0, 1, buckets.plan(8, ladder))
   try:
@@ -73,6 +74,24 @@ def test_plain_dropout_draws_anew_in_each_microbatch(devices, room):
   np.testing.assert_allclose(kept, np.round(kept), atol=1e-5)
   # Of a single mask either all examples keep an entry or none does.
   assert ((kept > 0.5) & (kept < 7.5)).any()
+
+
+class Wide(nn.Module):
+  @nn.compact
+  def __call__(self, x, *, train, rows=None):
+    return nn.Dense(8)(x)
+
+
+def test_parameters_and_dropout_see_all_bits_of_the_seed():
+  task = TASK._replace(loss=lambda outputs, batch: outputs.sum(1))
+  found = []
+  for seed in (5, 2**40 + 5):
+    fresh = Trainer(make_recipe(Wide(), TASK, seed=seed)).state.params
+    found.append(
+      (fresh['Dense_0']['kernel'], updated(Dropped(), task, seed=seed)['w'])
+    )
+  for one, other in zip(*found, strict=True):
+    assert (np.asarray(one) != np.asarray(other)).any()
 
 
 def test_complex_parameters_go_downhill():

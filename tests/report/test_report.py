@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from adabatch.report import lines, read_metrics, scales, write_report
+from adabatch import report
+from adabatch.report import lines, read_metrics, records, scales, write_report
 from adabatch.report.__main__ import main
 from adabatch.report.panels import train_panels
 from adabatch.report.pictures import CSS_COLORS
@@ -551,3 +553,42 @@ def test_run_picture(tmp_path):
   failed = subprocess.run(command, capture_output=True, env=environment)
   assert failed.returncode == 2
   assert failed.stderr.decode().count('\n') == 1
+
+
+# Long runs.
+
+
+@pytest.mark.parametrize(('count', 'other'), [(20_000, 0), (4000, 2)])
+def test_a_long_run_takes_little_memory(tmp_path, monkeypatch, count, other):
+  """As a dict each record takes 1,600 bytes; pictures are not counted."""
+  line = json.dumps(train_record(1, 64, 64, 0.5, gradient_noise_scale=3.0))
+  run, drawn = write_run(tmp_path / 'long', []), []
+  (run / 'metrics.jsonl').write_text(f'{line}\n' * count)
+  for module in (report.page, report.comparison_page):
+    draw = lambda panel, *_, **how: drawn.append(panel)  # noqa: E731
+    monkeypatch.setattr(module, 'draw', draw)
+    monkeypatch.setattr(module, 'figure', lambda *_: '')
+  tracemalloc.start()
+  if other:
+    short = write_run(tmp_path / 'short', growing_run(other))
+    report.write_comparison([run, short], tmp_path / 'page.html')
+  else:
+    write_report(run)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert max(len(x.y) for panel in drawn for x in panel.lines) == count
+  assert peak / count < 250
+
+
+def test_columns_are_what_the_records_say(tmp_path):
+  more = train_record(21, 9, 9, None, gradient_noise_scale=7.0)
+  run = write_run(tmp_path / 'r', [*growing_run(20), more])
+  whole, evaluations = read_metrics(run)
+  columns, same = records.read_columns(run)
+  assert same == evaluations
+  assert len(columns) == len(whole) == 21
+  for key in records.Columns.KEYS:
+    expected = records.column(whole, key)
+    np.testing.assert_array_equal(records.column(columns, key), expected)
+    assert records.has(columns, key) == records.has(whole, key)
+  assert not records.has(columns, 'tokens')

@@ -9,11 +9,12 @@ import math
 import os
 import pathlib
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from adabatch.study import summarize
+from adabatch.study import archive, summarize
 from adabatch.study.archive import read_search, read_tree
 from adabatch.study.archive_writer import write_search, write_tar
 from adabatch.study.space import Parameter
@@ -622,6 +623,40 @@ def test_an_archive_that_breaks_off_is_refused(tmp_path, mode):
   path.write_bytes(b'no archive at all' * 100)
   with pytest.raises(ValueError, match='is no whole tar archive'):
     read_tree(path)
+
+
+@pytest.mark.parametrize('kind', ['measurements', 'other', 'sparse', 'name'])
+def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path, kind):
+  """A megabyte or less that would be gigabytes in memory."""
+  size = 2**32
+  member = tarfile.TarInfo('x/2/measurements.csv')
+  if kind == 'other':
+    member.name = 'x/weights.bin'
+  if kind == 'sparse':
+    member.type = tarfile.GNUTYPE_SPARSE
+  if kind == 'name':
+    member.type = tarfile.GNUTYPE_LONGNAME
+  member.size = size if kind != 'sparse' else 512
+  header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+  if kind == 'sparse':
+    header[483:495] = f'{size:011o}\0'.encode()  # what it is unpacked
+    header[148:156] = b' ' * 8
+    header[148:156] = f'{sum(header):06o}\0 '.encode()
+  path = tmp_path / 'bomb.tar.gz'
+  # The same megabyte of zeros again and again, as members of a gzip file.
+  zeros = gzip.compress(bytes(2**20))
+  with path.open('wb') as file:
+    file.write(gzip.compress(bytes(header)))
+    for _ in range(1 if kind != 'name' else 200):
+      file.write(zeros)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match='at most: leave it out') as error:
+    read_tree(path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 3 * archive.MOST_BYTES
+  assert str(error.value).startswith(str(path))
+  assert '\n' not in str(error.value)
 
 
 # The whole way.

@@ -726,13 +726,13 @@ def test_what_is_evaluated_on():
   assert measured('full', to_the_end=True) == [TRAINING, EVALUATION]
   assert measured('subset', **{'controller.subset_size': 1000}) == [TRAINING]
   drawn = []
-  for seed in (0, 0, 1):
+  for seed in (0, 0, 1, 2**32):
     (some,) = measured('subset', seed=seed, **{'controller.subset_size': 12})
     assert len(some) == 12
     # From all over a set that is sorted.
     assert {label // 6 for label in some} == {0, 1, 2, 3}
     drawn.append(some)
-  assert drawn[0] == drawn[1] != drawn[2]
+  assert drawn[0] == drawn[1] != drawn[2] != drawn[3] != drawn[0]
 
 
 def test_a_loss_of_the_evaluation_that_is_not_finite_ends_the_run():
