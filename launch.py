@@ -16,6 +16,7 @@ try:
 
   from adabatch import report
   from adabatch.config import ConfigError, command_line
+  from adabatch.config.files import WriteError
   from adabatch.data import DatasetError
   from adabatch.devices import mesh
   from adabatch.report.summary import describe
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
     prefix='cannot join the other processes: ',
   ):
     mesh.initialize(DISTRIBUTED.value, *others)
-  with command_line.refusing(ConfigError, DatasetError, CheckpointError):
+  with command_line.refusing(
+    ConfigError, DatasetError, CheckpointError, WriteError
+  ):
     summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
   if mesh.is_first_process():
     print(describe(summary))

@@ -189,6 +189,11 @@ class Checkpoints:
       if later > update:
         self._manager.delete(later)
 
+  def check(self) -> None:
+    """Raises what has gone wrong with what is being written."""
+    if '_manager' in vars(self):
+      self._manager.check_for_errors()
+
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
     self._manager.wait_until_finished()

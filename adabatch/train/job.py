@@ -23,6 +23,7 @@ from adabatch.train.initial import start_from
 from adabatch.train.load import describe
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
+from adabatch.train.metrics import Mark
 from adabatch.train.open_splits import TextCache
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.workdir import Workdir
@@ -92,31 +93,49 @@ def train(
     best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-    log = closed(_log(parts, files, console, enabled=first))
+    log = closed(_log(parts, saved, files, console, enabled=first))
+
+    def save(update: int, state: Any, host: dict[str, Any]) -> None:
+      checkpoints.save(update, state, host | log.saving())
+
+    def save_best(*record: Any) -> None:
+      files.check_in_place()
+      best.save(*record)
+
     record: dict[str, Any] = {}
-    for kind, record in loop(
-      parts,
-      saved,
-      checkpoints.save,
-      save_best=best.save if config.checkpoint.best else None,
-      stop=stop,
-      cut=cut,
-      warn=console.warn,
+    for kind, record in closed(
+      loop(
+        parts,
+        saved,
+        save,
+        save_best=save_best if config.checkpoint.best else None,
+        stop=stop,
+        cut=cut,
+        warn=console.warn,
+      )
     ):
       log.write(kind, record)
+      checkpoints.check()
     return record
 
 
 def _log(
-  parts: Parts, files: Workdir, console: Console, *, enabled: bool
+  parts: Parts,
+  saved: Saved | None,
+  files: Workdir,
+  console: Console,
+  *,
+  enabled: bool,
 ) -> Log:
   inputs = parts.recipe.inputs
+  known = {} if saved is None else saved.host.get('metrics')
   return Log(
     parts.config,
     files,
     console,
     about=describe(inputs),
     tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
+    mark=None if known is None else Mark(**known),
     enabled=enabled,
   )
 
