@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
     summary = JOBS[JOB.value](CONFIG.value, workdir, stop=stop)
   if mesh.is_first_process():
     print(describe(summary))
-    print(f'report: {report.write_report(workdir)}')
+    with command_line.refusing(OSError):
+      print(f'report: {report.write_report(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))
 
 

@@ -59,6 +59,7 @@ def train(
   Raises:
     ConfigError: for a config or a directory that cannot be used.
     data.DatasetError: for a data set that is not there.
+    WriteError: if the disk is full or fails; the last checkpoint is whole.
   """
   if config.compilation_cache:
     use_persistent_cache()
