@@ -5,6 +5,7 @@ controller state, examples, clock, counters). It is written in the background
 and becomes visible only when it is whole.
 """
 
+import contextlib
 import functools
 import inspect
 import pathlib
@@ -66,18 +67,18 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
     writes = self._keep is not None
-    return ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
-        create=writes,
-        cleanup_tmp_directories=writes,
-        # Processes meet by name, and two directories may be written at once.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-          barrier_sync_key_prefix=self._directory.name
-        ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep,
+      create=writes,
+      cleanup_tmp_directories=writes,
+      # Processes meet by name, and two directories may be written at once.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=self._directory.name
       ),
     )
+    refused = writing_records if writes else contextlib.nullcontext
+    with refused(self._directory):
+      return ocp.CheckpointManager(self._directory, options=options)
 
   def updates(self) -> list[int]:
     """Of the records that are there, from the oldest."""

@@ -10,16 +10,17 @@ import pathlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tensorboardX.proto import event_pb2
-from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from adabatch.config.files import GrowingFile, writing
 
-Event = event_pb2.Event
+_pb: Any = event_pb2  # its classes are made when it is imported
+Event = _pb.Event
 
 
 class EventsWriter:
@@ -34,20 +35,19 @@ class EventsWriter:
     name = f'events.out.tfevents.{now:.6f}.{socket.gethostname()}'
     self._file = GrowingFile(directory / name)
     self._append(Event(wall_time=now, file_version='brain.Event:2'))
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = {'status': 'START'}
     self._append(Event(wall_time=now, step=first, session_log=start))
 
-  def write(self, step: int, scalars: dict[str, float], line: str) -> None:
+  def write(self, step: int, scalars: Mapping[str, float], line: str) -> None:
     """The numbers of a record by their tags, and the record's line."""
     now = time.time()
     values = [scalar(tag, value).value[0] for tag, value in scalars.items()]
-    summary, message = Summary(value=values), event_pb2.LogMessage(message=line)
     self._append(
-      Event(wall_time=now, step=step, summary=summary),
-      Event(wall_time=now, step=step, log_message=message),
+      Event(wall_time=now, step=step, summary={'value': values}),
+      Event(wall_time=now, step=step, log_message={'message': line}),
     )
 
-  def _append(self, *events: Event) -> None:
+  def _append(self, *events: Any) -> None:
     self._file.append(b''.join(map(_framed, events)))
 
   def sync(self) -> None:
@@ -57,7 +57,7 @@ class EventsWriter:
     self._file.close()
 
 
-def _framed(event: Event) -> bytes:
+def _framed(event: Any) -> bytes:
   content = event.SerializeToString()
   length = struct.pack('<Q', len(content))
   return b''.join((length, _checksum(length), content, _checksum(content)))
@@ -82,7 +82,7 @@ def read_lines(directory: pathlib.Path) -> list[tuple[int, bytes]]:
   return lines
 
 
-def _read(content: bytes) -> Iterator[Event]:
+def _read(content: bytes) -> Iterator[Any]:
   """The whole records of a file, up to one whose length is damaged."""
   at = 0
   while len(length := content[at : at + 8]) == 8:

@@ -1,8 +1,8 @@
 """The lines of `metrics.jsonl`, which other programs read, and their mark.
 
 A checkpoint holds the mark of the file as it was then. Where a run goes on the
-file is cut there; if it is another one, what is whole in it is kept, and what is
-missing is taken from the events of TensorBoard.
+file is cut there; if it is another one, what is whole in it is kept, and what
+is missing is taken from the events of TensorBoard.
 """
 
 import json
