@@ -109,7 +109,8 @@ def _go_back(
   with writing(path):
     path.touch()
     if mark is not None and _begins_with(path, mark):
-      os.truncate(path, mark.size)
+      if path.stat().st_size > mark.size:
+        os.truncate(path, mark.size)
       return mark
     content = path.read_bytes()
     lines, damaged = _read(content, update, mark)
@@ -123,7 +124,7 @@ def _go_back(
     write_whole(path, content)
   now = Mark().after(content)
   if mark is not None or damaged or len(lines) > kept:
-    say(f'{path} was damaged: {_difference(mark or now, now, kept, damaged)}')
+    say(f'{path} is damaged: {_difference(mark or now, now, kept, damaged)}')
   return now
 
 
@@ -161,8 +162,9 @@ def _read(
 def _difference(mark: Mark, now: Mark, kept: int, damaged: int) -> str:
   """What was wrong with a file, and what became of it."""
   counts = {'missing': mark.lines - kept - damaged, 'unreadable': damaged}
-  wrong = [f'{n} lines {how}' for how, n in counts.items() if n > 0]
-  said = ' and '.join(wrong) or 'lines were changed'
+  wrong = [f'{how} lines: {n}' for how, n in counts.items() if n > 0]
   if now == mark:
-    return f'{said}; all was restored from the TensorBoard events'
-  return f'{said}; of {mark.lines} lines {now.lines} are kept'
+    then = 'all is restored from the TensorBoard events'
+  else:
+    then = f'{now.lines} of {mark.lines} lines are kept'
+  return f'{", ".join(wrong) or "changed"}; {then}'
