@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import threading
 
 import pytest
@@ -126,13 +127,19 @@ def test_damaged_events_restore_what_they_hold(run):
   (directory / 'metrics.jsonl').unlink()
   (events,) = (directory / 'tensorboard').iterdir()
   content = bytearray(events.read_bytes())
+
+  def length(at):
+    return 16 + struct.unpack_from('<Q', content, at)[0]
+
   content[content.index(text(2)[:-1].encode()) + 5] ^= 1
   events.write_bytes(content)
   found, _, (said,) = resumed(directory, mark)
   assert found == before.replace(text(2).encode(), b'')
   assert said.endswith('6 of 7 lines are kept')
-  # The length before: of its record there is left 12 bytes and the text.
-  content[content.index(text(4)[:-1].encode()) - 40] ^= 1
+  at = 0
+  while text(4)[:-1].encode() not in content[at : at + (n := length(at))]:
+    at += n
+  content[at] ^= 1
   (directory / 'metrics.jsonl').unlink()
   for path in (directory / 'tensorboard').iterdir():
     path.unlink()
