@@ -87,14 +87,15 @@ def train(
     checkpoints = closed(Checkpoints(directory, keep))
     best = closed(Checkpoints(files.path / 'best', 1))
     saved = _restore(parts, checkpoints, files, console)
+    log = closed(_log(parts, saved, files, console, enabled=first))
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
+      log.check(summary['updates'])
       console.say(f'{files.path} is complete: nothing to do')
       return summary
     best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-    log = closed(_log(parts, saved, files, console, enabled=first))
 
     def save(update: int, state: Any, host: dict[str, Any]) -> None:
       checkpoints.save(update, state, host | log.saving())

@@ -9,7 +9,13 @@ from typing import Any
 
 from adabatch.config import Config
 from adabatch.train.console import Console
-from adabatch.train.metrics import Mark, MetricsWriter
+from adabatch.train.metrics import (
+  METRICS,
+  Mark,
+  MetricsWriter,
+  begins_with,
+  mend,
+)
 from adabatch.train.workdir import Workdir
 
 
@@ -60,6 +66,16 @@ class Log:
       assert self._writer is not None, 'the first record is `start`'
       self._writer.write(kind, record)
       self._console.show(kind, record)
+
+  def check(self, update: int) -> None:
+    """Mends the lines of a run that was over at an update.
+
+    Raises:
+      WriteError: if they are damaged and cannot be written.
+    """
+    path, mark = self._files.path / METRICS, self._mark
+    if self._enabled and mark is not None and not begins_with(path, mark):
+      mend(path, update, mark, self._console.say)
 
   def saving(self) -> dict[str, Any]:
     """What a checkpoint holds of the log, all of which is on the disk then.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from adabatch.config.files import GrowingFile, finite, write_whole, writing
 from adabatch.train.events import EventsWriter, read_lines
 
+METRICS = 'metrics.jsonl'
 # The order of the records of one update; others come first.
 RANKS = {'train': 1, 'eval': 2}
 
@@ -66,8 +67,11 @@ class MetricsWriter:
     Raises:
       WriteError: if a file cannot be written.
     """
-    path = workdir / 'metrics.jsonl'
-    self.mark = _go_back(path, after_update, mark, say)
+    path = workdir / METRICS
+    if mark is not None and begins_with(path, mark):
+      self.mark = _cut(path, mark)
+    else:
+      self.mark = mend(path, after_update, mark, say)
     self._file = GrowingFile(path)
     self._events = EventsWriter(workdir / 'tensorboard', after_update + 1)
 
@@ -99,42 +103,61 @@ class MetricsWriter:
     self._events.close()
 
 
-def _go_back(
+def begins_with(path: pathlib.Path, mark: Mark) -> bool:
+  """Whether a file is what it was, and perhaps more."""
+  if not path.exists():
+    return not mark.size
+  left, crc = mark.size, 0
+  with writing(path), path.open('rb') as file:
+    while left and (content := file.read(min(left, 2**20))):
+      left -= len(content)
+      crc = zlib.crc32(content, crc)
+  return not left and crc == mark.crc
+
+
+def _cut(path: pathlib.Path, mark: Mark) -> Mark:
+  with writing(path):
+    if path.exists() and path.stat().st_size > mark.size:
+      os.truncate(path, mark.size)
+  return mark
+
+
+def mend(
   path: pathlib.Path,
   update: int,
   mark: Mark | None,
   say: Callable[[str], None],
 ) -> Mark:
-  """Leaves the lines until an update in the file; its mark then."""
+  """Leaves the whole lines until an update, and those that the events hold.
+
+  Args:
+    path: of `metrics.jsonl`.
+    update: the last.
+    mark: of the lines until then; None: not known.
+    say: is told in one line what was wrong, and what became of it.
+
+  Returns:
+    The mark of what there is.
+
+  Raises:
+    WriteError: if it cannot be written.
+  """
   with writing(path):
-    path.touch()
-    if mark is not None and _begins_with(path, mark):
-      if path.stat().st_size > mark.size:
-        os.truncate(path, mark.size)
-      return mark
-    content = path.read_bytes()
-    lines, damaged = _read(content, update, mark)
+    lines, damaged = _read(
+      path.read_bytes() if path.exists() else b'', update, mark
+    )
     kept = len(lines)
     for _, line in read_lines(path.with_name('tensorboard')):
       lines |= _read(line, update, None)[0]
-    # A stable order: within an update and a kind they were written like this.
-    content = b''.join(
-      lines[key] + b'\n' for key in sorted(lines, key=lambda key: key[:2])
-    )
-    write_whole(path, content)
+  # A stable order: within an update and a kind they were written like this.
+  content = b''.join(
+    lines[key] + b'\n' for key in sorted(lines, key=lambda key: key[:2])
+  )
+  write_whole(path, content)
   now = Mark().after(content)
   if mark is not None or damaged or len(lines) > kept:
     say(f'{path} is damaged: {_difference(mark or now, now, kept, damaged)}')
   return now
-
-
-def _begins_with(path: pathlib.Path, mark: Mark) -> bool:
-  left, crc = mark.size, 0
-  with path.open('rb') as file:
-    while left and (content := file.read(min(left, 2**20))):
-      left -= len(content)
-      crc = zlib.crc32(content, crc)
-  return not left and crc == mark.crc
 
 
 def _read(

@@ -111,7 +111,9 @@ def test_what_is_no_error_of_the_system_is_raised_as_it_is():
     raise KeyError
 
 
-def test_a_run_on_a_disk_that_fills_goes_on_exactly(tmp_path, monkeypatch):
+def test_a_run_on_a_disk_that_fills_goes_on_exactly(
+  tmp_path, monkeypatch, capfd
+):
   """It ends at once, in the middle of a line; nothing hangs or is lost."""
   config = digits(
     max_updates=40,
@@ -146,6 +148,17 @@ def test_a_run_on_a_disk_that_fills_goes_on_exactly(tmp_path, monkeypatch):
   assert not (full / 'summary.json').exists()
   train(config, full, devices=devices)
   same_results(whole, full)
+  # A finished run too is looked at, and says so.
+  (whole / 'metrics.jsonl').write_bytes(lines[:-1])
+  capfd.readouterr()
+  train(config, whole, devices=devices)
+  said = capfd.readouterr().err
+  assert 'metrics.jsonl is damaged: changed; all is restored' in said
+  assert 'is complete: nothing to do' in said
+  assert (whole / 'metrics.jsonl').read_bytes() == lines
+  # With no room at all, or on a disk that can only be read.
+  with no_file_above(0):
+    train(config, whole, devices=devices)
 
 
 def test_a_directory_that_is_moved_away_ends_the_run(tmp_path):
