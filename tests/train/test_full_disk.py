@@ -1,6 +1,7 @@
 """What cannot be written ends a run in one line, and it goes on exactly."""
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -111,13 +112,11 @@ def test_what_is_no_error_of_the_system_is_raised_as_it_is():
     raise KeyError
 
 
-def test_a_run_on_a_disk_that_fills_goes_on_exactly(
-  tmp_path, monkeypatch, capfd
-):
+def test_a_run_on_a_disk_that_fills_goes_on_exactly(tmp_path, monkeypatch):
   """It ends at once, in the middle of a line; nothing hangs or is lost."""
   config = digits(
-    max_updates=40,
-    **{'controller.max_batch_size': 16, 'checkpoint.every_updates': 10},
+    max_updates=20,
+    **{'controller.max_batch_size': 16, 'checkpoint.every_updates': 5},
   )
   devices, whole, full = (
     jax.devices()[:1],
@@ -130,7 +129,7 @@ def test_a_run_on_a_disk_that_fills_goes_on_exactly(
       m.setattr(of, name, noted(getattr(of, name), order))
     train(config, whole, devices=devices)
   assert order == ['sync', 'save'] * 4  # so that none is ahead of its lines
-  kept = Checkpoints(whole / 'checkpoints', None).read(40, None).host
+  kept = Checkpoints(whole / 'checkpoints', None).read(20, None).host
   lines = (whole / 'metrics.jsonl').read_bytes()
   assert Mark(**kept['metrics']) == Mark().after(lines)
   with contextlib.ExitStack() as stack:
@@ -141,24 +140,24 @@ def test_a_run_on_a_disk_that_fills_goes_on_exactly(
 
     before = time.monotonic()
     with pytest.raises(WriteError, match='File too large') as raised:
-      train(config, full, devices=devices, stop=Meanwhile(25, fill))
+      train(config, full, devices=devices, stop=Meanwhile(13, fill))
   assert '\n' not in str(raised.value)
   assert time.monotonic() - before < 60
-  assert Checkpoints(full / 'checkpoints', None).updates() == [10, 20]
+  # That of update 10 may have been on its way.
+  assert Checkpoints(full / 'checkpoints', None).updates() in ([5], [5, 10])
   assert not (full / 'summary.json').exists()
   train(config, full, devices=devices)
   same_results(whole, full)
   # A finished run too is looked at, and says so.
   (whole / 'metrics.jsonl').write_bytes(lines[:-1])
-  capfd.readouterr()
-  train(config, whole, devices=devices)
-  said = capfd.readouterr().err
-  assert 'metrics.jsonl is damaged: changed; all is restored' in said
-  assert 'is complete: nothing to do' in said
-  assert (whole / 'metrics.jsonl').read_bytes() == lines
-  # With no room at all, or on a disk that can only be read.
-  with no_file_above(0):
+  with contextlib.redirect_stderr(io.StringIO()) as said:
     train(config, whole, devices=devices)
+    assert 'metrics.jsonl is damaged: changed; all is' in said.getvalue()
+    assert (whole / 'metrics.jsonl').read_bytes() == lines
+    # And needs no room for it, nor a disk that can be written to.
+    with no_file_above(0):
+      train(config, whole, devices=devices)
+  assert said.getvalue().count('is complete: nothing to do') == 2
 
 
 def test_a_directory_that_is_moved_away_ends_the_run(tmp_path):
