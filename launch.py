@@ -18,6 +18,7 @@ try:
 
   from adabatch import report
   from adabatch.config import ConfigError, command_line
+  from adabatch.config.files import WriteError
   from adabatch.data import DatasetError
   from adabatch.devices import processes
   from adabatch.devices.agreed import Differ
@@ -75,12 +76,13 @@ def main(argv: list[str]) -> None:
     )
     processes.join(DISTRIBUTED.value, *others, patience)
   config = elastic.with_those_left(CONFIG.value, PROCESSES.value)
-  errors = ConfigError, DatasetError, CheckpointError, Differ
+  errors = ConfigError, DatasetError, CheckpointError, WriteError, Differ
   with processes.telling(), command_line.refusing(*errors):
     summary = JOBS[JOB.value](config, workdir, stop=stop)
   if is_first_process():
     print(describe(summary))
-    print(f'report: {report.write_report(workdir)}')
+    with command_line.refusing(OSError):
+      print(f'report: {report.write_report(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))
 
 

@@ -306,6 +306,12 @@ def test_unwritable_workdir(tmp_path):
   assert f'{tmp_path}/file/run' in line
 
 
+def test_a_full_disk(tmp_path):
+  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  result = launch(DIGITS, '--config.max_updates=2', f'--workdir={tmp_path}')
+  assert 'metrics.jsonl (No space left on device)' in one_line(result)
+
+
 def test_workdir_of_another_config(digits):
   workdir, _ = digits
   before = (workdir / 'metrics.jsonl').read_bytes()

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tqdm
 
-from adabatch.config.files import write_whole
+from adabatch.config.files import write_whole, writing
 from adabatch.data import streaming, tokenizers
 from adabatch.data.arrays import Split
 from adabatch.data.source import Chunk, Shape
@@ -247,7 +247,8 @@ def _tokenize(texts: Texts, coder: Tokenizer, stem: pathlib.Path) -> None:
   size = min(max(1, size), _RANGE_DOCUMENTS)
   # The size is in the name so that parts of another size are not mixed in.
   parts = stem.with_name(f'{stem.name}.parts_of_{size}')
-  parts.mkdir(parents=True, exist_ok=True)
+  with writing(parts):
+    parts.mkdir(parents=True, exist_ok=True)
   ranges = [
     _Range(
       texts,
@@ -335,7 +336,7 @@ def _join(
     )
   path = stem.with_suffix('.tokens')
   partial = path.with_suffix('.partial')
-  with partial.open('wb') as file:
+  with writing(path), partial.open('wb') as file:
     first = np.array([coder.end_of_document], coder.dtype).tobytes()
     file.write(first)
     checksum = zlib.crc32(first)

@@ -182,5 +182,8 @@ def _write(path: pathlib.Path, page: str) -> pathlib.Path:
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path}: there is no directory {path.parent}')
   # A torn record may have left half a surrogate pair: never fail on it.
-  write_whole(path, page.encode('utf-8', 'replace'))
+  content = page.encode('utf-8', 'replace')
+  # A directory that can only be read may hold the very page.
+  if not path.is_file() or path.read_bytes() != content:
+    write_whole(path, content)
   return path

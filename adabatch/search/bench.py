@@ -16,6 +16,7 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
+from adabatch.config.files import writing
 from adabatch.devices.population import Member, Population, place_splits
 from adabatch.search import modes, population
 from adabatch.search.population import Mode, Outcome
@@ -121,7 +122,8 @@ class Bench:
   def _text_directory(self, writer: bool) -> pathlib.Path:
     path = self.workdir / 'text'
     if writer:
-      path.mkdir(parents=True, exist_ok=True)
+      with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
       # Of several workers one turns the text into tokens.
       self._reading.enter_context(locked(path / 'lock'))
     return path

@@ -5,6 +5,7 @@ controller state, examples, clock, counters). It is written in the background
 and becomes visible only when it is whole.
 """
 
+import contextlib
 import functools
 import inspect
 import pathlib
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+
+from adabatch.train.write_errors import writing_records
 
 
 class Saved(NamedTuple):
@@ -64,33 +67,38 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
     writes = self._keep is not None
-    return ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
-        create=writes,
-        cleanup_tmp_directories=writes,
-        # Processes meet by name, and two directories may be written at once.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-          barrier_sync_key_prefix=self._directory.name
-        ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep,
+      create=writes,
+      cleanup_tmp_directories=writes,
+      # Processes meet by name, and two directories may be written at once.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=self._directory.name
       ),
     )
+    refused = writing_records if writes else contextlib.nullcontext
+    with refused(self._directory):
+      return ocp.CheckpointManager(self._directory, options=options)
 
   def updates(self) -> list[int]:
     """Of the records that are there, from the oldest."""
     return sorted(self._manager.all_steps()) if self._directory.is_dir() else []
 
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
-    """Writes a record in the background; returns once `state` was copied."""
-    if update in self._manager.all_steps():
-      return
-    self._manager.save(
-      update,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
-      ),
-    )
+    """Writes a record in the background; returns once `state` was copied.
+
+    Raises:
+      WriteError: if this one or the one before cannot be written.
+    """
+    with writing_records(self._directory):
+      if update in self._manager.all_steps():
+        return
+      self._manager.save(
+        update,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+        ),
+      )
 
   def restore(self, template: Any, warn=print) -> Saved | None:
     """The newest readable record; None if there is none at all.
@@ -189,11 +197,22 @@ class Checkpoints:
       if later > update:
         self._manager.delete(later)
 
+  def check(self) -> None:
+    """Raises what went wrong in the background, as soon as it is known.
+
+    Raises:
+      WriteError: if the newest record could not be written.
+    """
+    if '_manager' in vars(self) and not self._manager.is_saving_in_progress():
+      self.wait()
+
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
+    with writing_records(self._directory):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for what is being written."""
     if '_manager' in vars(self):
-      self._manager.close()
+      with writing_records(self._directory):
+        self._manager.close()

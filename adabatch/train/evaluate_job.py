@@ -10,7 +10,7 @@ from typing import Any
 from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import read_json
+from adabatch.config.files import GrowingFile, read_json
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
@@ -47,6 +47,7 @@ def evaluate(
     ConfigError: for a directory without a run, or a config that is not its.
     data.DatasetError: for a data set that is not there.
     CheckpointError: if the checkpoint cannot be read.
+    WriteError: if the line cannot be added.
   """
   del stop
   files, config = Workdir(workdir), config.copy_and_resolve_references()
@@ -80,8 +81,9 @@ def evaluate(
   at, split = saved.host['progress'], config.data.eval_split
   if first:
     line = {'data': config.data.name, 'split': split, 'update': saved.update}
-    with (files.path / 'evaluations.jsonl').open('a') as file:
-      file.write(json.dumps(line | metrics) + '\n')
+    path = files.path / 'evaluations.jsonl'
+    with contextlib.closing(GrowingFile(path)) as file:
+      file.append(json.dumps(line | metrics).encode() + b'\n')
   return {
     'status': 'completed',
     'updates': saved.update,

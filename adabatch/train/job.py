@@ -24,6 +24,7 @@ from adabatch.train.initial import start_from
 from adabatch.train.load import describe
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
+from adabatch.train.metrics import Mark
 from adabatch.train.open_splits import TextCache
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.watchdog import Watchdog
@@ -61,6 +62,7 @@ def train(
     ConfigError: for a config or a directory that cannot be used.
     data.DatasetError: for a data set that is not there.
     Differ: where several processes were started differently.
+    WriteError: if the disk is full or fails; the last checkpoint is whole.
   """
   if config.compilation_cache:
     use_persistent_cache()
@@ -91,47 +93,63 @@ def train(
     checkpoints = closed(Checkpoints(directory, keep))
     best = closed(Checkpoints(files.path / 'best', 1))
     saved = _restore(parts, checkpoints, files, console)
+    log = closed(_log(parts, saved, files, console, enabled=first))
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
+      log.check(summary['updates'])
       console.say(f'{files.path} is complete: nothing to do')
       return summary
     best.drop_after(-1 if saved is None else saved.update)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-    log = closed(_log(parts, files, console, enabled=first))
+
     doing = closed(_watchdog(config, files, console))
-    record: dict[str, Any] = {}
 
     def save(update: int, state: Any, host: dict[str, Any]) -> None:
       agreement.same_run(update, host)
-      checkpoints.save(update, state, host)
+      checkpoints.save(update, state, host | log.saving())
       if config.processes.restarts:
         elastic.let_in(files.path, checkpoints.wait)
 
-    for kind, record in loop(
-      parts,
-      saved,
-      save,
-      save_best=best.save if config.checkpoint.best else None,
-      stop=stop,
-      cut=cut,
-      warn=console.warn,
-      doing=doing,
+    def save_best(*record: Any) -> None:
+      files.check_in_place()
+      best.save(*record)
+
+    record: dict[str, Any] = {}
+    for kind, record in closed(
+      loop(
+        parts,
+        saved,
+        save,
+        save_best=save_best if config.checkpoint.best else None,
+        stop=stop,
+        cut=cut,
+        warn=console.warn,
+        doing=doing,
+      )
     ):
       log.write(kind, record)
+      checkpoints.check()
     return record
 
 
 def _log(
-  parts: Parts, files: Workdir, console: Console, *, enabled: bool
+  parts: Parts,
+  saved: Saved | None,
+  files: Workdir,
+  console: Console,
+  *,
+  enabled: bool,
 ) -> Log:
   inputs = parts.recipe.inputs
+  known = {} if saved is None else saved.host.get('metrics')
   return Log(
     parts.config,
     files,
     console,
     about=describe(inputs),
     tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
+    mark=None if known is None else Mark(**known),
     enabled=enabled,
   )
 

@@ -1,65 +1,22 @@
-"""What a run leaves behind while it trains: lines, events, a summary.
+"""Where the records of a run go while it trains.
 
 `metrics.jsonl` is the record that other programs read; TensorBoard events hold
 the same numbers. A resumed run goes on where its checkpoint was: lines of
 updates after it are removed before they are written again.
 """
 
-import json
-import os
-import pathlib
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from adabatch.config import Config
-from adabatch.config.files import finite
 from adabatch.train.console import Console
+from adabatch.train.metrics import (
+  METRICS,
+  Mark,
+  MetricsWriter,
+  begins_with,
+  mend,
+)
 from adabatch.train.workdir import Workdir
-
-
-def _keep_lines_until(path: pathlib.Path, update: int) -> None:
-  """Removes lines of later updates, and a line that was cut short."""
-  if not path.exists():
-    return
-  temporary = path.with_name(path.name + '.tmp')
-  with path.open() as old, temporary.open('w') as new:
-    for line in old:
-      if not line.endswith('\n'):
-        break
-      if json.loads(line)['update'] <= update:
-        new.write(line)
-  os.replace(temporary, path)
-
-
-class MetricsWriter:
-  """Appends records to `metrics.jsonl` and to TensorBoard event files."""
-
-  def __init__(self, workdir: pathlib.Path, after_update: int):
-    """Opens the files; records after `after_update` are dropped from them."""
-    path = workdir / 'metrics.jsonl'
-    _keep_lines_until(path, after_update)
-    self._file = path.open('a', buffering=1)
-    # An events file is named after the second it was opened in; the suffix
-    # keeps a run that is resumed within it from overwriting the file.
-    self._events = SummaryWriter(
-      str(workdir / 'tensorboard'),
-      purge_step=after_update + 1,
-      filename_suffix=f'.{after_update}',
-    )
-
-  def write(self, kind: str, record: dict[str, Any]) -> None:
-    """One record; `kind` is `train`, `eval` or `replicas`."""
-    line = {'kind': kind, **finite(record)}
-    self._file.write(json.dumps(line) + '\n')
-    prefix = f'{kind}/{record["split"]}' if 'split' in record else kind
-    for name, value in record.items():
-      if isinstance(value, int | float) and name != 'update':
-        self._events.add_scalar(f'{prefix}/{name}', value, record['update'])
-
-  def close(self) -> None:
-    self._file.close()
-    self._events.close()
 
 
 class Log:
@@ -77,15 +34,17 @@ class Log:
     *,
     about: dict[str, Any],
     tokenizer: bytes = b'',
+    mark: Mark | None = None,
     enabled: bool,
   ):
     """`about` and `tokenizer` are what `Workdir.open` writes.
 
-    Silent where `enabled` is false: only one process writes.
+    `mark`: of the lines to go on from; None: not known. Silent where `enabled`
+    is false: only one process writes.
     """
     self._config, self._files, self._console = config, files, console
     self._about, self._tokenizer = about, tokenizer
-    self._enabled = enabled
+    self._mark, self._enabled = mark, enabled
     self._writer: MetricsWriter | None = None
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -95,7 +54,9 @@ class Log:
     if kind == 'start':
       if not record['over']:
         self._files.open(self._config, self._about, self._tokenizer)
-      self._writer = MetricsWriter(self._files.path, record['update'])
+      self._writer = MetricsWriter(
+        self._files.path, record['update'], self._mark, self._console.say
+      )
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])
@@ -105,6 +66,28 @@ class Log:
       assert self._writer is not None, 'the first record is `start`'
       self._writer.write(kind, record)
       self._console.show(kind, record)
+
+  def check(self, update: int) -> None:
+    """Mends the lines of a run that was over at an update.
+
+    Raises:
+      WriteError: if they are damaged and cannot be written.
+    """
+    path, mark = self._files.path / METRICS, self._mark
+    if self._enabled and mark is not None and not begins_with(path, mark):
+      mend(path, update, mark, self._console.say)
+
+  def saving(self) -> dict[str, Any]:
+    """What a checkpoint holds of the log, all of which is on the disk then.
+
+    Raises:
+      WriteError: if the disk is full, or the directory no longer there.
+    """
+    if self._writer is None:
+      return {}
+    self._files.check_in_place()
+    self._writer.sync()
+    return {'metrics': self._writer.mark._asdict()}
 
   def close(self) -> None:
     if self._writer is not None:

@@ -1,6 +1,7 @@
 """The directory of one run: whose it is, and the files that sum it up."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -10,7 +11,12 @@ from typing import Any
 
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import read_json, write_json, write_whole
+from adabatch.config.files import (
+  WriteError,
+  read_json,
+  write_json,
+  write_whole,
+)
 
 
 class Workdir:
@@ -58,6 +64,22 @@ class Workdir:
     if self._lock is not None:
       os.close(self._lock)
       self._lock = None
+
+  def check_in_place(self) -> None:
+    """Refuses to write where the locked directory no longer is.
+
+    Raises:
+      WriteError: if it was moved or deleted.
+    """
+    if self._lock is None:  # another process has it
+      return
+    try:
+      there = os.path.samestat(os.fstat(self._lock), os.stat(self.path))
+    except (FileNotFoundError, NotADirectoryError):
+      there = False
+    if not there:
+      why = 'it was moved or deleted while the run was at work in it'
+      raise WriteError(errno.ENOENT, why, str(self.path))
 
   def check(self, config: Config) -> None:
     """Refuses a directory that holds the results of another config.
@@ -162,5 +184,10 @@ class Workdir:
     return read_json(self.path / 'summary.json')
 
   def write_summary(self, summary: dict[str, Any]) -> None:
-    """Writes `summary.json`."""
+    """Writes `summary.json`.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    self.check_in_place()
     write_json(self.path / 'summary.json', summary)

@@ -1,0 +1,55 @@
+"""What Orbax says when a record cannot be written: one line instead of pages.
+
+It writes in threads of its own, logs there what goes wrong, and raises it at
+the next call.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+from adabatch.config.files import WriteError
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """Its errors are raised too; asyncio logs those of writes it abandoned."""
+  return record.levelno < logging.ERROR or not (
+    'orbax' in record.pathname or 'orbax' in record.getMessage()
+  )
+
+
+@contextlib.contextmanager
+def writing_records(directory: pathlib.Path) -> Iterator[None]:
+  """Raises what the system refused to Orbax as a WriteError.
+
+  Args:
+    directory: of the records.
+  """
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_not_orbax)  # once, however often
+  try:
+    yield
+  except WriteError:
+    raise
+  # Below Orbax, TensorStore has the system's reason in a text alone.
+  except Exception as error:
+    number = _reason(error)
+    if number is None:
+      raise
+    raise WriteError(number, os.strerror(number), str(directory)) from error
+
+
+def _reason(error: Exception) -> int | None:
+  """The number of the system's error that it tells of; None: of none.
+
+  >>> _reason(ValueError('Failed to write: No space left on device [..]')) == 28
+  True
+  """
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno
+  text = str(error)
+  told = [n for n in errno.errorcode if os.strerror(n) in text]
+  return max(told, key=lambda n: len(os.strerror(n)), default=None)
