@@ -191,7 +191,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
+    if '_manager' in vars(self):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for what is being written."""

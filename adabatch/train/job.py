@@ -85,6 +85,8 @@ def train(
     checkpoints = closed(Checkpoints(directory, keep))
     best = closed(Checkpoints(files.path / 'best', 1))
     saved = _restore(parts, checkpoints, files, console)
+    if saved is not None:
+      console.say(f'resumed at update {saved.update} from {files.path}')
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
       console.say(f'{files.path} is complete: nothing to do')
@@ -94,6 +96,13 @@ def train(
       parts = start_from(parts, config.init_from, console.say)
     log = closed(_log(parts, files, console, enabled=first))
     record: dict[str, Any] = {}
+
+    def go_back() -> Saved | None:
+      checkpoints.wait()
+      saved = _restore(parts, checkpoints, files, console)
+      best.drop_after(-1 if saved is None else saved.update)
+      return saved
+
     for kind, record in loop(
       parts,
       saved,
@@ -102,6 +111,7 @@ def train(
       stop=stop,
       cut=cut,
       warn=console.warn,
+      restore=go_back,
     ):
       log.write(kind, record)
     return record
@@ -144,7 +154,6 @@ def _restore(
         f'{files.path} belongs to a run on other {which} data ({there} there, '
         f'{here} here); choose another workdir'
       )
-  console.say(f'resumed at update {saved.update} from {files.path}')
   return saved
 
 

@@ -49,7 +49,7 @@ class MetricsWriter:
     )
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
-    """One record; `kind` is `train`, `eval` or `replicas`."""
+    """One record; `kind` is `train`, `eval` or another of `records`."""
     line = {'kind': kind, **finite(record)}
     self._file.write(json.dumps(line) + '\n')
     prefix = f'{kind}/{record["split"]}' if 'split' in record else kind
@@ -99,6 +99,9 @@ class Log:
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])
+    elif kind == 'cut':
+      self.close()
+      self._writer = MetricsWriter(self._files.path, record['update'])
     elif kind == 'summary':
       self._files.write_summary(record)
     else:
