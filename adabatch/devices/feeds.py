@@ -66,7 +66,7 @@ class ResidentFeed:
 
     Empty slots repeat example 0 and carry weight 0.
     """
-    plan, start = call.plan, call.position
+    plan, start = call.plan, call.examples + call.left_out
     end = start + call.count * plan.batch_size
     taken = data.take(self._order, start, end).reshape(call.count, -1)
     # All that the position changes is which lane comes first.

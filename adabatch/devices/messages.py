@@ -23,7 +23,8 @@ class Call(NamedTuple):
     plan: what each of them runs.
     agree: whether the replicas agree after each.
     decides: whether a decision about the batch size is due after the last.
-    left_out: places of the data order that were jumped over before it.
+    left_out: places of the data order that were jumped over before it, so that
+      its first example is at `examples + left_out`.
     rate: a factor on the learning rate, below 1 after the run went back.
   """
 
@@ -35,11 +36,6 @@ class Call(NamedTuple):
   decides: bool = False
   left_out: int = 0
   rate: float = 1.0
-
-  @property
-  def position(self) -> int:
-    """Place in the data order of its first example."""
-    return self.examples + self.left_out
 
   def after(self, updates: int) -> tuple[int, int]:
     """Updates and examples done after so many of it.
@@ -87,7 +83,7 @@ def pack(
   rows[..., 2:] = indices
   size = call.plan.batch_size
   done = size * np.arange(updates, dtype=np.int64)
-  positions = call.position + done
+  positions = call.examples + call.left_out + done
   header = np.empty((updates, 6), np.int32)
   header[:, 0] = call.count
   # JAX has no 64-bit integers unless it is told to.
