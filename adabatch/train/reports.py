@@ -134,11 +134,8 @@ class Reports:
           self._at.skipped_in_a_row = 0
         else:
           yield skip(one, call, i, self._at, self._parts)
-          left = without(one)
-          report = combine(left)._replace(
-            stop=report.stop, weight=report.weight
-          )
-          one = left
+          one, whole = without(one), report
+          report = combine(one)._replace(stop=whole.stop, weight=whole.weight)
         yield from self._observe(
           Update(
             update=update,
@@ -158,7 +155,7 @@ class Reports:
     inputs = parts.recipe.inputs
     if inputs.streaming and not inputs.tokens_per_example:
       count_skipped(done, at, parts.config, inputs)
-    if not report.finite:
+    if at.skipped_in_a_row and not report.finite:
       # A decision that is due waits for the next one.
       return
     if self._decisions.measured:

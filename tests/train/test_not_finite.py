@@ -18,6 +18,8 @@ from adabatch.devices import feeds
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.messages import Call, Report, pack, unpack
 from adabatch.devices.trainer import Trainer
+from adabatch.report.page import build_page
+from adabatch.report.summary import describe
 from adabatch.search.population import why_not
 from adabatch.train import train
 from adabatch.train.build import build
@@ -412,3 +414,20 @@ def test_trials_that_go_on_are_runs_of_their_own():
   assert why_not(make_parts('stop', bad=()), keys) is None
   for name in ('skip', 'rollback'):
     assert name in why_not(make_parts(name, bad=()), keys)
+
+
+def test_pages_and_words_count_them():
+  known = {
+    'status': 'completed',
+    'updates': 9,
+    'examples': 72,
+    'epochs': 0.72,
+    'seconds': 1.0,
+    'final': {},
+    'skipped_updates': 3,
+    'rollbacks': 0,
+  }
+  page = build_page('run', [], [], known, {})
+  assert '<dt>skipped updates</dt>' in page
+  assert '<dt>rollbacks</dt>' not in page
+  assert describe(known).endswith('of training, skipped updates: 3')
