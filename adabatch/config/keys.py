@@ -53,6 +53,15 @@ def default() -> Config:
   # names and shapes are the same; the others, such as a head for other classes,
   # start anew. Read at the first start alone.
   c.init_from = placeholder(str)
+  # What is done where a loss or a gradient is not finite: 'stop' ends the run;
+  # 'skip' leaves that update out, its examples count as seen; 'rollback' goes
+  # back to the newest checkpoint, or to the start, and on with a lower learning
+  # rate, over other examples.
+  c.on_nonfinite = 'stop'
+  c.nonfinite = ConfigDict()
+  c.nonfinite.skips = 10  # skip: more in a row end the run
+  c.nonfinite.rollbacks = 3  # rollback: at most so often
+  c.nonfinite.rate_factor = 0.5  # rollback: on the learning rate, each time
   c.compilation_cache = True  # keep compiled programs on disk between runs
   # A short try of everything: a few updates of a narrow network in two batch
   # sizes, on made-up data if the set is not there.

@@ -66,8 +66,8 @@ class ResidentFeed:
 
     Empty slots repeat example 0 and carry weight 0.
     """
-    plan, start = call.plan, call.examples
-    _, end = call.after(call.count)
+    plan, start = call.plan, call.examples + call.left_out
+    end = start + call.count * plan.batch_size
     taken = data.take(self._order, start, end).reshape(call.count, -1)
     # All that the position changes is which lane comes first.
     key = plan.bucket, start % self.layout.lanes

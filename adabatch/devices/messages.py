@@ -23,6 +23,9 @@ class Call(NamedTuple):
     plan: what each of them runs.
     agree: whether the replicas agree after each.
     decides: whether a decision about the batch size is due after the last.
+    left_out: places of the data order that were jumped over before it, so that
+      its first example is at `examples + left_out`.
+    rate: a factor on the learning rate, below 1 after the run went back.
   """
 
   update: int
@@ -31,6 +34,8 @@ class Call(NamedTuple):
   plan: Plan
   agree: bool = False
   decides: bool = False
+  left_out: int = 0
+  rate: float = 1.0
 
   def after(self, updates: int) -> tuple[int, int]:
     """Updates and examples done after so many of it.
@@ -77,15 +82,16 @@ def pack(
   rows[..., 1] = first[..., None]
   rows[..., 2:] = indices
   size = call.plan.batch_size
-  positions = call.examples + size * np.arange(updates, dtype=np.int64)
+  done = size * np.arange(updates, dtype=np.int64)
+  positions = call.examples + call.left_out + done
   header = np.empty((updates, 6), np.int32)
   header[:, 0] = call.count
   # JAX has no 64-bit integers unless it is told to.
   header[:, 1] = positions >> 32
   header[:, 2] = positions.astype(np.uint32).view(np.int32)  # the lower half
   numbers = np.empty((updates, 3), np.float32)
-  numbers[:, 0], numbers[:, 1] = size, call.plan.damping
-  numbers[:, 2] = positions
+  numbers[:, 0], numbers[:, 1] = size, call.plan.damping * call.rate
+  numbers[:, 2] = call.examples + done
   header[:, 3:] = numbers.view(np.int32)
   return StepBatch(rows, header)
 
@@ -153,7 +159,8 @@ class Report(NamedTuple):
   @property
   def finite(self) -> Any:
     """Whether the update is: of floats a bool, of arrays one of each."""
-    return np.isfinite(self.loss + self.gradient_norm_squared)
+    # Not of their sum, which may overflow on its own.
+    return np.isfinite(self.loss) & np.isfinite(self.gradient_norm_squared)
 
 
 def share_above(reports: np.ndarray, norm: float) -> float:
@@ -169,6 +176,15 @@ def share_above(reports: np.ndarray, norm: float) -> float:
   """
   squares = reports[:, Report._fields.index('gradient_norm_squared')]
   return float(np.mean(np.sqrt(squares) > norm))
+
+
+def finite_rows(reports: np.ndarray) -> np.ndarray:
+  """Of which replicas the update is finite; bool [replicas].
+
+  Args:
+    reports: [replicas, 9].
+  """
+  return Report(*reports.T).finite
 
 
 def combine(reports: np.ndarray) -> Report:

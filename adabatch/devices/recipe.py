@@ -43,6 +43,8 @@ class Recipe(NamedTuple):
       batches of one example.
     sync: how replicas agree; None where one model is trained.
     replicas: how many there are at first; 1 of one model.
+    skip: whether an update whose loss or gradient is not finite leaves the
+      state as it was; of replicas, that of each alone.
     initial: parameters and statistics to start from, in place of fresh ones of
       the same names and shapes; None: all are fresh.
     updates_per_call: most updates that one call of a program does.
@@ -64,6 +66,7 @@ class Recipe(NamedTuple):
   keep_gradient: bool = False
   sync: Sync | None = None
   replicas: int = 1
+  skip: bool = False
   initial: Any = None
   updates_per_call: int = 1
   evaluated_at_once: int = 1024

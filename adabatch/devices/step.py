@@ -343,6 +343,12 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       stop=stop.astype(jnp.float32),
       weight=sums.weight,
     )
+    if recipe.skip:
+      # All of it, counts and averages too: as if the batch had not been there.
+      finite = jnp.isfinite(report.loss) & jnp.isfinite(norm_squared)
+      new_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), new_state, state
+      )
     return new_state, report
 
   return update

@@ -155,7 +155,7 @@ class StreamingFeed:
   ) -> tuple[Data, StepBatch]:
     """The batch of a call of one update."""
     assert call.count == updates == 1, 'a stream is read update by update'
-    plan, position = call.plan, call.examples
+    plan, position = call.plan, call.examples + call.left_out
     begin = time.perf_counter()
     if self._next != position:
       self.start(position)

@@ -134,16 +134,7 @@ class Trainer:
     self.programs = Programs(self._lower)
     self._bucket = self._program = None  # of the last call
     self._finite = self.devices.jit(state_lib.is_finite)
-    if restored is None:
-      self.state: State = self.devices.jit(
-        lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
-        out_shardings=self.devices.shardings(self._where),
-      )(data.seed_key(recipe.seed), recipe.initial)
-    else:
-      self.state = restored.state
-      replicas = self.replicas if replicas is None else replicas
-      if {restored.replicas, replicas} != {self.replicas}:
-        self.resize(replicas)
+    self.go_on(restored, recipe.replicas if replicas is None else replicas)
     self.sync_bytes = replicas_lib.agreed_bytes(
       self.state, recipe.sync is not None and recipe.sync.average_momentum
     )
@@ -155,6 +146,24 @@ class Trainer:
       compiling,
       has_statistics=bool(jax.tree.leaves(self.state.model_state)),
     )
+
+  def go_on(self, restored: Restored | None, replicas: int) -> None:
+    """From another state, with the same programs.
+
+    Args:
+      restored: None: from fresh parameters.
+      replicas: with how many.
+    """
+    recipe, have = self._recipe, self._recipe.replicas
+    if restored is None:
+      self.state: State = self.devices.jit(
+        lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
+        out_shardings=self.devices.shardings(self._where),
+      )(data.seed_key(recipe.seed), recipe.initial)
+    else:
+      self.state, have = restored
+    if {have, replicas} != {self.replicas}:
+      self.resize(replicas)
 
   # Updates.
 

@@ -44,6 +44,9 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
     waited = duration(known.get('stall_seconds'))
     yield tile('compilations', quantity(known['compilations']), seconds)
     yield tile('waited for compiling', waited)
+  for key in ('skipped_updates', 'rollbacks'):
+    if known.get(key):
+      yield tile(key.replace('_', ' '), quantity(known[key]))
   if known.get('replicas', 1) != 1:
     of = f'of {quantity(known["replicas"])} replicas'
     yield tile('syncs', quantity(known.get('sync_count')), of)

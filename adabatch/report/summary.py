@@ -17,6 +17,9 @@ def describe(summary: dict[str, Any]) -> str:
     f'{summary["examples"]:,} examples, {summary["epochs"]:.1f} epochs, '
     f'{summary["seconds"]:.1f} s of training'
   ]
+  for key in ('skipped_updates', 'rollbacks'):
+    if summary.get(key):
+      lines[0] += f', {key.replace("_", " ")}: {summary[key]}'
   if 'message' in summary:
     lines.append(summary['message'])
   for split, metrics in summary['final'].items():

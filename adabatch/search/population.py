@@ -108,6 +108,8 @@ def why_not(parts: Parts, keys: Sequence[str]) -> str | None:
     return f'learning_rate.scaling={config.learning_rate.scaling!r}'
   if config.sync.name != 'synchronous':
     return f'sync.name={config.sync.name!r}'
+  if config.on_nonfinite != 'stop':
+    return f'on_nonfinite={config.on_nonfinite!r}'
   if recipe.inputs.streaming:
     return 'the data are streamed'
   if jax.process_count() > 1:

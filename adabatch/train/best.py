@@ -46,6 +46,10 @@ class Best:
     copied = jax.tree.map(np.array, jax.device_get(state))
     self._held = Saved(update, copied, copy.deepcopy(host))
 
+  def after(self, saved: Saved | None) -> 'Best':
+    """The same where the run went back; what it had found since is dropped."""
+    return Best(self._save, saved)
+
   def write(self, update: int) -> None:
     """Before a checkpoint of this update is written."""
     if self._held is not None and self._held.update < update:

@@ -58,6 +58,7 @@ from adabatch.train.tasks import (
 from adabatch.train.tuning import TuningRule
 
 LANGUAGE_MODELS = ('transformer', 'lstm')
+ON_NONFINITE = ('stop', 'skip', 'rollback')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -237,6 +238,7 @@ def check(config: Config, devices: int) -> None:
     config.parallel.backend,
     'parallel.backend',
   )
+  choose(dict.fromkeys(ON_NONFINITE), config.on_nonfinite, 'on_nonfinite')
   make_model(config, 1)
   name, of_text = config.model.name, make_task(config).labels == 'tokens'
   ours = not config_lib.is_of_another(f'model.{name}.any')
@@ -377,6 +379,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     keep_gradient=noise and ladder.batch_sizes[0] == replicas,
     sync=make_sync(config, extent),
     replicas=replicas,
+    skip=config.on_nonfinite == 'skip',
     updates_per_call=config.updates_per_call,
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,

@@ -115,6 +115,11 @@ class Progress:
     skipped_records: trained on with weight 0, because they could not be read.
     skipped_evaluation_records: left out of the last evaluation.
     distances: of the replicas at the last sync, by name.
+    skipped_updates: that were not finite, of a replica or of the one model.
+    skipped_in_a_row: how many of them were the last updates.
+    rollbacks: how often the run went back to a checkpoint.
+    rate: the factor on the learning rate that came of it.
+    left_out: places of the data order that were jumped over.
   """
 
   next_evaluation: int
@@ -129,6 +134,11 @@ class Progress:
   skipped_records: int = 0
   skipped_evaluation_records: int = 0
   distances: dict = dataclasses.field(default_factory=dict)
+  skipped_updates: int = 0
+  skipped_in_a_row: int = 0
+  rollbacks: int = 0
+  rate: float = 1.0
+  left_out: int = 0
 
   def over(self, end: RunEnd, cut: float = math.inf) -> bool:
     """Whether the run is at its own end, or where it is cut short."""

@@ -208,6 +208,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
+    if '_manager' not in vars(self):
+      return
     with writing_records(self._directory):
       self._manager.wait_until_finished()
 

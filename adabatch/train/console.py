@@ -59,7 +59,7 @@ class Console:
       print(message, file=self._stream, flush=True)
 
   def show(self, kind: str, record: dict) -> None:
-    """Shows a record: `train` or `eval`."""
+    """Shows a record: `train`, `eval`, `skipped` or `rollback`."""
     if kind == 'train':
       self.progress(record)
     elif kind == 'eval':
@@ -71,6 +71,15 @@ class Console:
       self.say(
         f'epoch {record["epoch"]:.2f}  update {record["update"]}  '
         f'{record["split"]}  ' + '  '.join(metrics)
+      )
+    elif kind == 'skipped':
+      self.say(
+        f'skipped update {record["update"]}: its {record["what"]} is not finite'
+      )
+    elif kind == 'rollback':
+      self.say(
+        f'{record["message"]}: back to update {record["update"] - 1}, with the '
+        f'learning rate times {record["rate"]:g}'
       )
 
   def progress(self, record: dict) -> None:

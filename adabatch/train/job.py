@@ -93,6 +93,8 @@ def train(
     checkpoints = closed(Checkpoints(directory, keep))
     best = closed(Checkpoints(files.path / 'best', 1))
     saved = _restore(parts, checkpoints, files, console)
+    if saved is not None:
+      console.say(f'resumed at update {saved.update} from {files.path}')
     log = closed(_log(parts, saved, files, console, enabled=first))
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
@@ -116,6 +118,14 @@ def train(
       best.save(*record)
 
     record: dict[str, Any] = {}
+
+    def go_back() -> Saved | None:
+      checkpoints.wait()
+      saved = _restore(parts, checkpoints, files, console)
+      best.drop_after(-1 if saved is None else saved.update)
+      log.restored(_mark(saved))
+      return saved
+
     for kind, record in closed(
       loop(
         parts,
@@ -126,6 +136,7 @@ def train(
         cut=cut,
         warn=console.warn,
         doing=doing,
+        restore=go_back,
       )
     ):
       log.write(kind, record)
@@ -142,16 +153,21 @@ def _log(
   enabled: bool,
 ) -> Log:
   inputs = parts.recipe.inputs
-  known = {} if saved is None else saved.host.get('metrics')
   return Log(
     parts.config,
     files,
     console,
     about=describe(inputs),
     tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
-    mark=None if known is None else Mark(**known),
+    mark=_mark(saved),
     enabled=enabled,
   )
+
+
+def _mark(saved: Saved | None) -> Mark | None:
+  """Of the lines until a checkpoint; None: it does not say."""
+  known = {} if saved is None else saved.host.get('metrics')
+  return None if known is None else Mark(**known)
 
 
 def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:
@@ -187,7 +203,6 @@ def _restore(
         f'{files.path} belongs to a run on other {which} data ({there} there, '
         f'{here} here); choose another workdir'
       )
-  console.say(f'resumed at update {saved.update} from {files.path}')
   return saved
 
 

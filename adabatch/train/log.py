@@ -54,18 +54,28 @@ class Log:
     if kind == 'start':
       if not record['over']:
         self._files.open(self._config, self._about, self._tokenizer)
-      self._writer = MetricsWriter(
-        self._files.path, record['update'], self._mark, self._console.say
-      )
+      self._writer = self._open(record['update'])
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])
+    elif kind == 'cut':
+      self.close()
+      self._writer = self._open(record['update'])
     elif kind == 'summary':
       self._files.write_summary(record)
     else:
       assert self._writer is not None, 'the first record is `start`'
       self._writer.write(kind, record)
       self._console.show(kind, record)
+
+  def _open(self, update: int) -> MetricsWriter:
+    return MetricsWriter(
+      self._files.path, update, self._mark, self._console.say
+    )
+
+  def restored(self, mark: Mark | None) -> None:
+    """A run went back to a checkpoint that has this mark."""
+    self._mark = mark
 
   def check(self, update: int) -> None:
     """Mends the lines of a run that was over at an update.

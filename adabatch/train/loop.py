@@ -13,7 +13,8 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+
+import jax
 
 from adabatch.devices.messages import Call
 from adabatch.devices.trainer import Restored, Trainer
@@ -23,9 +24,10 @@ from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call, next_plan
+from adabatch.train.not_finite import Diverged, go_back, may_go_back
 from adabatch.train.records import Record, note, replicas_record, summary
 from adabatch.train.replicas import Change
-from adabatch.train.reports import Clock, Diverged, Reports
+from adabatch.train.reports import Clock, Reports
 from adabatch.train.skipped import teller
 
 
@@ -39,6 +41,7 @@ def loop(
   cut: float = math.inf,
   warn: Callable[[str], None] = print,
   doing: Callable[[str, str], None] = lambda next, done: None,
+  restore: Callable[[], Saved | None] = lambda: None,
 ) -> Generator[Record, None, None]:
   """Trains to the end; yields what happens as (kind, record), see `records`.
 
@@ -56,20 +59,27 @@ def loop(
       that it would not have had.
     warn: is told of records that cannot be read, on whichever process.
     doing: is told what is next, and how far the run is.
+    restore: the newest checkpoint, for a run that goes back where it diverged
+      (`on_nonfinite`); None: to the start.
   """
   run = _Run(parts, saved, save, stop or threading.Event(), cut, warn, doing)
   if save_best is not None:
     run.best = Best(save_best, saved)
   try:
     yield from run.start(saved)
-    try:
-      yield from run.train()
-    except Diverged as error:
-      run.end_stretch()
-      if run.best is not None:
-        run.best.write(error.update)
-      found = {'diverged_update': error.update, 'message': str(error)}
-      yield 'summary', summary('diverged', run) | found
+    while True:
+      try:
+        yield from run.train()
+        return
+      except Diverged as error:
+        run.end_stretch()
+        if not may_go_back(run.at, parts.config):
+          if run.best is not None:
+            run.best.write(error.update)
+          found = {'diverged_update': error.update, 'message': str(error)}
+          yield 'summary', summary('diverged', run) | found
+          return
+        yield from run.go_back(error, restore)
   finally:
     run.trainer.close()
 
@@ -80,19 +90,9 @@ class _Run:
   def __init__(self, parts, saved, save, stop, cut, warn, doing):
     self.parts, self.save, self.stop, self.cut = parts, save, stop, cut
     self.doing = doing
-    host: dict[str, Any] = {} if saved is None else saved.host
-    first = {'next_evaluation': next_multiple(0, parts.due.evaluation_span)}
-    self.at = Progress(**host.get('progress', first))
-    self.clock = Clock(self.at.seconds)
-    self.replicas = make_replicas(parts, host.get('replicas'))
     self.best: Best | None = None
-    self.change: Change | None = None  # since the checkpoint
-    restored = None
-    if saved is not None:
-      before = host['replicas']['replicas']
-      restored = Restored(saved.state, before)
-      if not self.finished():
-        self.change = self.replicas.adapt(before)
+    restored = self.place(saved)
+    self.clock = Clock(self.at.seconds)
     self.trainer = Trainer(
       parts.recipe,
       restored,
@@ -100,31 +100,76 @@ class _Run:
       skipped=teller(warn),
       compiling=lambda: self.paused('compiling'),
     )
-    self.decisions = make_decisions(
-      parts, self.trainer.measure, host.get('decisions')
-    )
+    self.rolled_back: list[Record] = []
+
+  def place(self, saved: Saved | None) -> Restored | None:
+    """The host's side is where a checkpoint was; returns the devices'."""
+    parts, host = self.parts, {} if saved is None else saved.host
+    first = {'next_evaluation': next_multiple(0, parts.due.evaluation_span)}
+    self.at = Progress(**host.get('progress', first))
     self.resumed_at = self.at.update
+    self.replicas = make_replicas(parts, host.get('replicas'))
+    self.replicas.rate = self.at.rate
+    self.change: Change | None = None  # since the checkpoint
     # What comes next, and how many of its updates were not dispatched yet.
     self.stretch: Call | None = None
     self.left = 0
+    if saved is None:
+      return None
+    before = host['replicas']['replicas']
+    if not self.finished():
+      self.change = self.replicas.adapt(before)
+    return Restored(saved.state, before)
+
+  def decide(self, saved: Saved | None) -> None:
+    """Measures what the rule needs at x_0, or goes on."""
+    host = {} if saved is None else saved.host
+    self.decisions = make_decisions(
+      self.parts, self.trainer.measure, host.get('decisions')
+    )
+    if saved is None:
+      self.decisions.decide(0, 0)
 
   # The phases.
 
   def start(self, saved: Saved | None) -> Iterator[Record]:
-    """Measures what the rule needs at x_0, or goes on; then all is accepted."""
-    at = self.at
-    if saved is None:
-      self.decisions.decide(0, 0)
-    over = self.finished()
+    """Decides, or goes on; then all is accepted."""
+    self.decide(saved)
+    at, over = self.at, self.finished()
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
     self.clock = Clock(at.seconds)
+    yield from self.listen()
+    for line in remarks(self.parts):
+      yield note(at, line)
+
+  def go_back(
+    self, error: Diverged, restore: Callable[[], Saved | None]
+  ) -> Iterator[Record]:
+    """To the newest checkpoint, and on from there over other examples."""
+    with self.clock.paused():
+      jax.block_until_ready(self.trainer.state)
+      saved, before = restore(), self.at
+      self.trainer.go_on(self.place(saved), self.replicas.counts.replicas)
+      at = self.at
+      record = go_back(at, before, error, self.parts.config)
+      at.seconds, self.replicas.rate = self.clock.seconds, at.rate
+      self.decide(saved)
+      if self.best is not None:
+        self.best = self.best.after(saved)
+    yield 'cut', {'update': at.update}
+    # Earlier ones are cut with the rest where the checkpoint is the same.
+    self.rolled_back.append(record)
+    yield from (r for r in self.rolled_back if r[1]['update'] > at.update)
+    yield from self.listen()
+
+  def listen(self) -> Iterator[Record]:
+    """Nothing is under way; reports are to come, and examples are read."""
     if self.change is not None:
       yield from self.changed(self.change)
-    for line in remarks(self.parts):
-      yield note(self.at, line)
-    gather = self.trainer.devices.gatherer() if self.trainer.apart else None
+    at, trainer = self.at, self.trainer
+    gather = trainer.devices.gatherer() if trainer.apart else None
     self.reports = Reports(self.parts, at, self.decisions, self.clock, gather)
-    self.trainer.feed.start(at.examples)
+    trainer.feed.start(at.examples + at.left_out)
 
   def train(self) -> Iterator[Record]:
     while True:
@@ -202,7 +247,9 @@ class _Run:
     count, log = min(self.left, self.trainer.updates_per_call), due.log
     self.left -= count
     decides = stretch.decides and not self.left
-    call = Call(at.update, at.examples, count, *stretch[3:5], decides)
+    call = stretch._replace(
+      update=at.update, examples=at.examples, count=count, decides=decides
+    )
     stop = self.stop.is_set()
     self.reports.add(call, self.trainer.dispatch(call, stop=stop))
     self.doing('training', f'update {call.update}')
@@ -219,7 +266,7 @@ class _Run:
       self.reports.wait(self.trainer.calls_in_flight)
 
   def checkpoint(self, save: Save) -> None:
-    check(self.trainer, self.at.update)
+    check(self.trainer, self.at)
     self.at.seconds = self.clock.seconds
     host = {
       'progress': self.at.host(),

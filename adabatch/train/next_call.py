@@ -48,7 +48,9 @@ def next_call(
   agree, count = replicas.next(at, plan, most=until, left=left)
   count = decisions.until_due(at.update, count)
   decides = decisions.due(at.update + count)
-  return Call(at.update, at.examples, count, plan, agree, decides)
+  return Call(
+    at.update, at.examples, count, plan, agree, decides, at.left_out, at.rate
+  )
 
 
 def likely_next(

@@ -8,7 +8,9 @@ from adabatch.train.calls import Progress, Update
 from adabatch.train.replicas import Change
 
 # What happened, and its numbers. Kinds: `start` (everything was accepted),
-# `train`, `eval`, `replicas`, `note` (a line of text) and `summary`, the last.
+# `train`, `eval`, `replicas`, `skipped` (an update that is not finite), `cut`
+# (what came after an update is done again), `rollback` (why), `note` (a line of
+# text) and `summary`, the last.
 Record = tuple[str, dict[str, Any]]
 
 
@@ -137,6 +139,9 @@ def summary(status: str, run: Any) -> dict[str, Any]:
     'skipped_records': at.skipped_records + len(inputs.skipped_train),
     'skipped_evaluation_records': at.skipped_evaluation_records
     + len(inputs.skipped_evaluation),
+    'skipped_updates': at.skipped_updates,
+    'rollbacks': at.rollbacks,
+    'left_out_examples': at.left_out,
     'final': at.final,
     'best': at.best,
     'target': {

@@ -54,7 +54,10 @@ class Replicas:
 
   Attributes:
     counts: where it is.
+    rate: a factor on the learning rate; see `Progress`.
   """
+
+  rate = 1.0
 
   def __init__(
     self,
@@ -130,7 +133,8 @@ class Replicas:
     """H after so many examples; 0 where one model is trained."""
     if self._rule is None:
       return 0
-    return self._rule.period(examples, plan.batch_size, plan.damping)
+    damping = plan.damping * self.rate
+    return self._rule.period(examples, plan.batch_size, damping)
 
   def next(
     self, at: Progress, plan: Plan, *, most: int, left: int

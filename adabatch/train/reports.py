@@ -13,16 +13,9 @@ from adabatch.devices.messages import Call, Report, combine, share_above
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
+from adabatch.train.not_finite import skip, without
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
-
-
-class Diverged(Exception):
-  """An update whose loss, gradient or result is not finite."""
-
-  def __init__(self, update: int, what: str):
-    super().__init__(f'the {what} of update {update} is not finite')
-    self.update = update
 
 
 class Clock:
@@ -120,7 +113,7 @@ class Reports:
     long.
 
     Raises:
-      Diverged: if one is not finite.
+      Diverged: if one is not finite, and none is skipped or too many are.
     """
     if self._gather is not None:
       # The reports are gathered behind all that was dispatched; and on a CPU
@@ -135,9 +128,14 @@ class Reports:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       for i in range(1, call.count + 1):
-        report, (update, examples) = combine(rows[:, i - 1]), call.after(i)
-        if not report.finite:
-          raise Diverged(update, 'loss or gradient')
+        one, (update, examples) = rows[:, i - 1], call.after(i)
+        report = combine(one)
+        if report.finite:
+          self._at.skipped_in_a_row = 0
+        else:
+          yield skip(one, call, i, self._at, self._parts)
+          one, whole = without(one), report
+          report = combine(one)._replace(stop=whole.stop, weight=whole.weight)
         yield from self._observe(
           Update(
             update=update,
@@ -147,20 +145,24 @@ class Reports:
             decides=call.decides and i == call.count,
             report=report,
             noise=_noise(report),
-            clipped=None if clip is None else share_above(rows[:, i - 1], clip),
+            clipped=None if clip is None else share_above(one, clip),
           )
         )
 
   def _observe(self, done: Update) -> Iterator[Record]:
     parts, at, report = self._parts, self._at, done.report
     self.stopping |= report.stop > 0
+    inputs = parts.recipe.inputs
+    if inputs.streaming and not inputs.tokens_per_example:
+      count_skipped(done, at, parts.config, inputs)
+    if at.skipped_in_a_row and not report.finite:
+      # A decision that is due waits for the next one.
+      return
     if self._decisions.measured:
       self._decisions.observe(done)
       if done.decides and not self._told:
         yield from self._tell(done)
-    self._last, inputs = done, parts.recipe.inputs
-    if inputs.streaming and not inputs.tokens_per_example:
-      count_skipped(done, at, parts.config, inputs)
+    self._last = done
     if math.isfinite(report.replica_squared_distance):
       names = 'replica_squared_distance', 'mean_squared_distance'
       at.distances = {name: getattr(report, name) for name in names}

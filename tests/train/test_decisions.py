@@ -13,7 +13,8 @@ from adabatch.devices.messages import Call, Report
 from adabatch.train.build import build
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
-from adabatch.train.reports import Diverged, Reports
+from adabatch.train.not_finite import Diverged
+from adabatch.train.reports import Reports
 from tests.experiments import digits
 
 
@@ -283,13 +284,13 @@ def test_an_estimate_that_is_not_finite_is_none():
   assert got == [None, None, GradientNoise(5, 6)]
 
 
-@pytest.mark.parametrize('column', [0, 1])
-def test_a_loss_or_gradient_that_is_not_finite_ends_it(column):
+@pytest.mark.parametrize(('column', 'what'), [(0, 'loss'), (1, 'gradient')])
+def test_a_loss_or_gradient_that_is_not_finite_ends_it(column, what):
   reports = reports_to(Observed(), FakeClock())
   call, rows = dispatched(1, 1, rows=1)
   rows[0, 0, column] = np.nan
   reports.add(call, rows)
-  with pytest.raises(Diverged, match='update 2'):
+  with pytest.raises(Diverged, match=f'the {what} of update 2 is not finite'):
     list(reports.observe())
 
 
