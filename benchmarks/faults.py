@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   add = parser.add_argument
   add('--minutes', type=float, default=30.0, help='of faults')
   add('--every', type=float, default=30.0, help='seconds between two faults')
