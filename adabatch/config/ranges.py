@@ -19,6 +19,8 @@ UNIT = 'in [0, 1]', lambda x: 0 <= x <= 1
 FINITE = 'finite', math.isfinite
 # JAX makes a key of the lower 32 bits alone, so that others would repeat them.
 SEED = 'in [0, 2^32)', lambda x: 0 <= x < 2**32
+# Layers are traced and compiled one by one, so that more would take for ever.
+LAYERS = 'from 1 to 2000', lambda x: 1 <= x <= 2000
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': SEED,
   'epochs': POSITIVE,
@@ -38,16 +40,44 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.min_area': SHARE,
   'data.vocab_size': COUNT,
   'data.sequence_length': COUNT,
+  'model.mlp.hidden_sizes': COUNT,
+  'model.strided_cnn.channels': COUNT,
+  'model.strided_cnn.hidden_size': COUNT,
   'model.strided_cnn.batch_norm_group': NATURAL,
+  'model.pooled_cnn.channels': COUNT,
+  'model.pooled_cnn.hidden_size': COUNT,
+  'model.simple_cnn.channels': COUNT,
+  'model.simple_cnn.hidden_size': COUNT,
+  'model.cifar_resnet.depth': LAYERS,
+  'model.cifar_resnet.width': COUNT,
   'model.cifar_resnet.batch_norm_group': NATURAL,
+  'model.resnet.depth': LAYERS,
+  'model.resnet.width': COUNT,
   'model.resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.depth': LAYERS,
+  'model.wide_resnet.widen_factor': COUNT,
+  'model.wide_resnet.width': COUNT,
   'model.wide_resnet.batch_norm_group': NATURAL,
   'model.wide_resnet.dropout_rate': FRACTION,
+  'model.densenet.depth': LAYERS,
+  'model.densenet.growth_rate': COUNT,
+  'model.densenet.width': COUNT,
   'model.densenet.batch_norm_group': NATURAL,
   'model.densenet.dropout_rate': FRACTION,
+  'model.vgg.depth': LAYERS,
+  'model.vgg.width': COUNT,
+  'model.vgg.dense_size': COUNT,
   'model.vgg.batch_norm_group': NATURAL,
   'model.vgg.dropout_rate': FRACTION,
+  'model.transformer.num_layers': LAYERS,
+  'model.transformer.model_dim': COUNT,
+  'model.transformer.num_heads': COUNT,
+  'model.transformer.hidden_dim': COUNT,
   'model.transformer.dropout_rate': FRACTION,
+  'model.lstm.num_layers': LAYERS,
+  'model.lstm.hidden_size': COUNT,
+  'model.lstm.embedding_size': COUNT,
+  'model.lstm.projection_size': NATURAL,
   'model.lstm.dropout_rate': FRACTION,
   'optimizer.momentum': FRACTION,
   'optimizer.beta1': FRACTION,
@@ -84,6 +114,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'search.members': COUNT,
   'search.updates_per_call': COUNT,
   'search.most_members': COUNT,
+  'study.batch_sizes': COUNT,
   'sync.replicas': COUNT,
   'sync.local_steps': COUNT,
   'sync.post_local_sgd.epoch': NATURAL,
@@ -120,7 +151,6 @@ def check_numbers(config: Config, read: Callable[[Any], Any]) -> None:
     if value is None:
       continue
     with refusing(key):
-      number = read(value) if key in COUNTED else value
-      accepted = accepts(number)
-    if not accepted:
-      raise ConfigError(f'{key} must be {allowed}, got {value}')
+      for entry in value if isinstance(value, list | tuple) else [value]:
+        if not accepts(read(entry) if key in COUNTED else entry):
+          raise ConfigError(f'{key} must be {allowed}, got {value}')
