@@ -33,10 +33,11 @@ def refusing(key: str, *errors: type[Exception]) -> Iterator[None]:
     key: that is named.
     *errors: that say so; none for `MISTAKES`.
   """
+  said = errors or MISTAKES
   try:
     yield
   except ConfigError:
     raise
-  except errors or MISTAKES as error:
+  except said as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise ConfigError(f'{key}: {reason}') from error

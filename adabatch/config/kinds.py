@@ -74,7 +74,9 @@ def _kinds(table: Config, prefix: str = '') -> Iterator[tuple[str, Kind]]:
 def _several(kind: Kind) -> Kind:
   return Kind(
     f'a tuple, each entry {kind.words}',
-    lambda value: isinstance(value, list | tuple) and all(map(kind.holds, value)),
+    lambda value: (
+      isinstance(value, list | tuple) and all(map(kind.holds, value))
+    ),
   )
 
 
