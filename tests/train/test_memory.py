@@ -1,0 +1,80 @@
+"""What memory cannot hold is refused before anything is placed."""
+
+import jax
+import pytest
+
+from adabatch.config import ConfigError
+from adabatch.train import memory
+from adabatch.train.build import build
+from tests.experiments import digits
+
+
+def parts(**overrides):
+  return build(digits(**overrides), jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    (
+      {'model.mlp.hidden_sizes': (10**12,)},
+      "model.name='mlp' with optimizer.name='momentum' takes .* GB on each",
+    ),
+    (
+      {
+        'updates_per_call': 2**40,
+        'epochs': 1e9,
+        'checkpoint.every_updates': 10**12,
+        'controller.name': 'constant',
+      },
+      'updates_per_call=[0-9]+ of batches of up to 16 examples take',
+    ),
+  ],
+)
+def test_is_refused(overrides, message):
+  with pytest.raises(ConfigError, match=message) as error:
+    parts(**overrides)
+  assert '\n' not in str(error.value)
+
+
+def test_replicas_and_slots_of_the_optimizer_count(monkeypatch):
+  """64 x 32 + 32 + 32 x 10 + 10 parameters of 4 bytes."""
+  one = 4 * (64 * 32 + 32 + 32 * 10 + 10)
+  found = []
+  real = memory.of_device
+  monkeypatch.setattr(memory, 'of_device', lambda made: found[-1])
+
+  def held(bytes_there, **overrides):
+    found.append(bytes_there)
+    try:
+      parts(**overrides)
+    except ConfigError as error:
+      assert 'GB on each device' in str(error)
+      return False
+    return True
+
+  assert held(2 * one + 100) and not held(2 * one - 1)  # with the momentum
+  adam = {'optimizer.name': 'adam'}
+  assert held(3 * one + 100, **adam) and not held(3 * one - 1, **adam)
+  sync = {'sync.name': 'local_sgd', 'sync.replicas': 4}
+  # The anchor, and four replicas with their momenta.
+  assert held(9 * one + 200, **sync) and not held(9 * one - 1, **sync)
+  made = build(digits(), jax.devices()[:2]).recipe.devices
+  assert real(made) == memory.of_machine() / 2
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'most'),
+  [
+    ({'max_updates': 2}, 2),
+    ({}, 20),  # a decision is due
+    ({'controller.wait': 50}, 50),
+    ({'controller.name': 'constant'}, 270),  # of the run: 3 x 1438 / 16
+    ({'controller.name': 'constant', 'checkpoint.every_updates': 99}, 99),
+    ({'updates_per_call': 7}, 7),
+  ],
+)
+def test_a_call_has_room_for_what_can_be_in_it(overrides, most):
+  """And no more: 2^31 updates take 128 GiB of indices."""
+  recipe = parts(**{'updates_per_call': 2**31} | overrides).recipe
+  assert recipe.updates_per_call == most
