@@ -104,7 +104,7 @@ def make_try(seed: int, number: int) -> Try:
   changes: dict[str, Any] = {}
   for key in keys:
     # Mostly where it is read.
-    table, *name, _ = key.split('.')
+    table, *name = key.split('.')[:-1] or [key]
     of = f'{table}.name'
     if table == 'learning_rate' and name == ['decay']:
       changes['learning_rate.decay.name'] = _name(

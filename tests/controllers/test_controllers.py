@@ -306,12 +306,12 @@ def test_any_signals_give_a_size_that_can_be_run(name):
       x = [rng.choice(ANY) for _ in range(9)]
       noise = c.GradientNoise(*x[:2])
       counts = k * large, 64 * k * large, k * large / 9
+      signals = c.Signals(*counts, *x[2:8], noise, x[8])
       try:
-        size, state = controller.update(
-          state, c.Signals(*counts, *x[2:8], noise, x[8])
-        )
+        size, state = controller.update(state, signals)
       except ValueError as error:
-        assert 'minimum_loss' in str(error)  # F* is above the first loss
+        if 'minimum_loss' not in str(error):  # F* is above the first loss
+          raise
         break
       plan = buckets.plan(size, ladder)  # refuses what is no size
       assert isinstance(size, float)

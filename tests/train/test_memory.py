@@ -37,30 +37,31 @@ def test_is_refused(overrides, message):
   assert '\n' not in str(error.value)
 
 
-def test_replicas_and_slots_of_the_optimizer_count(monkeypatch):
-  """64 x 32 + 32 + 32 x 10 + 10 parameters of 4 bytes."""
-  one = 4 * (64 * 32 + 32 + 32 * 10 + 10)
-  found = []
-  real = memory.of_device
-  monkeypatch.setattr(memory, 'of_device', lambda made: found[-1])
+# 64 x 32 + 32 + 32 x 10 + 10 parameters of 4 bytes.
+ONE = 4 * (64 * 32 + 32 + 32 * 10 + 10)
 
-  def held(bytes_there, **overrides):
-    found.append(bytes_there)
-    try:
-      parts(**overrides)
-    except ConfigError as error:
-      assert 'GB on each device' in str(error)
-      return False
-    return True
 
-  assert held(2 * one + 100) and not held(2 * one - 1)  # with the momentum
-  adam = {'optimizer.name': 'adam'}
-  assert held(3 * one + 100, **adam) and not held(3 * one - 1, **adam)
-  sync = {'sync.name': 'local_sgd', 'sync.replicas': 4}
-  # The anchor, and four replicas with their momenta.
-  assert held(9 * one + 200, **sync) and not held(9 * one - 1, **sync)
+@pytest.mark.parametrize(
+  ('overrides', 'models'),
+  [
+    ({}, 2),  # with the momentum
+    ({'optimizer.name': 'adam'}, 3),
+    # The anchor, and four replicas with their momenta.
+    ({'sync.name': 'local_sgd', 'sync.replicas': 4}, 9),
+  ],
+)
+def test_all_that_an_update_keeps_counts(overrides, models, monkeypatch):
+  there = models * ONE
+  monkeypatch.setattr(memory, 'of_device', lambda made: there)
+  with pytest.raises(ConfigError, match='GB on each device'):
+    parts(**overrides)
+  there += 200  # beside them, counts and rates
+  parts(**overrides)
+
+
+def test_cpus_share_the_memory_of_the_machine():
   made = build(digits(), jax.devices()[:2]).recipe.devices
-  assert real(made) == memory.of_machine() / 2
+  assert memory.of_device(made) == memory.of_machine() / 2
 
 
 @pytest.mark.parametrize(
