@@ -20,7 +20,11 @@ FINITE = 'finite', math.isfinite
 # JAX makes a key of the lower 32 bits alone, so that others would repeat them.
 SEED = 'in [0, 2^32)', lambda x: 0 <= x < 2**32
 # Layers are traced and compiled one by one, so that more would take for ever.
-LAYERS = 'from 1 to 2000', lambda x: 1 <= x <= 2000
+LAYERS = 'from 1 to 2,000', lambda x: 1 <= x <= 2000
+PADDING = 'from 0 to 16,384', lambda x: 0 <= x <= 2**14
+SIDE = 'from 1 to 16,384', lambda x: 1 <= x <= 2**14
+TOKENS = 'from 1 to 2^24', lambda x: 1 <= x <= 2**24
+TRIALS = 'from 1 to 1,000,000', lambda x: 1 <= x <= 10**6
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': SEED,
   'epochs': POSITIVE,
@@ -32,14 +36,14 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.workers': NATURAL,
   'data.max_skipped': NATURAL,
   'data.max_skipped_fraction': UNIT,
-  'data.crop_padding': NATURAL,
+  'data.crop_padding': PADDING,
   'data.random_erasing': UNIT,
   'data.mixup': NATURAL,
-  'data.image_size': COUNT,
-  'data.eval_resize': COUNT,
+  'data.image_size': SIDE,
+  'data.eval_resize': SIDE,
   'data.min_area': SHARE,
-  'data.vocab_size': COUNT,
-  'data.sequence_length': COUNT,
+  'data.vocab_size': TOKENS,
+  'data.sequence_length': TOKENS,
   'model.mlp.hidden_sizes': COUNT,
   'model.strided_cnn.channels': COUNT,
   'model.strided_cnn.hidden_size': COUNT,
@@ -107,8 +111,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'buckets.max_per_device': COUNT,
-  'search.trials': COUNT,
-  'search.max_trials': COUNT,
+  'search.trials': TRIALS,
+  'search.max_trials': TRIALS,
   'search.widen': NATURAL,
   'search.grace': POSITIVE,
   'search.members': COUNT,

@@ -57,7 +57,7 @@ def test_of_every_key(key):
     ({'epochs': '3'}, "epochs must be a finite number, got '3'"),
     ({'max_tokens': (1,)}, r"or a text such as '2.5B', or None, got \(1,\)"),
     ({'model.mlp.hidden_sizes': (8, 0)}, r'hidden_sizes must be at least 1'),
-    ({'model.resnet.depth': 10**6}, 'must be from 1 to 2000, got 1000000'),
+    ({'model.resnet.depth': 10**6}, 'must be from 1 to 2,000, got 1000000'),
   ],
 )
 def test_in_one_line(values, message):
