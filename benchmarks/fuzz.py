@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -229,7 +230,6 @@ class Worker:
 
   def __init__(self, seed: int):
     self._seed = seed
-    self.number: int | None = None
     self.since = 0.0
     self.start()
 
@@ -243,7 +243,8 @@ class Worker:
     theirs.close()
 
   def give(self, number: int | None) -> None:
-    self.number, self.since = number, time.monotonic()
+    """None ends it."""
+    self.since = time.monotonic()
     self.connection.send(number)
 
   def result(self, seconds: float) -> str | None:
@@ -264,22 +265,24 @@ class Worker:
     return f'failed: not done after {seconds:g} s'
 
 
-def run(numbers: list[int], seed: int, workers: int, seconds: float):
+def run(
+  numbers: list[int], seed: int, workers: int, seconds: float
+) -> Iterator[tuple[int, str]]:
   """Yields (number, what came of it)."""
   left = numbers[::-1]
-  busy = [Worker(seed) for _ in range(min(workers, len(left)))]
-  for worker in busy:
-    worker.give(left.pop())
+  busy = {Worker(seed): left.pop() for _ in range(min(workers, len(left)))}
+  for worker, number in busy.items():
+    worker.give(number)
   while busy:
-    for worker in list(busy):
-      # A process that has just been started imports first.
+    for worker, number in list(busy.items()):
       result = worker.result(seconds)
       if result is None:
         continue
-      yield worker.number, result
-      worker.give(left.pop() if left else None)
-      if worker.number is None:
-        busy.remove(worker)
+      yield number, result
+      del busy[worker]
+      if left:
+        busy[worker] = left.pop()
+      worker.give(busy.get(worker))
 
 
 def main(argv: list[str]) -> None:

@@ -110,6 +110,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.every': COUNT,
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
+  'controller.geodamp.lr_factor': POSITIVE,
   'buckets.max_per_device': COUNT,
   'search.trials': TRIALS,
   'search.max_trials': TRIALS,

@@ -24,7 +24,6 @@ def next_multiple(examples: int, span: float) -> int:
   # The factors, because in binary 176 // 35.2 is 4 and a product of the kind
   # of 0.4 * 60 may come out above 24.
   spans = math.floor(examples / span * (1 + 1e-12))
-  # Of spans far below an example several end at once.
   return max(examples + 1, math.ceil((spans + 1) * span * (1 - 1e-12)))
 
 
@@ -69,8 +68,9 @@ class Due(NamedTuple):
 
 def make_due(config: Config, num_examples: int) -> Due:
   """As a config says, where the training split has `num_examples`."""
+  span = config.eval.every_epochs * num_examples
   return Due(
-    min(config.eval.every_epochs * num_examples, MOST_EXAMPLES),
+    min(max(span, 1.0), MOST_EXAMPLES),
     config.eval.growth,
     config.checkpoint.every_updates,
     config.log.every_updates,

@@ -73,7 +73,7 @@ def _one_line(key: str, what: str) -> Iterator[None]:
 
 def _checked_size(size: Any) -> float:
   number = isinstance(size, numbers.Real) and not isinstance(size, bool)
-  if not (number and 1 <= size < math.inf):
+  if not (number and 1 <= float(size) < math.inf):
     raise ValueError(
       f'it returned the size {size!r}: return (size, state), the size a finite '
       'number of at least 1'
