@@ -3,9 +3,10 @@
     python -m benchmarks.fuzz --tries=3000 --seed=0 --log=docs/fuzz.json
 
 Takes a config of configs/ in its small form, gives one to four keys values of
-other kinds, sizes, names and combinations, and trains two updates (or begins a
-search, where a key of searches is among them) in a process with little memory.
-A traceback, a process that dies, or one that takes longer than `--seconds` is a
+other kinds, sizes, names and combinations, and makes the parts of the run, in a
+process with little memory. One in `--train_every` is trained for two updates,
+with all its files; where a key of searches is changed, a search is begun.
+A traceback, a process that dies, or one that takes longer than `--seconds`, is a
 failure; the log keeps each with the number of its try, which `--only` repeats.
 """
 
@@ -38,7 +39,10 @@ TRIES = flags.DEFINE_integer('tries', 3000, 'How many.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of all of them.')
 LOG = flags.DEFINE_string('log', None, 'Where the log is written, if at all.')
 WORKERS = flags.DEFINE_integer('workers', 2, 'Processes.')
-SECONDS = flags.DEFINE_float('seconds', 60.0, 'That a try may take.')
+TRAIN_EVERY = flags.DEFINE_integer('train_every', 4, 'See above.')
+SECONDS = flags.DEFINE_float(
+  'seconds', 60.0, 'Of a processor that a try may take; five times that at all.'
+)
 ONLY = flags.DEFINE_list('only', [], 'Numbers of tries to repeat.')
 
 MEMORY = 16 * 2**30  # bytes that a process may address
@@ -164,14 +168,16 @@ def make_config(one: Try, data_dir: str) -> Config:
   return config
 
 
-def attempt(one: Try, directory: str) -> str:
-  """What comes of it: 'run', 'refused: ...' or 'failed: ...'."""
+def attempt(one: Try, directory: str, *, trains: bool) -> str:
+  """What comes of it: 'run', 'made', 'refused: ...' or 'failed: ...'."""
   # Where JAX is only in the processes that train.
   from adabatch.data import DatasetError
   from adabatch.search.job import search
   from adabatch.search.study_job import study
-  from adabatch.train import job
+  from adabatch.train import build, job
   from adabatch.train.checkpoints import CheckpointError
+  from adabatch.train.open_splits import TextCache
+  from adabatch.train.workdir import Workdir
 
   workdir = pathlib.Path(directory) / 'run'
   try:
@@ -182,9 +188,15 @@ def attempt(one: Try, directory: str) -> str:
       stop.set()  # before the first trial
       made = study if 'study' in tables else search
       made(config, workdir, stop=stop)
-    else:
+    elif trains:
       with made_small_already(job, one.small):
         job.train(config, workdir, last_update=2)
+    else:
+      build.check(config, 1)
+      config = config if one.small else shrink(config)
+      text = TextCache(Workdir(workdir).text_directory, writer=True)
+      build.build(config, cache=text)
+      return 'made'
   except (config_lib.ConfigError, DatasetError, CheckpointError) as error:
     line = str(error)
     kind = 'refused' if '\n' not in line and len(line) < 1000 else 'failed'
@@ -214,38 +226,49 @@ def made_small_already(job: Any, small: bool):
     job.shrink = before
 
 
-def work(seed: int, connection: Any) -> None:
+def work(seed: int, train_every: int, connection: Any) -> None:
   """A process: gets the numbers of tries, and gives what comes of them."""
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   with open(os.devnull, 'w') as nothing:
     os.dup2(nothing.fileno(), 1)
     os.dup2(nothing.fileno(), 2)
-  while (number := connection.recv()) is not None:
+  while True:
+    number = connection.recv()
     with tempfile.TemporaryDirectory() as directory:
-      connection.send(attempt(make_try(seed, number), directory))
+      one, trains = make_try(seed, number), number % train_every == 0
+      connection.send(attempt(one, directory, trains=trains))
 
 
 class Worker:
   """A process that is started anew where it died."""
 
-  def __init__(self, seed: int):
-    self._seed = seed
-    self.since = 0.0
+  def __init__(self, *arguments: int):
+    """`arguments` are those of `work`."""
+    self._arguments = arguments
     self.start()
 
   def start(self) -> None:
     context = multiprocessing.get_context('spawn')
     self.connection, theirs = context.Pipe()
     self._process = context.Process(
-      target=work, args=(self._seed, theirs), daemon=True
+      target=work, args=(*self._arguments, theirs), daemon=True
     )
     self._process.start()
     theirs.close()
 
-  def give(self, number: int | None) -> None:
-    """None ends it."""
-    self.since = time.monotonic()
+  def end(self) -> None:
+    # Of a run under way SIGTERM would only ask for a checkpoint.
+    self._process.kill()
+    self._process.join()
+
+  def give(self, number: int) -> None:
+    self._since = time.monotonic(), self._processor_seconds()
     self.connection.send(number)
+
+  def _processor_seconds(self) -> float:
+    stat = pathlib.Path(f'/proc/{self._process.pid}/stat').read_text()
+    ticks = stat.rpartition(')')[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf('SC_CLK_TCK')
 
   def result(self, seconds: float) -> str | None:
     """Of the try that it is at; None: it is not done."""
@@ -257,32 +280,38 @@ class Worker:
       code = self._process.exitcode
       self.start()
       return f'failed: the process ended with {code}'
-    if time.monotonic() - self.since < seconds:
+    # Others may be at work on the machine, or nobody on the try.
+    worked = self._processor_seconds() - self._since[1]
+    if worked < seconds and time.monotonic() - self._since[0] < 5 * seconds:
       return None
-    self._process.kill()
-    self._process.join()
+    self.end()
     self.start()
     return f'failed: not done after {seconds:g} s'
 
 
 def run(
-  numbers: list[int], seed: int, workers: int, seconds: float
+  numbers: list[int], workers: list[Worker], seconds: float
 ) -> Iterator[tuple[int, str]]:
   """Yields (number, what came of it)."""
   left = numbers[::-1]
-  busy = {Worker(seed): left.pop() for _ in range(min(workers, len(left)))}
+  busy = {worker: left.pop() for worker in workers[: len(left)]}
   for worker, number in busy.items():
     worker.give(number)
-  while busy:
-    for worker, number in list(busy.items()):
-      result = worker.result(seconds)
-      if result is None:
-        continue
-      yield number, result
-      del busy[worker]
-      if left:
-        busy[worker] = left.pop()
-      worker.give(busy.get(worker))
+  try:
+    while busy:
+      for worker, number in list(busy.items()):
+        result = worker.result(seconds)
+        if result is None:
+          continue
+        yield number, result
+        if left:
+          busy[worker] = left.pop()
+          worker.give(busy[worker])
+        else:
+          del busy[worker]
+  finally:
+    for worker in workers:
+      worker.end()
 
 
 def main(argv: list[str]) -> None:
@@ -295,7 +324,10 @@ def main(argv: list[str]) -> None:
   numbers = [int(n) for n in ONLY.value] or list(range(TRIES.value))
   counts: collections.Counter[str] = collections.Counter()
   failures = []
-  results = run(numbers, SEED.value, WORKERS.value, SECONDS.value)
+  workers = [
+    Worker(SEED.value, TRAIN_EVERY.value) for _ in range(WORKERS.value)
+  ]
+  results = run(numbers, workers, SECONDS.value)
   for done, (number, result) in enumerate(results, start=1):
     kind, _, reason = result.partition(': ')
     counts[kind] += 1
@@ -315,6 +347,7 @@ def main(argv: list[str]) -> None:
     log = {
       'seed': SEED.value,
       'tries': len(numbers),
+      'train_every': TRAIN_EVERY.value,
       'seconds': round(time.monotonic() - begin),
       'outcomes': dict(counts),
       'failures': sorted(failures, key=lambda failure: failure['try']),
