@@ -6,7 +6,7 @@ Takes a config of configs/ in its small form, gives one to four keys values of
 other kinds, sizes, names and combinations, and makes the parts of the run, in a
 process with little memory. One in `--train_every` is trained for two updates,
 with all its files; where a key of searches is changed, a search is begun.
-A traceback, a process that dies, or one that takes longer than `--seconds`, is a
+A traceback, a process that dies, or one that takes more than `--seconds`, is a
 failure; the log keeps each with the number of its try, which `--only` repeats.
 """
 
@@ -20,6 +20,7 @@ import os
 import pathlib
 import random
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -228,6 +229,7 @@ def made_small_already(job: Any, small: bool):
 
 def work(seed: int, train_every: int, connection: Any) -> None:
   """A process: gets the numbers of tries, and gives what comes of them."""
+  os.setsid()
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   with open(os.devnull, 'w') as nothing:
     os.dup2(nothing.fileno(), 1)
@@ -251,13 +253,15 @@ class Worker:
     context = multiprocessing.get_context('spawn')
     self.connection, theirs = context.Pipe()
     self._process = context.Process(
-      target=work, args=(*self._arguments, theirs), daemon=True
+      target=work, args=(*self._arguments, theirs)
     )
     self._process.start()
     theirs.close()
 
   def end(self) -> None:
-    # Of a run under way SIGTERM would only ask for a checkpoint.
+    # With those that read for it; SIGTERM would only ask for a checkpoint.
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
     self._process.kill()
     self._process.join()
 
@@ -275,7 +279,7 @@ class Worker:
     try:
       if self.connection.poll(0.02):
         return self.connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
       self._process.join()
       code = self._process.exitcode
       self.start()
@@ -340,19 +344,18 @@ def main(argv: list[str]) -> None:
         {'try': number, 'config': one.base, 'small': one.small}
         | {'changes': changes, 'error': reason}
       )
-    if done % 100 == 0:
+    if done % 100 == 0 or done == len(numbers):
       print(f'{done} tries, {dict(counts)}', file=sys.stderr, flush=True)
-  print(dict(counts), f'{time.monotonic() - begin:.0f} s')
-  if LOG.value:
-    log = {
-      'seed': SEED.value,
-      'tries': len(numbers),
-      'train_every': TRAIN_EVERY.value,
-      'seconds': round(time.monotonic() - begin),
-      'outcomes': dict(counts),
-      'failures': sorted(failures, key=lambda failure: failure['try']),
-    }
-    pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
+      log = {
+        'seed': SEED.value,
+        'tries': done,
+        'train_every': TRAIN_EVERY.value,
+        'seconds': round(time.monotonic() - begin),
+        'outcomes': dict(counts),
+        'failures': sorted(failures, key=lambda failure: failure['try']),
+      }
+      if LOG.value:
+        pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
   sys.exit(1 if failures else 0)
 
 
