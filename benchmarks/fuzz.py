@@ -260,6 +260,7 @@ class Worker:
 
   def end(self) -> None:
     # With those that read for it; SIGTERM would only ask for a checkpoint.
+    assert self._process.pid is not None
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.kill()

@@ -1,4 +1,4 @@
-"""Every key of a config: default, range, smoke value, flag."""
+"""Every key of a config: default, kind, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
 from adabatch.config.keys import COUNTED, default, flatten

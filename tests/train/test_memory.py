@@ -1,6 +1,11 @@
 """What memory cannot hold is refused before anything is placed."""
 
+from math import inf
+from types import SimpleNamespace
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
 
 from adabatch.config import ConfigError
@@ -62,6 +67,22 @@ def test_all_that_an_update_keeps_counts(overrides, models, monkeypatch):
 def test_cpus_share_the_memory_of_the_machine():
   made = build(digits(), jax.devices()[:2]).recipe.devices
   assert memory.of_device(made) == memory.of_machine() / 2
+
+
+@pytest.mark.parametrize(
+  ('limits', 'least'), [((5e9, 3e9), 3e9), ((None, 4e9), 4e9), ((None,), inf)]
+)
+def test_an_accelerator_says_how_much_it_has(limits, least):
+  """Some do not."""
+  devices = np.array(
+    [
+      SimpleNamespace(memory_stats=lambda n=n: n and {'bytes_limit': n})
+      for n in limits
+    ]
+  )
+  mesh, own = SimpleNamespace(devices=devices), range(len(limits))
+  made: Any = SimpleNamespace(platform='gpu', own=own, mesh=mesh)
+  assert memory.of_device(made) == least
 
 
 @pytest.mark.parametrize(
