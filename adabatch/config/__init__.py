@@ -1,7 +1,8 @@
-"""Every key of a config: default, range, smoke value, flag."""
+"""Every key of a config: default, kind, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
 from adabatch.config.keys import COUNTED, default, flatten
+from adabatch.config.kinds import check_kinds
 from adabatch.config.known import (
   ARGUMENTS,
   FREE,
@@ -19,6 +20,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'check_keys',
+  'check_kinds',
   'choose',
   'default',
   'differences',

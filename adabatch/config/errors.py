@@ -21,13 +21,23 @@ def choose(table: dict[str, Any], name: str, key: str) -> Any:
   return table[name]
 
 
+# What a part raises that cannot work with a value.
+MISTAKES = (ValueError, TypeError, ArithmeticError)
+
+
 @contextlib.contextmanager
-def refusing(key: str) -> Iterator[None]:
-  """Names the key whose value some part could not work with."""
+def refusing(key: str, *errors: type[Exception]) -> Iterator[None]:
+  """Names the key whose value some part could not work with.
+
+  Args:
+    key: that is named.
+    *errors: that say so; none for `MISTAKES`.
+  """
+  said = errors or MISTAKES
   try:
     yield
   except ConfigError:
     raise
-  except (ValueError, TypeError, ArithmeticError) as error:
-    reason = ' '.join(str(error).split())
+  except said as error:
+    reason = ' '.join(str(error).split()) or type(error).__name__
     raise ConfigError(f'{key}: {reason}') from error

@@ -18,6 +18,12 @@ EXPONENT = 'in [-1, 2]', lambda x: -1 <= x <= 2
 UNIT = 'in [0, 1]', lambda x: 0 <= x <= 1
 FINITE = 'finite', math.isfinite
 SEED = 'in [0, 2^64)', lambda x: 0 <= x < 2**64
+# Layers are traced and compiled one by one, so that more would take for ever.
+LAYERS = 'from 1 to 2,000', lambda x: 1 <= x <= 2000
+PADDING = 'from 0 to 16,384', lambda x: 0 <= x <= 2**14
+SIDE = 'from 1 to 16,384', lambda x: 1 <= x <= 2**14
+TOKENS = 'from 1 to 2^24', lambda x: 1 <= x <= 2**24
+TRIALS = 'from 1 to 1,000,000', lambda x: 1 <= x <= 10**6
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'seed': SEED,
   'epochs': POSITIVE,
@@ -32,24 +38,52 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'data.workers': NATURAL,
   'data.max_skipped': NATURAL,
   'data.max_skipped_fraction': UNIT,
-  'data.crop_padding': NATURAL,
+  'data.crop_padding': PADDING,
   'data.random_erasing': UNIT,
   'data.mixup': NATURAL,
-  'data.image_size': COUNT,
-  'data.eval_resize': COUNT,
+  'data.image_size': SIDE,
+  'data.eval_resize': SIDE,
   'data.min_area': SHARE,
-  'data.vocab_size': COUNT,
-  'data.sequence_length': COUNT,
+  'data.vocab_size': TOKENS,
+  'data.sequence_length': TOKENS,
+  'model.mlp.hidden_sizes': COUNT,
+  'model.strided_cnn.channels': COUNT,
+  'model.strided_cnn.hidden_size': COUNT,
   'model.strided_cnn.batch_norm_group': NATURAL,
+  'model.pooled_cnn.channels': COUNT,
+  'model.pooled_cnn.hidden_size': COUNT,
+  'model.simple_cnn.channels': COUNT,
+  'model.simple_cnn.hidden_size': COUNT,
+  'model.cifar_resnet.depth': LAYERS,
+  'model.cifar_resnet.width': COUNT,
   'model.cifar_resnet.batch_norm_group': NATURAL,
+  'model.resnet.depth': LAYERS,
+  'model.resnet.width': COUNT,
   'model.resnet.batch_norm_group': NATURAL,
+  'model.wide_resnet.depth': LAYERS,
+  'model.wide_resnet.widen_factor': COUNT,
+  'model.wide_resnet.width': COUNT,
   'model.wide_resnet.batch_norm_group': NATURAL,
   'model.wide_resnet.dropout_rate': FRACTION,
+  'model.densenet.depth': LAYERS,
+  'model.densenet.growth_rate': COUNT,
+  'model.densenet.width': COUNT,
   'model.densenet.batch_norm_group': NATURAL,
   'model.densenet.dropout_rate': FRACTION,
+  'model.vgg.depth': LAYERS,
+  'model.vgg.width': COUNT,
+  'model.vgg.dense_size': COUNT,
   'model.vgg.batch_norm_group': NATURAL,
   'model.vgg.dropout_rate': FRACTION,
+  'model.transformer.num_layers': LAYERS,
+  'model.transformer.model_dim': COUNT,
+  'model.transformer.num_heads': COUNT,
+  'model.transformer.hidden_dim': COUNT,
   'model.transformer.dropout_rate': FRACTION,
+  'model.lstm.num_layers': LAYERS,
+  'model.lstm.hidden_size': COUNT,
+  'model.lstm.embedding_size': COUNT,
+  'model.lstm.projection_size': NATURAL,
   'model.lstm.dropout_rate': FRACTION,
   'optimizer.momentum': FRACTION,
   'optimizer.beta1': FRACTION,
@@ -78,14 +112,16 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.every': COUNT,
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
+  'controller.geodamp.lr_factor': POSITIVE,
   'buckets.max_per_device': COUNT,
-  'search.trials': COUNT,
-  'search.max_trials': COUNT,
+  'search.trials': TRIALS,
+  'search.max_trials': TRIALS,
   'search.widen': NATURAL,
   'search.grace': POSITIVE,
   'search.members': COUNT,
   'search.updates_per_call': COUNT,
   'search.most_members': COUNT,
+  'study.batch_sizes': COUNT,
   'sync.replicas': COUNT,
   'sync.min_replicas': COUNT,
   'sync.local_steps': COUNT,
@@ -128,7 +164,6 @@ def check_numbers(config: Config, read: Callable[[Any], Any]) -> None:
     if value is None:
       continue
     with refusing(key):
-      number = read(value) if key in COUNTED else value
-      accepted = accepts(number)
-    if not accepted:
-      raise ConfigError(f'{key} must be {allowed}, got {value}')
+      for entry in value if isinstance(value, list | tuple) else [value]:
+        if not accepts(read(entry) if key in COUNTED else entry):
+          raise ConfigError(f'{key} must be {allowed}, got {value}')

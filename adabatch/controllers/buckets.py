@@ -18,6 +18,7 @@ import math
 from typing import NamedTuple
 
 ROUNDINGS = ('up', 'exact', 'nearest')
+MOST_RUNGS = 10_000
 
 
 # Rules that smooth or divide may return 64.00000000000001 for 64, and
@@ -146,6 +147,11 @@ def ladder(
   size = float(smallest)
   while (rung := _whole(size * (1 - _TOLERANCE), replicas)) < largest:
     rungs.append(rung)
+    if len(rungs) > MOST_RUNGS:
+      raise ValueError(
+        f'a ladder growth of {growth} makes more than {MOST_RUNGS} sizes from '
+        f'{smallest} to {largest}: raise it'
+      )
     size = max(size * growth, rung + 1.0)
   rungs.append(largest)
   made = made._replace(batch_sizes=tuple(rungs))

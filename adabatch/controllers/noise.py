@@ -111,7 +111,8 @@ def norm_test(
 
   Reference: Lau et al., 2024 (AdAdaGrad), https://arxiv.org/abs/2402.11215
   """
-  check_number('eta', eta, above=0)
+  # Beyond, its square is 0 or infinite.
+  check_number('eta', eta, at_least=1e-150, below=1e150)
   return monotone(
     _noise_scale(
       'norm_test', initial_batch_size, 1 / eta**2, decay, True, ceil=True

@@ -51,7 +51,7 @@ from adabatch.study.trials import (
   first_below,
   unmeasured,
 )
-from adabatch.train.build import check
+from adabatch.train.build import check, check_values
 from adabatch.train.rules import make_ladder
 from adabatch.train.stop import stop_on_signals
 
@@ -187,6 +187,7 @@ def run_job(
     data.DatasetError: for a data set that is not there.
   """
   begin = time.monotonic()
+  check_values(config)
   if config.compilation_cache:
     use_persistent_cache()
   if jax.process_count() > 1:

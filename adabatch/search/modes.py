@@ -46,8 +46,8 @@ def candidates(
   for m in [1, most_members] if members is None else [members]:
     room = population.room(m * population.devices)
     most = max(MAX_INDEX_BYTES // (4 * slots * room), 1)
-    most = min(UPDATES_PER_CALL, most, total_updates)
-    for u in [1, most] if updates is None else [updates]:
+    most = min(updates or UPDATES_PER_CALL, most, total_updates)
+    for u in [1, most] if updates is None else [most]:
       found.append(Mode(m, u))
   return list(dict.fromkeys(found))
 

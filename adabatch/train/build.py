@@ -22,6 +22,7 @@ from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models import MODELS, contract, own
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
+from adabatch.train import memory
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
@@ -200,10 +201,16 @@ def make_model(
 
 def check_model(
   config: Config, model: nn.Module, example: jax.ShapeDtypeStruct
-) -> None:
-  """Refuses a network that cannot be made or trained, or not on such inputs."""
-  with refusing(f'model.{config.model.name}'):
-    jax.eval_shape(lambda x: contract.init_in_training(model, x), example)
+) -> Any:
+  """Shapes of the network's variables.
+
+  Raises:
+    ConfigError: if it cannot be made or trained, or not on such inputs.
+  """
+  with refusing(f'model.{config.model.name}', Exception):
+    return jax.eval_shape(
+      lambda x: contract.init_in_training(model, x), example
+    )
 
 
 def compiler_options(config: Config, platform: str) -> dict[str, Any]:
@@ -225,14 +232,24 @@ def compiler_options(config: Config, platform: str) -> dict[str, Any]:
   return options
 
 
+def check_values(config: Config) -> None:
+  """Refuses keys and values that mean nothing, each by itself.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  config_lib.check_keys(config, registered())
+  config_lib.check_kinds(config)
+  check_numbers(config, parse_count)
+
+
 def check(config: Config, devices: int) -> None:
   """Refuses what can be refused without the data.
 
   Raises:
     ConfigError: in one line.
   """
-  config_lib.check_keys(config, registered())
-  check_numbers(config, parse_count)
+  check_values(config)
   choose(
     dict.fromkeys(BACKENDS),
     config.parallel.backend,
@@ -343,7 +360,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   batch = example_batch(inputs)
   example = network_input(config, task, batch)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
-  check_model(config, model, example)
+  variables = check_model(config, model, example)
   check_task(config, task, model, batch, inputs.train.num_classes)
   made = made._replace(options=compiler_options(config, made.platform))
   end = make_end(config, num_examples, inputs.tokens_per_example)
@@ -380,13 +397,15 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     sync=make_sync(config, extent),
     replicas=replicas,
     skip=config.on_nonfinite == 'skip',
-    updates_per_call=config.updates_per_call,
+    updates_per_call=_updates_per_call(config, length),
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,
     group_size=ladder.group_size,
     split_names=(config.data.train_split, config.data.eval_split),
   )
   _check_readers(config, recipe)
+  memory.check_state(config, recipe, variables)
+  memory.check_calls(recipe, ladder)
   return Parts(
     config=config,
     recipe=recipe,
@@ -398,6 +417,13 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     due=make_due(config, num_examples),
     learning_rate_drops=learning_rate_drops(config, extent),
   )
+
+
+def _updates_per_call(config: Config, length: RunLength) -> int:
+  """As many as a run can have between two of the things that end a call."""
+  c, most = config.controller, config.checkpoint.every_updates
+  decisions = [] if c.name == 'constant' else [max(c.every, c.wait)]
+  return min(config.updates_per_call, length.updates, most, *decisions)
 
 
 def _check_readers(config: Config, recipe: Recipe) -> None:

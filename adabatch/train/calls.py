@@ -12,7 +12,7 @@ from adabatch.config import Config
 from adabatch.controllers import GradientNoise
 from adabatch.controllers.buckets import Plan
 from adabatch.devices.messages import Report
-from adabatch.train.run_end import RunEnd
+from adabatch.train.run_end import MOST_EXAMPLES, RunEnd
 
 
 def next_multiple(examples: int, span: float) -> int:
@@ -24,7 +24,7 @@ def next_multiple(examples: int, span: float) -> int:
   # The factors, because in binary 176 // 35.2 is 4 and a product of the kind
   # of 0.4 * 60 may come out above 24.
   spans = math.floor(examples / span * (1 + 1e-12))
-  return math.ceil((spans + 1) * span * (1 - 1e-12))
+  return max(examples + 1, math.ceil((spans + 1) * span * (1 - 1e-12)))
 
 
 def better(a: float, b: float, *, higher: bool) -> float:
@@ -61,14 +61,16 @@ class Due(NamedTuple):
     >>> Due(35.2, 1.05, 1, 1).next_evaluation(1000)
     1050
     """
-    grown = math.ceil(examples * self.evaluation_growth * (1 - 1e-12))
+    most = min(examples * self.evaluation_growth, MOST_EXAMPLES)
+    grown = math.ceil(most * (1 - 1e-12))
     return max(next_multiple(examples, self.evaluation_span), grown)
 
 
 def make_due(config: Config, num_examples: int) -> Due:
   """As a config says, where the training split has `num_examples`."""
+  span = config.eval.every_epochs * num_examples
   return Due(
-    config.eval.every_epochs * num_examples,
+    min(max(span, 1.0), MOST_EXAMPLES),
     config.eval.growth,
     config.checkpoint.every_updates,
     config.log.every_updates,

@@ -12,6 +12,9 @@ from adabatch.train.calls import Progress, updates_until
 from adabatch.train.decisions import Decisions
 from adabatch.train.replicas import Replicas
 
+# Of a call that is planned at once: each is looked at for a decision.
+MOST_UPDATES = 100_000
+
 
 def next_plan(
   at: Progress, parts: Parts, decisions: Decisions, replicas: Replicas
@@ -46,7 +49,7 @@ def next_call(
   until = updates_until(at, size, end, parts.due, most=most, cut=cut)
   left = end.left(at.update, at.examples, size)
   agree, count = replicas.next(at, plan, most=until, left=left)
-  count = decisions.until_due(at.update, count)
+  count = decisions.until_due(at.update, min(count, MOST_UPDATES))
   decides = decisions.due(at.update + count)
   return Call(
     at.update, at.examples, count, plan, agree, decides, at.left_out, at.rate

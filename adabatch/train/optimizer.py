@@ -37,6 +37,7 @@ WEIGHT_DECAY_SCALINGS = {
   'linear': optim.linear_scaling,
   'sqrt': optim.sqrt_scaling,
 }
+MOST_STEPS = 10_000  # of a learning rate that falls as the batch grows
 WARMUPS = {
   'none': lambda length, start: optim.no_warmup(),
   'constant': optim.constant_warmup,
@@ -193,6 +194,11 @@ def _whole_decay(config: Config, extent: Extent) -> optim.Schedule:
   decays = [decay]
   if c.name == 'geodamp' and c.geodamp.lr_factor != 1:
     span = c.geodamp.delay_epochs * extent.epoch
+    if extent.run > MOST_STEPS * span:
+      raise ConfigError(
+        f'controller.geodamp.delay_epochs={c.geodamp.delay_epochs} makes more '
+        f'than {MOST_STEPS} steps of the learning rate: raise it'
+      )
     steps = int(extent.run / span) + 1
     decays.append(
       optim.piecewise(

@@ -9,7 +9,9 @@ from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
 from adabatch.train.optimizer import damping_exponent, make_decay
+from adabatch.train.own_rules import held_to_contract
 from adabatch.train.run_end import Extent
+from adabatch.train.tasks import is_of_here
 
 
 def count_replicas(config: Config) -> int:
@@ -95,8 +97,9 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     # What comes before the first decision tells where the run began.
     parameters['initial_updates'] = c.wait or c.every
   with refusing(f'controller.{c.name}'):
+    if not is_of_here(factory):
+      factory = held_to_contract(factory, f'controller.{c.name}')
     controller = factory(initial_batch_size=c.initial_batch_size, **parameters)
-    controllers.check_needs(controller)
   with refusing('controller.every'):
     controller = controllers.every(controller, updates=c.every, wait=c.wait)
   # Around `every`, so that they see decisions and not the updates between.

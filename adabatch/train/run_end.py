@@ -19,6 +19,11 @@ from adabatch.controllers import (
 from adabatch.controllers.base import PROGRESS
 from adabatch.controllers.buckets import Ladder
 
+# Examples of the longest run: what is beyond is no 64-bit number.
+MOST_EXAMPLES = 2**62
+# Updates of the longest run whose sizes are found by going through it.
+MOST_SIMULATED = 10**7
+
 
 class RunEnd(NamedTuple):
   """What ends a run, unless a target is reached before.
@@ -110,7 +115,7 @@ def limits(
   Raises:
     ConfigError: for less than one example, or tokens of what has none.
   """
-  found = {'epochs': round(config.epochs * num_examples)}
+  found = {'epochs': round(min(config.epochs * num_examples, MOST_EXAMPLES))}
   if config.max_examples is not None:
     found['max_examples'] = int(parse_count(config.max_examples))
   if config.max_tokens is not None:
@@ -145,8 +150,9 @@ def make_end(
     ConfigError: as `limits`.
   """
   limit = config.max_updates
+  found = limits(config, num_examples, tokens_per_example)
   return RunEnd(
-    min(limits(config, num_examples, tokens_per_example).values()),
+    min(MOST_EXAMPLES, *found.values()),
     math.inf if limit is None else limit,
   )
 
@@ -228,6 +234,9 @@ def run_length(
     controller: length of the run in examples -> its rule.
     tuned: whether the number of replicas, and the batch with it, changes as
       throughput tells.
+
+  Raises:
+    ConfigError: if there are too many updates to simulate.
   """
   if tuned:
     longest = end.left(0, 0, ladder.batch_sizes[0] // ladder.replicas)
@@ -241,6 +250,15 @@ def run_length(
     known = end.updates * ladder.batch_sizes[0] >= end.examples
     return RunLength(longest, int(most), known)
 
+  if len(ladder.batch_sizes) == 1:
+    examples = min(longest * ladder.batch_sizes[0], end.examples)
+    return RunLength(longest, examples)
+  if longest > MOST_SIMULATED:
+    raise ConfigError(
+      f'max_updates={end.updates} of at least {ladder.batch_sizes[0]} examples '
+      f'are too many to tell how long the run becomes: give at most '
+      f'{MOST_SIMULATED}'
+    )
   due = list(filter(rule.due, range(longest)))
 
   def lasts(length: int) -> tuple[int, int]:

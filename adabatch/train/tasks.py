@@ -72,7 +72,7 @@ def check_task(
     ConfigError: in one line.
   """
   name = config.task.name
-  if _of_here(TASKS[name]) and _of_here(MODELS[config.model.name]):
+  if is_of_here(TASKS[name]) and is_of_here(MODELS[config.model.name]):
     return
 
   def values(batch: Batch) -> None:
@@ -101,7 +101,8 @@ def check_task(
     jax.eval_shape(values, batch)
 
 
-def _of_here(make: Any) -> bool:
+def is_of_here(make: Any) -> bool:
+  """Whether a function or class is of this package."""
   return make.__module__.partition('.')[0] == 'adabatch'
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import random
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from adabatch import controllers as c
+from adabatch.controllers import buckets
 
 B0 = 64  # sizes must be floats all the same
 TABLE = '0:64 1K:96 3K:128'
@@ -287,6 +289,37 @@ def test_hostile_signals(name, value):
   assert all(math.isfinite(size) and size >= 1 for size in sizes)
 
 
+# Beside what is hostile: what a run may measure, and what overflows squared.
+ANY = (*(v for v in HOSTILE if v is not None), 1.0, 2.3, 1e-12, 1e12, 1e154)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_any_signals_give_a_size_that_can_be_run(name):
+  """In any order and from the first, with counts as large as they can be."""
+  ladder = buckets.ladder(1, 512, devices=2)
+  for seed in range(20):
+    rng = random.Random(seed)
+    controller = ALL[name]()
+    state = controller.init()
+    for k in range(25):
+      large = 10 ** rng.randrange(30) if rng.random() < 0.1 else 1
+      x = [rng.choice(ANY) for _ in range(9)]
+      noise = c.GradientNoise(*x[:2])
+      counts = k * large, 64 * k * large, k * large / 9
+      signals = c.Signals(*counts, *x[2:8], noise, x[8])
+      try:
+        size, state = controller.update(state, signals)
+      except ValueError as error:
+        if 'minimum_loss' not in str(error):  # F* is above the first loss
+          raise
+        break
+      plan = buckets.plan(size, ladder)  # refuses what is no size
+      assert isinstance(size, float)
+      assert 1 <= plan.batch_size <= 512
+      assert 0 < plan.damping <= 1
+      json.dumps(c.state_to_json(state), allow_nan=False)
+
+
 @pytest.mark.parametrize('name', CASES)
 @pytest.mark.parametrize('value', NON_FINITE)
 def test_unusable_signal_keeps_the_size(name, value):
@@ -509,6 +542,8 @@ def wrapped(wrapper, *args, **kwargs):
     (lambda: c.from_lr_schedule(0.1, initial_batch_size=8), 'schedule=0.1'),  # pyright: ignore
     (lambda: c.noise_scale(initial_batch_size=8, c=0), 'c=0'),
     (lambda: c.norm_test(initial_batch_size=8, eta=0), 'eta=0'),
+    (lambda: c.norm_test(initial_batch_size=8, eta=1e-200), 'eta=1e-200'),
+    (lambda: c.norm_test(initial_batch_size=8, eta=1e200), 'eta=1e\\+200'),
     (lambda: c.cabs(initial_batch_size=8, c=-1), 'c=-1'),
     (wrapped(c.every, updates=0), 'updates'),
     (wrapped(c.every, wait=-1), 'wait'),

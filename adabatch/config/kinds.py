@@ -1,0 +1,117 @@
+"""The kind of value that each key holds: that of its default, told in words."""
+
+import math
+import reprlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from adabatch.config.errors import Config, ConfigError
+from adabatch.config.keys import COUNTED, default, flatten
+
+
+class Kind(NamedTuple):
+  """What a value may be.
+
+  Attributes:
+    words: that say so.
+    holds: whether a value is one.
+  """
+
+  words: str
+  holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+  # What is larger no device can count.
+  return type(value) is int and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, int):
+    return _is_whole(value)
+  return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+KINDS: dict[type, Kind] = {
+  bool: Kind('True or False', lambda value: isinstance(value, bool)),
+  int: Kind('a whole number below 2^63', _is_whole),
+  float: Kind('a finite number', _is_number),
+  str: Kind('a text', _is_text),
+  tuple: Kind('a tuple', lambda value: isinstance(value, list | tuple)),
+}
+COUNT = Kind(
+  "a finite number or a text such as '2.5B'",
+  lambda value: _is_number(value) or _is_text(value),
+)
+# Of tuples whose default tells it not.
+ENTRIES = {
+  'data.mean': float,
+  'data.std': float,
+  'data.randaugment': float,
+}
+
+
+def _kinds(table: Config, prefix: str = '') -> Iterator[tuple[str, Kind]]:
+  """Of every key of the defaults."""
+  for name, value in table.items():
+    key = prefix + name
+    if hasattr(value, 'items'):
+      yield from _kinds(value, f'{key}.')
+      continue
+    of = table.get_type(name)
+    if of is tuple:
+      entry = type(value[0]) if value else ENTRIES[key]
+      kind = _several(COUNT if key in COUNTED else KINDS[entry])
+    else:
+      kind = COUNT if key in COUNTED else KINDS[of]
+    yield key, _or_none(kind) if value is None else kind
+
+
+def _several(kind: Kind) -> Kind:
+  return Kind(
+    f'a tuple, each entry {kind.words}',
+    lambda value: (
+      isinstance(value, list | tuple) and all(map(kind.holds, value))
+    ),
+  )
+
+
+def _or_none(kind: Kind) -> Kind:
+  return Kind(
+    f'{kind.words}, or None', lambda value: value is None or kind.holds(value)
+  )
+
+
+ALL: dict[str, Kind] = dict(_kinds(default()))
+
+
+def check_kinds(config: Config) -> None:
+  """Refuses values of another kind than a key holds.
+
+  Of keys that are not of this package, those who read them judge.
+
+  Args:
+    config: the whole config.
+
+  Raises:
+    ConfigError: naming the key, what was given and what is allowed.
+
+  >>> config = default()
+  >>> with config.ignore_type():
+  ...   config.study.optimizers = (-1,)
+  >>> check_kinds(config)
+  Traceback (most recent call last):
+    ...
+  adabatch.config.errors.ConfigError: study.optimizers must be a tuple, each \
+entry a text, got (-1,)
+  """
+  for key, value in flatten(config).items():
+    kind = ALL.get(key)
+    if kind is not None and not kind.holds(value):
+      raise ConfigError(
+        f'{key} must be {kind.words}, got {reprlib.repr(value)}'
+      )
