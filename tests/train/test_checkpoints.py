@@ -23,6 +23,7 @@ from jax.sharding import (
 )
 
 from adabatch.devices import state as state_lib
+from adabatch.train import checkpoints as checkpoints_lib
 from adabatch.train.checkpoints import CheckpointError, Checkpoints
 
 
@@ -78,6 +79,12 @@ def fill(directory, updates, keep=10):
     checkpoints.save(update, make_state(update), host(update))
   checkpoints.close()
   return directory
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+  """What cannot be read is tried again without pauses."""
+  monkeypatch.setattr(checkpoints_lib, 'PAUSES', (0, 0))
 
 
 def names(directory):
@@ -264,8 +271,8 @@ def test_a_broken_record_gives_way_to_the_one_before(
   (warning,) = warnings
   assert warning.startswith('checkpoint of update 3 cannot be read (')
   assert '\n' not in warning
-  # The broken one is gone, and training comes by update 3 again.
-  assert names(directory) == ['1', '2']
+  # The broken one is set aside, and training comes by update 3 again.
+  assert names(directory) == ['1', '2', '3.unreadable']
   checkpoints.save(3, make_state(33), host(33))
   checkpoints.wait()
   record = opened(directory).restore(make_state(0), warn=pytest.fail)
@@ -348,7 +355,7 @@ def test_two_broken_records(three, tmp_path, opened):
   assert record.update == 1
   assert_equal(record.state, make_state(1))
   assert [w.split()[3] for w in warnings] == ['3', '2']
-  assert names(directory) == ['1']
+  assert names(directory) == ['1', '2.unreadable', '3.unreadable']
 
 
 def test_only_broken_records_are_an_error_and_stay(three, tmp_path, opened):
