@@ -90,8 +90,14 @@ def _verified(record: Any) -> dict[str, Any]:
 
 
 class _NotOfOrbax(logging.Filter):
+  """Leaves out what Orbax says, or what is said of its reads."""
+
   def filter(self, record: logging.LogRecord) -> bool:
-    return 'orbax' not in record.pathname
+    by_orbax = 'orbax' in record.pathname
+    return not by_orbax and 'tensorstore' not in record.getMessage()
+
+
+_NOT_OF_ORBAX = _NotOfOrbax()
 
 
 @contextlib.contextmanager
@@ -100,9 +106,9 @@ def _quietly() -> Iterator[None]:
 
   Orbax logs pages about it. And when one of its reads fails it abandons the
   others, and each of those prints a page: when it ends (its event loop is
-  closed) or is collected, so that nobody knows how long this has to go on.
+  closed) or is collected, so that this goes on once a read has failed.
   """
-  logger, only = logging.getLogger('absl'), _NotOfOrbax()
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
   hook = sys.unraisablehook
 
   def say_the_rest(unraisable):
@@ -113,12 +119,12 @@ def _quietly() -> Iterator[None]:
       hook(unraisable)
 
   sys.unraisablehook = say_the_rest
-  logger.addFilter(only)
-  try:
-    yield
-    sys.unraisablehook = hook
-  finally:
-    logger.removeFilter(only)
+  for logger in loggers:
+    logger.addFilter(_NOT_OF_ORBAX)
+  yield
+  sys.unraisablehook = hook
+  for logger in loggers:
+    logger.removeFilter(_NOT_OF_ORBAX)
 
 
 def _reason(error: Exception) -> str:
@@ -264,7 +270,8 @@ class Checkpoints:
           for given_up in broken:
             self._set_aside(given_up)
         any_process(True)  # which waits for the first
-        self._manager.reload()
+        with _quietly():
+          self._manager.reload()
       return saved
     raise CheckpointError(
       f'none of the checkpoints in {self._directory} can be read: restore '
