@@ -270,3 +270,10 @@ def of_first_process(value: float) -> float:
   if jax.process_count() == 1:
     return value
   return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
+def any_process(value: bool) -> bool:
+  """Whether it is so on any process."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.process_allgather(np.int32(value)).any())

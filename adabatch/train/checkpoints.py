@@ -1,21 +1,36 @@
 """Checkpoints: one record for all that a run needs to go on.
 
 A record holds the train state (arrays) and the host's side (plain JSON:
-controller state, examples, clock, counters). It is written in the background
-and becomes visible only when it is whole.
+controller state, examples, clock, counters), and the checksums of both. It is
+written in the background and becomes visible only when it is whole. Older ones
+are removed once it was read back.
 """
 
 import contextlib
 import functools
 import inspect
+import itertools
+import json
+import logging
 import pathlib
+import shutil
 import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from adabatch.devices.checksums import checksums, differing
+from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.train.write_errors import writing_records
+
+VERSION = 2  # of a record
+PAUSES = 0.1, 0.3, 1.0  # seconds, after each of which a read is tried again
 
 
 class Saved(NamedTuple):
@@ -36,12 +51,65 @@ class CheckpointError(RuntimeError):
   """No checkpoint of a directory that holds some could be read."""
 
 
-def _silence_abandoned_reads() -> None:
-  """Leaves it at one line about a broken record.
+class VersionError(CheckpointError):
+  """A record that is whole, but of another version."""
 
-  When one of its reads fails Orbax abandons the others, and each of those
-  prints a page: when it ends (its event loop is closed) or is collected.
+
+class _DamagedError(Exception):
+  """A record that is not what was written."""
+
+
+def _signed(host: dict[str, Any], state: Any) -> dict[str, Any]:
+  """The JSON of a record, as it will be read."""
+  record = {'version': VERSION, 'host': host, 'state': checksums(state)}
+  record = json.loads(json.dumps(record))
+  return record | {'checksum': _checksum(record)}
+
+
+def _checksum(record: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _verified(record: Any) -> dict[str, Any]:
+  """What was signed.
+
+  Raises:
+    VersionError: if another version did.
+    _DamagedError: if it was something else.
   """
+  signed = isinstance(record, dict) and {'version', 'checksum'} & record.keys()
+  if not signed and 'progress' in record:
+    raise VersionError('was written by an earlier version of adabatch')
+  rest = {k: v for k, v in record.items() if k != 'checksum'}
+  if not signed or record.get('checksum') != _checksum(rest):
+    raise _DamagedError('its JSON is not what was written')
+  if record['version'] != VERSION:
+    raise VersionError(
+      f'is of version {record["version"]}, and this adabatch reads {VERSION}'
+    )
+  return rest
+
+
+class _NotOfOrbax(logging.Filter):
+  """Leaves out what Orbax says, or what is said of its reads."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    by_orbax = 'orbax' in record.pathname
+    return not by_orbax and 'tensorstore' not in record.getMessage()
+
+
+_NOT_OF_ORBAX = _NotOfOrbax()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+  """Leaves it at one line about a record that cannot be read.
+
+  Orbax logs pages about it. And when one of its reads fails it abandons the
+  others, and each of those prints a page: when it ends (its event loop is
+  closed) or is collected, so that this goes on once a read has failed.
+  """
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
   hook = sys.unraisablehook
 
   def say_the_rest(unraisable):
@@ -52,23 +120,48 @@ def _silence_abandoned_reads() -> None:
       hook(unraisable)
 
   sys.unraisablehook = say_the_rest
+  for logger in loggers:
+    logger.addFilter(_NOT_OF_ORBAX)
+  yield
+  sys.unraisablehook = hook
+  for logger in loggers:
+    logger.removeFilter(_NOT_OF_ORBAX)
+
+
+def _reason(error: Exception) -> str:
+  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+
+
+def _on_host(x: Any) -> np.ndarray:
+  """Something of its shape that needs no memory, to restore into."""
+  return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 
 
 class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
-  def __init__(self, directory: pathlib.Path, keep: int | None):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    keep: int | None,
+    warn: Callable[[str], None] = print,
+  ):
     """The newest `keep` are kept; the directory is created with the first.
 
-    None: it is only read.
+    Args:
+      directory: may hold some.
+      keep: how many; None: it is only read.
+      warn: called with one line for each record that cannot be read back.
     """
     self._directory, self._keep = directory.absolute(), keep
+    self._warn = warn
+    self._reader = ThreadPoolExecutor(1)
+    self._read_back: Future[None] | None = None
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
     writes = self._keep is not None
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep,
       create=writes,
       cleanup_tmp_directories=writes,
       # Processes meet by name, and two directories may be written at once.
@@ -77,7 +170,7 @@ class Checkpoints:
       ),
     )
     refused = writing_records if writes else contextlib.nullcontext
-    with refused(self._directory):
+    with refused(self._directory), _quietly():
       return ocp.CheckpointManager(self._directory, options=options)
 
   def updates(self) -> list[int]:
@@ -87,24 +180,61 @@ class Checkpoints:
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied.
 
+    There it is read back as well, and what is older than the newest `keep`
+    removed after that.
+
     Raises:
       WriteError: if this one or the one before cannot be written.
     """
     with writing_records(self._directory):
       if update in self._manager.all_steps():
         return
+      self.wait()
       self._manager.save(
         update,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+          state=ocp.args.StandardSave(state),
+          host=ocp.args.JsonSave(_signed(host, state)),
         ),
       )
+    if is_first_process():
+      template = jax.tree.map(_on_host, state)
+      self._read_back = self._reader.submit(self._confirm, update, template)
+
+  def _confirm(self, update: int, template: Any) -> None:
+    """Removes what is too old, if this record can be read back."""
+    self._manager.wait_until_finished()
+    try:
+      self._read(update, template)
+    # Where data are missing Orbax raises `Exception` itself.
+    except Exception as error:  # noqa: BLE001
+      self._warn(
+        f'checkpoint of update {update} cannot be read back '
+        f'({_reason(error)}): set aside as {self._set_aside(update)}, and '
+        'those before it are kept'
+      )
+      return
+    there = [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
+    assert self._keep is not None, 'it is written'
+    for old in sorted(u for u in there if u <= update)[: -self._keep]:
+      shutil.rmtree(self._directory / str(old))
+
+  def _set_aside(self, update: int) -> str:
+    """Renames what cannot be read, so that nobody takes it for a record."""
+    path = self._directory / str(update)
+    for count in itertools.count(1):
+      name = f'{update}.unreadable' + (f'-{count}' if count > 1 else '')
+      if not (target := path.with_name(name)).exists():
+        path.rename(target)
+        return name
+    raise AssertionError('it counts without end')
 
   def restore(self, template: Any, warn=print) -> Saved | None:
     """The newest readable record; None if there is none at all.
 
-    A record that cannot be read (a disk that filled up, a file cut short) is
-    reported and removed, and the one before it is taken.
+    A record that cannot be read (a disk that filled up, a file cut short, a bit
+    that flipped) is reported and set aside as `N.unreadable`, and the one
+    before it is taken. Processes agree on which one they take.
 
     Args:
       template: a state of the right structure, shapes and shardings; or a
@@ -113,36 +243,40 @@ class Checkpoints:
       warn: called with one line for each record that could not be read.
 
     Raises:
+      VersionError: if the newest readable one is of another version.
       CheckpointError: if there are records and none can be read.
     """
     if not self._directory.is_dir() or not any(self._directory.iterdir()):
       return None
-    updates = sorted(self._manager.all_steps(), reverse=True)
+    updates, broken = self.updates()[::-1], []
     if not updates:
       return None
-    hook, broken = sys.unraisablehook, []
-    _silence_abandoned_reads()
-    try:
-      for update in updates:
-        try:
-          record = self._read(update, template)
-        except CheckpointError:
-          raise
-        # Where data are missing Orbax raises `Exception` itself.
-        except Exception as error:  # noqa: BLE001
-          reason = (str(error).splitlines() or [''])[0][:200]
-          warn(
-            f'checkpoint of update {update} cannot be read '
-            f'({type(error).__name__}: {reason}); trying the one before'
-          )
-          broken.append(update)
-          continue
-        for given_up in broken:
-          self._manager.delete(given_up)
-        return record
-    finally:
-      if not broken:
-        sys.unraisablehook = hook
+    for update in updates:
+      saved, reason, refused = None, 'by another process', None
+      try:
+        saved = self._read(update, template)
+      except CheckpointError as error:
+        refused = error
+      # Where data are missing Orbax raises `Exception` itself.
+      except Exception as error:  # noqa: BLE001
+        reason = _reason(error)
+      if any_process(saved is None and refused is None):
+        warn(
+          f'checkpoint of update {update} cannot be read ({reason}); trying '
+          'the one before'
+        )
+        broken.append(update)
+        continue
+      if refused is not None:
+        raise refused
+      if broken:
+        if is_first_process():
+          for given_up in broken:
+            self._set_aside(given_up)
+        any_process(True)  # which waits for the first
+        with _quietly():
+          self._manager.reload()
+      return saved
     raise CheckpointError(
       f'none of the checkpoints in {self._directory} can be read: restore '
       'them from a copy, or start in another workdir'
@@ -156,6 +290,7 @@ class Checkpoints:
       template: as for `restore`; None: the host's side alone.
 
     Raises:
+      VersionError: if it is of another version.
       CheckpointError: if it is not there, or cannot be read.
     """
     updates = self.updates()
@@ -174,21 +309,54 @@ class Checkpoints:
     # Where data are missing Orbax raises `Exception` itself.
     except Exception as error:  # noqa: BLE001
       raise CheckpointError(
-        f'checkpoint of update {update} in {self._directory} cannot be read: '
-        f'{(str(error).splitlines() or [""])[0][:200]}'
+        f'checkpoint of update {update} in {self._directory} cannot be read '
+        f'({_reason(error)}): restore it from a copy'
       ) from error
 
   def _read(self, update: int, template: Any) -> Saved:
-    def read(**args) -> Any:
-      return self._manager.restore(update, args=ocp.args.Composite(**args))
+    """A record, once more after each pause if it cannot be read."""
+    for pause in PAUSES:
+      try:
+        return self._read_once(update, template)
+      except CheckpointError:
+        raise
+      except Exception:  # noqa: BLE001
+        time.sleep(pause)
+    return self._read_once(update, template)
 
-    host = read(host=ocp.args.JsonRestore())['host']
-    if template is None:
-      return Saved(update, None, host)
-    if callable(template):
-      template = template(host)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    state = read(state=ocp.args.StandardRestore(abstract))['state']
+  def _read_once(self, update: int, template: Any) -> Saved:
+    # Each process for itself: where one fails, none waits for it.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    path = self._directory / str(update)
+    with (
+      _quietly(),
+      ocp.Checkpointer(handler, multiprocessing_options=alone) as reader,
+    ):
+
+      def read(**args) -> Any:
+        return reader.restore(path, args=ocp.args.Composite(**args))
+
+      record = read(host=ocp.args.JsonRestore())['host']
+      try:
+        record = _verified(record)
+      except VersionError as error:
+        raise VersionError(
+          f'the checkpoint of update {update} in {self._directory} {error}: '
+          'start in another workdir, or use that version'
+        ) from None
+      host = record['host']
+      if template is None:
+        return Saved(update, None, host)
+      if callable(template):
+        template = template(host)
+      state = read(state=ocp.args.StandardRestore(template))['state']
+    if wrong := differing(state, record['state']):
+      raise _DamagedError(f'{", ".join(wrong[:3])}: not what was written')
     return Saved(update, state, host)
 
   def drop_after(self, update: int) -> None:
@@ -203,18 +371,26 @@ class Checkpoints:
     Raises:
       WriteError: if the newest record could not be written.
     """
-    if '_manager' in vars(self) and not self._manager.is_saving_in_progress():
-      self.wait()
+    reading = self._read_back is not None and not self._read_back.done()
+    if '_manager' in vars(self) and not reading:
+      if not self._manager.is_saving_in_progress():
+        self.wait()
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk."""
+    """Returns when everything saved is on disk, and was read back."""
     if '_manager' not in vars(self):
       return
     with writing_records(self._directory):
+      if self._read_back is not None:
+        self._read_back.result()
       self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for what is being written."""
-    if '_manager' in vars(self):
-      with writing_records(self._directory):
-        self._manager.close()
+    with self._reader:
+      if '_manager' in vars(self):
+        try:
+          self.wait()
+        finally:
+          with writing_records(self._directory):
+            self._manager.close()

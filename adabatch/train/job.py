@@ -18,7 +18,7 @@ from adabatch.devices.trainer import template
 from adabatch.train import agreement, elastic
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
-from adabatch.train.checkpoints import CheckpointError, Checkpoints, Saved
+from adabatch.train.checkpoints import Checkpoints, Saved
 from adabatch.train.console import Console
 from adabatch.train.initial import start_from
 from adabatch.train.load import describe
@@ -90,8 +90,8 @@ def train(
 
     console = closed(Console(parts.length.examples, enabled=first))
     directory, keep = files.path / 'checkpoints', config.checkpoint.keep
-    checkpoints = closed(Checkpoints(directory, keep))
-    best = closed(Checkpoints(files.path / 'best', 1))
+    checkpoints = closed(Checkpoints(directory, keep, console.say))
+    best = closed(Checkpoints(files.path / 'best', 1, console.say))
     saved = _restore(parts, checkpoints, files, console)
     if saved is not None:
       console.say(f'resumed at update {saved.update} from {files.path}')
@@ -186,12 +186,6 @@ def _restore(
   """The newest checkpoint, if it is of a run on the same data."""
 
   def state(host: dict[str, Any]) -> Any:
-    if 'replicas' not in host:
-      raise CheckpointError(
-        f'the checkpoints in {files.path} were written by an earlier version '
-        'of adabatch, which this one cannot go on from: start in another '
-        'workdir'
-      )
     return template(parts.recipe, host['replicas']['replicas'])
 
   saved = checkpoints.restore(state, warn=console.say)

@@ -23,6 +23,7 @@ from jax.sharding import (
 )
 
 from adabatch.devices import state as state_lib
+from adabatch.train import checkpoints as checkpoints_lib
 from adabatch.train.checkpoints import CheckpointError, Checkpoints
 
 
@@ -78,6 +79,12 @@ def fill(directory, updates, keep=10):
     checkpoints.save(update, make_state(update), host(update))
   checkpoints.close()
   return directory
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+  """What cannot be read is tried again without pauses."""
+  monkeypatch.setattr(checkpoints_lib, 'PAUSES', (0, 0))
 
 
 def names(directory):
@@ -221,6 +228,12 @@ def halve(path):
   path.write_bytes(content[: len(content) // 2])
 
 
+def flip(path, bit):
+  content = bytearray(path.read_bytes())
+  content[bit // 8 % len(content)] ^= 1 << bit % 8
+  path.write_bytes(content)
+
+
 def delete(path):
   shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -264,8 +277,8 @@ def test_a_broken_record_gives_way_to_the_one_before(
   (warning,) = warnings
   assert warning.startswith('checkpoint of update 3 cannot be read (')
   assert '\n' not in warning
-  # The broken one is gone, and training comes by update 3 again.
-  assert names(directory) == ['1', '2']
+  # The broken one is set aside, and training comes by update 3 again.
+  assert names(directory) == ['1', '2', '3.unreadable']
   checkpoints.save(3, make_state(33), host(33))
   checkpoints.wait()
   record = opened(directory).restore(make_state(0), warn=pytest.fail)
@@ -296,12 +309,14 @@ def test_nothing_else_is_said(three, tmp_path):
   directory = tmp_path / 'c'
   shutil.copytree(three, directory)
   delete(directory / '3' / 'state' / 'ocdbt.process_0')
+  flip(directory / '2' / 'state' / 'manifest.ocdbt', 150)
+  flip(directory / '1' / '_CHECKPOINT_METADATA', 8)
   code = f"""
 import gc, pathlib
 from adabatch.train.checkpoints import Checkpoints
 from tests.train.test_checkpoints import make_state
 checkpoints = Checkpoints(pathlib.Path({str(directory)!r}), 3)
-assert checkpoints.restore(make_state(0)).update == 2
+assert checkpoints.restore(make_state(0)).update == 1
 checkpoints.close()
 gc.collect()
 """
@@ -312,9 +327,8 @@ gc.collect()
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count('\n') == 1
-  assert 'Exception' not in done.stderr
-  assert 'Traceback' not in done.stderr
+  assert done.stdout.count('\n') == 2
+  assert done.stderr == ''
 
 
 def test_other_complaints_are_still_heard(three, tmp_path, opened, monkeypatch):
@@ -348,7 +362,7 @@ def test_two_broken_records(three, tmp_path, opened):
   assert record.update == 1
   assert_equal(record.state, make_state(1))
   assert [w.split()[3] for w in warnings] == ['3', '2']
-  assert names(directory) == ['1']
+  assert names(directory) == ['1', '2.unreadable', '3.unreadable']
 
 
 def test_only_broken_records_are_an_error_and_stay(three, tmp_path, opened):

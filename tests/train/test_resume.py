@@ -15,7 +15,7 @@ import pytest
 
 from adabatch.train import train
 from adabatch.train.build import build
-from adabatch.train.checkpoints import CheckpointError, Checkpoints
+from adabatch.train.checkpoints import Checkpoints, VersionError
 from adabatch.train.console import Console
 from adabatch.train.log import Log
 from adabatch.train.loop import loop
@@ -311,12 +311,14 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path, capfd):
   files = Workdir(tmp_path)
   files.open(config, {})
   files.unlock()
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', 3)
+  manager = ocp.CheckpointManager(tmp_path / 'checkpoints')
+  state = ocp.args.StandardSave({'params': np.zeros(3)})
+  args = ocp.args.Composite(state=state, host=ocp.args.JsonSave(old))
   for update in (10, 20):
-    checkpoints.save(update, {'params': np.zeros(3)}, old)
-  checkpoints.close()
+    manager.save(update, args=args)
+  manager.close()
   before = sorted(tmp_path.rglob('*'))
-  with pytest.raises(CheckpointError, match='an earlier version') as refused:
+  with pytest.raises(VersionError, match='an earlier version') as refused:
     train(config, tmp_path, devices=jax.devices()[:1])
   assert 'start in another workdir' in str(refused.value)
   assert '\n' not in str(refused.value)

@@ -1,0 +1,136 @@
+"""Checksums of a state: the CRC-32 of each array's bytes.
+
+An array that is whole on every device has one. One that is spread over the
+devices, and one of replicas however it lies, has one for each of its rows: a
+process may see only some of them, and after a resume others.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from adabatch.devices.replicas import SyncState
+
+# Of an array, or of each of its rows, by the array's name.
+Checksums = dict[str, int | list[int]]
+
+
+class _Piece(NamedTuple):
+  """What of an array lies in one place."""
+
+  name: str
+  start: int  # the row that is its first
+  data: Any
+  by_row: bool
+
+
+def checksums(state: Any) -> Checksums:
+  """The checksums of a state; every process has to ask for them.
+
+  Args:
+    state: arrays of all processes, or of the host.
+
+  Raises:
+    ValueError: for an array that is spread along another axis than its first.
+
+  >>> checksums({'w': np.zeros(3, np.uint8)}) == {'w': zlib.crc32(bytes(3))}
+  True
+  """
+  replicas = isinstance(state, SyncState)
+  arrays = dict(_named(state))
+  by_row = {
+    name: not _is_whole(x) or (replicas and name.startswith('replicas/'))
+    for name, x in arrays.items()
+  }
+  seen = _seen(arrays, by_row)
+  keys = [
+    (name, row)
+    for name, x in arrays.items()
+    for row in range(len(x) if by_row[name] else 1)
+  ]
+  found: dict[str, list[int]] = {name: [] for name in arrays}
+  sums = _of_all_processes([seen.get(key, 0) for key in keys])
+  for (name, _), crc in zip(keys, sums, strict=True):
+    found[name].append(crc)
+  return {n: crcs if by_row[n] else crcs[0] for n, crcs in found.items()}
+
+
+def differing(state: Any, expected: Checksums) -> list[str]:
+  """Names of the arrays whose bytes, as far as seen here, are others.
+
+  Args:
+    state: placed anyhow.
+    expected: what `checksums` gave of what it is to be.
+  """
+  arrays = dict(_named(state))
+  if arrays.keys() != expected.keys():
+    return sorted(arrays.keys() ^ expected.keys())
+  wanted = {
+    (name, row): crc
+    for name, crcs in expected.items()
+    for row, crc in enumerate(crcs if isinstance(crcs, list) else [crcs])
+  }
+  by_row = {name: isinstance(crcs, list) for name, crcs in expected.items()}
+  seen = _seen(arrays, by_row)
+  return sorted({key[0] for key, crc in seen.items() if crc != wanted[key]})
+
+
+def _named(state: Any) -> Iterator[tuple[str, Any]]:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
+
+
+def _is_whole(array: Any) -> bool:
+  return not isinstance(array, jax.Array) or array.is_fully_replicated
+
+
+def _seen(
+  arrays: dict[str, Any], by_row: dict[str, bool]
+) -> dict[tuple[str, int], int]:
+  """By name and row, or 0: of what this process sees."""
+  pieces = [p for name, x in arrays.items() for p in _pieces(name, x, by_row)]
+  for piece in pieces:
+    if isinstance(piece.data, jax.Array):
+      # JAX keeps the copy, so that whoever writes the array needs no other.
+      piece.data.copy_to_host_async()
+  with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    sums = list(pool.map(_sums, pieces))
+  return {
+    (piece.name, piece.start + row): crc
+    for piece, its in zip(pieces, sums, strict=True)
+    for row, crc in enumerate(its)
+  }
+
+
+def _pieces(name: str, x: Any, by_row: dict[str, bool]) -> list[_Piece]:
+  if not isinstance(x, jax.Array):
+    return [_Piece(name, 0, x, by_row[name])]
+  shards = x.addressable_shards
+  if not by_row[name]:
+    return [_Piece(name, 0, shards[0].data if _is_whole(x) else x, False)]
+  if any(shard.data.shape[1:] != x.shape[1:] for shard in shards):
+    raise ValueError(f'{name} is spread along another axis than its first')
+  starts = {shard.index[0].start or 0: shard.data for shard in shards}
+  return [_Piece(name, start, data, True) for start, data in starts.items()]
+
+
+def _sums(piece: _Piece) -> list[int]:
+  values = np.asarray(piece.data)
+  return [
+    zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    for part in (values if piece.by_row else [values])
+  ]
+
+
+def _of_all_processes(sums: list[int]) -> list[int]:
+  """Those of what some process sees; 0 stands for what this one does not."""
+  if jax.process_count() == 1:
+    return sums
+  each = multihost_utils.process_allgather(np.array(sums, np.uint32))
+  return np.asarray(each).max(0).tolist()

@@ -1,0 +1,115 @@
+"""What checksums add to a checkpoint, and what it takes to read it back.
+
+    python -m benchmarks.checkpoint_cost
+
+Saves states of several sizes with and without checksums, in turn, so that a
+disturbance of the machine does not fall on one of them alone. Writes a log
+(`--log`) and prints a table: medians of the seconds that training waits, until
+all is on disk, of the checksums alone, and of reading back, which goes on in
+the background.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from adabatch.devices.checksums import checksums
+from adabatch.train import checkpoints as checkpoints_lib
+from adabatch.train.checkpoints import Checkpoints
+
+DOCS = pathlib.Path(__file__).parent.parent / 'docs'
+LOG = flags.DEFINE_string(
+  'log', str(DOCS / 'checkpoint_cost.json'), 'Where the log is written.'
+)
+REPEATS = flags.DEFINE_integer('repeats', 11, 'Saves of each kind.')
+
+MEGABYTES = 10, 100, 400
+ARRAYS = 16
+
+
+def make_state(megabytes: int, seed: int) -> dict[str, jax.Array]:
+  """As many bytes of noise, which does not compress."""
+  noise = np.random.default_rng(seed)
+  shape = megabytes * 10_000 // 4 // ARRAYS, 100
+  return {
+    str(i): jax.device_put(noise.standard_normal(shape, np.float32))
+    for i in range(ARRAYS)
+  }
+
+
+def save(directory: str, state: dict[str, jax.Array]) -> dict[str, float]:
+  """Seconds of one save into an empty directory."""
+  begin = time.perf_counter()
+  written = Checkpoints(pathlib.Path(directory) / 'checkpoints', 1)
+  # Reading back waits for its turn, so that each has its own seconds.
+  with mock.patch.object(written, '_confirm', return_value=None):
+    written.save(1, state, {})
+    waited = time.perf_counter()
+    written.wait()
+  on_disk = time.perf_counter()
+  written.close()
+  return {'waits': waited - begin, 'on_disk': on_disk - begin}
+
+
+def measure(megabytes: int, seed: int) -> dict[str, float]:
+  """One save without and one with checksums; and what else there is."""
+  found = {}
+  for kind in ('without', 'with')[:: 1 if seed % 2 else -1]:
+    # Of its own, because JAX keeps a copy on the host once there is one.
+    state = jax.block_until_ready(make_state(megabytes, seed))
+    none = mock.patch.object(checkpoints_lib, 'checksums', return_value={})
+    with tempfile.TemporaryDirectory() as directory:
+      if kind == 'without':
+        with none:
+          seconds = save(directory, state)
+      else:
+        seconds = save(directory, state)
+        begin = time.perf_counter()
+        template = {k: np.empty(x.shape, x.dtype) for k, x in state.items()}
+        reader = Checkpoints(pathlib.Path(directory) / 'checkpoints', None)
+        reader.read(1, template)
+        found['read_back'] = time.perf_counter() - begin
+        reader.close()
+    found |= {f'{name} {kind}': value for name, value in seconds.items()}
+  state = jax.block_until_ready(make_state(megabytes, seed))
+  begin = time.perf_counter()
+  checksums(state)
+  return found | {'checksums': time.perf_counter() - begin}
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  measure(MEGABYTES[0], 0)  # what is slow the first time
+  runs = {size: [] for size in MEGABYTES}
+  for seed in range(REPEATS.value):
+    for size, found in runs.items():
+      found.append(measure(size, seed))
+  log = {
+    'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
+    f'{platform.machine()}, {os.cpu_count()} cores',
+    'jax': jax.__version__,
+    'seconds': {f'{size} MB': found for size, found in runs.items()},
+  }
+  pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
+  names = list(runs[MEGABYTES[0]][0])
+  print('| MB | ' + ' | '.join(names) + ' | of a save |')
+  print('|---' * (2 + len(names)) + '|')
+  for size, found in runs.items():
+    middle = {n: statistics.median(run[n] for run in found) for n in names}
+    cells = ' | '.join(f'{middle[n]:.3f}' for n in names)
+    share = middle['checksums'] / middle['on_disk without']
+    print(f'| {size} | {cells} | {share:.1%} |')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,67 @@
+"""A checksum is of the values, wherever they lie, and of each row apart."""
+
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adabatch.devices.checksums import checksums, differing
+from adabatch.devices.mesh import make_devices
+from adabatch.devices.replicas import SyncState
+from adabatch.devices.trainer import BY_REPLICA, WHOLE
+
+WHERE = SyncState(WHOLE, WHOLE, WHOLE, BY_REPLICA)
+
+
+def make_state(replicas=4):
+  noise = np.random.default_rng(0).standard_normal((5, 3))
+  anchor = {'w': noise.astype(jax.numpy.bfloat16)}
+  rows = np.stack([noise + i for i in range(replicas)])
+  counts = np.arange(replicas, dtype=np.int32)
+  return SyncState(anchor, {}, (), {'w': rows, 'count': counts, 'flag': {}})
+
+
+def placed(state, devices):
+  mesh = make_devices(jax.devices()[:devices]).with_replicas(4)
+  return mesh.place(state, WHERE)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 8])
+def test_the_same_on_any_devices(devices):
+  state = make_state()
+  state.replicas['w'] = state.replicas['w'].astype(np.float32)
+  expected = checksums(state)
+  w = state.replicas['w']
+  assert expected['params/w'] == zlib.crc32(state.params['w'].tobytes())
+  assert expected['replicas/w'] == [zlib.crc32(row.tobytes()) for row in w]
+  there = placed(state, devices)
+  assert checksums(there) == expected
+  assert differing(there, expected) == []
+
+
+def test_any_bit_is_seen_in_the_row_that_a_process_has():
+  state = make_state()
+  expected = checksums(state)
+  state.replicas['w'].view(np.uint8)[2, 4, 7] ^= 1
+  assert differing(state, expected) == ['replicas/w']
+  # One that sees the first two rows alone finds nothing wrong with them.
+  state.replicas['w'] = state.replicas['w'][:2]
+  assert differing(state, expected) == []
+
+
+def test_arrays_that_are_missing_or_too_many():
+  expected = checksums({'a': np.zeros(2), 'b': np.zeros(3)})
+  assert differing({'a': np.zeros(2)}, expected) == ['b']
+  assert differing({'a': np.zeros(2), 'b': np.zeros(3), 'c': 0}, expected) == [
+    'c'
+  ]
+
+
+def test_columns_apart_are_refused():
+  mesh = Mesh(np.array(jax.devices()[:2]), ('data',))
+  sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
+  x = jax.device_put(np.zeros((2, 4)), sharding)
+  with pytest.raises(ValueError, match='w is spread along another axis'):
+    checksums({'w': x})
