@@ -326,8 +326,8 @@ def default() -> Config:
 
   c.watchdog = ConfigDict()
   # Without an update before the stacks of all threads are written to log.txt;
-  # to compile, evaluate or save may take four times that. None: never.
-  c.watchdog.seconds = FieldReference(1800.0, field_type=object)
+  # to compile, evaluate or save may take four times that. 0: never.
+  c.watchdog.seconds = 1800.0
   c.watchdog.abort = False  # end the run then, with exit status 75
 
   c.parallel = ConfigDict()

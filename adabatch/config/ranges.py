@@ -144,7 +144,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'processes.lost_seconds': POSITIVE,
   'processes.restarts': NATURAL,
   'processes.rejoin_seconds': POSITIVE,
-  'watchdog.seconds': POSITIVE,
+  'watchdog.seconds': NATURAL,
   'eval.every_epochs': POSITIVE,
   'eval.growth': COUNT,
   'eval.max_per_device': COUNT,

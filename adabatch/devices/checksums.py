@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from adabatch.devices.agreed import Differ
 from adabatch.devices.replicas import SyncState
 
 # Of an array, or of each of its rows, by the array's name.
@@ -38,6 +39,7 @@ def checksums(state: Any) -> Checksums:
 
   Raises:
     ValueError: for an array that is spread along another axis than its first.
+    Differ: where two processes see different bytes of one array.
 
   >>> checksums({'w': np.zeros(3, np.uint8)}) == {'w': zlib.crc32(bytes(3))}
   True
@@ -55,8 +57,18 @@ def checksums(state: Any) -> Checksums:
     for row in range(len(x) if by_row[name] else 1)
   ]
   found: dict[str, list[int]] = {name: [] for name in arrays}
-  sums = _of_all_processes([seen.get(key, 0) for key in keys])
-  for (name, _), crc in zip(keys, sums, strict=True):
+  each = _of_all_processes([seen.get(key, 0) for key in keys])
+  sums = each.max(0)
+  other = sorted(
+    {keys[i][0] for _, i in np.argwhere((each != sums) & (each > 0))}
+  )
+  if other:
+    more = f' and {len(other) - 1} other arrays' if other[1:] else ''
+    raise Differ(
+      f'the processes differ in their state: {other[0]}{more} has other values '
+      'on one than on another; go on from the last checkpoint'
+    )
+  for (name, _), crc in zip(keys, sums.tolist(), strict=True):
     found[name].append(crc)
   return {n: crcs if by_row[n] else crcs[0] for n, crcs in found.items()}
 
@@ -128,9 +140,9 @@ def _sums(piece: _Piece) -> list[int]:
   ]
 
 
-def _of_all_processes(sums: list[int]) -> list[int]:
-  """Those of what some process sees; 0 stands for what this one does not."""
+def _of_all_processes(sums: list[int]) -> np.ndarray:
+  """[processes, sums]: 0 stands for what a process does not see."""
+  own = np.array(sums, np.uint32)
   if jax.process_count() == 1:
-    return sums
-  each = multihost_utils.process_allgather(np.array(sums, np.uint32))
-  return np.asarray(each).max(0).tolist()
+    return own[None]
+  return np.asarray(multihost_utils.process_allgather(own))

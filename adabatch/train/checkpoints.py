@@ -371,10 +371,10 @@ class Checkpoints:
     Raises:
       WriteError: if the newest record could not be written.
     """
-    reading = self._read_back is not None and not self._read_back.done()
-    if '_manager' in vars(self) and not reading:
-      if not self._manager.is_saving_in_progress():
-        self.wait()
+    if '_manager' not in vars(self) or self._manager.is_saving_in_progress():
+      return
+    if self._read_back is None or self._read_back.done():
+      self.wait()
 
   def wait(self) -> None:
     """Returns when everything saved is on disk, and was read back."""

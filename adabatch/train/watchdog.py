@@ -27,7 +27,7 @@ class Watchdog:
   def __init__(
     self,
     path: pathlib.Path,
-    seconds: float | None,
+    seconds: float,
     say: Callable[[str], None],
     *,
     abort: bool = False,
@@ -37,7 +37,7 @@ class Watchdog:
     Args:
       path: of the file.
       seconds: without an update before the run counts as standing still; of
-        what takes longer a multiple, see PATIENCE. None: nobody looks.
+        what takes longer a multiple, see PATIENCE. 0: nobody looks.
       say: is told in one line.
       abort: whether the process is then ended, with the status RETRY.
     """
@@ -46,7 +46,7 @@ class Watchdog:
     self._main = threading.get_ident()
     self._doing = 'starting', 'nothing', time.monotonic()
     self._closed = threading.Event()
-    if seconds is not None:
+    if seconds:
       threading.Thread(target=self._look, name='watchdog', daemon=True).start()
 
   def __call__(self, doing: str, done: str = 'nothing') -> None:
@@ -62,7 +62,6 @@ class Watchdog:
     self._closed.set()
 
   def _look(self) -> None:
-    assert self._seconds is not None, 'else nobody looks'
     told = None
     while not self._closed.wait(min(self._seconds / 4, 10.0)):
       found = self._doing

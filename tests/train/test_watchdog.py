@@ -53,7 +53,7 @@ def test_what_takes_longer_may(doing, tmp_path):
 
 def test_nobody_looks_without_a_limit(tmp_path):
   threads = threading.active_count()
-  Watchdog(tmp_path / 'log.txt', None, pytest.fail)
+  Watchdog(tmp_path / 'log.txt', 0, pytest.fail)
   assert threading.active_count() == threads
 
 
