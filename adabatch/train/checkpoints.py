@@ -77,11 +77,12 @@ def _verified(record: Any) -> dict[str, Any]:
     VersionError: if another version did.
     _DamagedError: if it was something else.
   """
-  signed = isinstance(record, dict) and {'version', 'checksum'} & record.keys()
+  record = record if isinstance(record, dict) else {}
+  signed = {'version', 'checksum'} & record.keys()
   if not signed and 'progress' in record:
     raise VersionError('was written by an earlier version of adabatch')
   rest = {k: v for k, v in record.items() if k != 'checksum'}
-  if not signed or record.get('checksum') != _checksum(rest):
+  if record.get('checksum') != _checksum(rest):
     raise _DamagedError('its JSON is not what was written')
   if record['version'] != VERSION:
     raise VersionError(
@@ -175,13 +176,17 @@ class Checkpoints:
 
   def updates(self) -> list[int]:
     """Of the records that are there, from the oldest."""
-    return sorted(self._manager.all_steps()) if self._directory.is_dir() else []
+    if not self._directory.is_dir():
+      return []
+    with _quietly():
+      self._manager.reload()  # who removes or renames does not tell it
+    return sorted(self._manager.all_steps())
 
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied.
 
-    There it is read back as well, and what is older than the newest `keep`
-    removed after that.
+    Where there are then more than `keep` it is read back there as well, and the
+    oldest are removed after that.
 
     Raises:
       WriteError: if this one or the one before cannot be written.
@@ -204,6 +209,11 @@ class Checkpoints:
   def _confirm(self, update: int, template: Any) -> None:
     """Removes what is too old, if this record can be read back."""
     self._manager.wait_until_finished()
+    there = [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
+    assert self._keep is not None, 'it is written'
+    too_old = sorted(u for u in there if u <= update)[: -self._keep]
+    if not too_old:
+      return
     try:
       self._read(update, template)
     # Where data are missing Orbax raises `Exception` itself.
@@ -214,9 +224,7 @@ class Checkpoints:
         'those before it are kept'
       )
       return
-    there = [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
-    assert self._keep is not None, 'it is written'
-    for old in sorted(u for u in there if u <= update)[: -self._keep]:
+    for old in too_old:
       shutil.rmtree(self._directory / str(old))
 
   def _set_aside(self, update: int) -> str:
@@ -274,8 +282,7 @@ class Checkpoints:
           for given_up in broken:
             self._set_aside(given_up)
         any_process(True)  # which waits for the first
-        with _quietly():
-          self._manager.reload()
+        self.updates()
       return saved
     raise CheckpointError(
       f'none of the checkpoints in {self._directory} can be read: restore '

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from adabatch.devices import checksums as checksums_lib
+from adabatch.devices.agreed import Differ
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.replicas import SyncState
@@ -65,3 +67,20 @@ def test_columns_apart_are_refused():
   x = jax.device_put(np.zeros((2, 4)), sharding)
   with pytest.raises(ValueError, match='w is spread along another axis'):
     checksums({'w': x})
+
+
+def test_processes_with_other_values_are_noticed(monkeypatch):
+  """Three processes, of which each sees the first array and some rows."""
+  state = {'a': np.zeros(2), 'b': np.ones(3)}
+  own = np.array(list(checksums(state).values()), np.uint32)
+
+  def of_three(sums):
+    assert sums == own.tolist()
+    return np.array([own, own * [1, 0], own * [1, 1] + [0, others]], np.uint32)
+
+  monkeypatch.setattr(checksums_lib, '_of_all_processes', of_three)
+  others = 0
+  assert list(checksums(state).values()) == own.tolist()
+  others = 1
+  with pytest.raises(Differ, match='in their state: b has other values'):
+    checksums(state)
