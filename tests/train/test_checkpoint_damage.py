@@ -42,7 +42,7 @@ def flip(path, bit):
 
 def arrays(record):
   """Its largest file, which holds most of the arrays."""
-  return max(record.glob('state/d/*'), key=lambda p: p.stat().st_size)
+  return max(record.glob('state/**/d/*'), key=lambda p: p.stat().st_size)
 
 
 def restored(directory, state, keep=3):
