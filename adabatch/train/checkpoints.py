@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+# Orbax splits an array among the devices that have copies of it, and each slice
+# is a program to compile: on 8 devices a second and more for a small network.
+# Where a slice would be smaller than these bytes, one device writes it all.
+SMALLEST_SLICE = 2**20
+
 
 class Saved(NamedTuple):
   """A restored checkpoint.
@@ -51,6 +56,27 @@ def _silence_abandoned_reads() -> None:
   sys.unraisablehook = say_the_rest
 
 
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+  """What writes and reads the two sides of a record."""
+  kinds = ocp.type_handlers
+  arrays = kinds.ArrayHandler(
+    min_slice_bytes_for_replica_parallel=SMALLEST_SLICE
+  )
+  writer = ocp.PyTreeCheckpointHandler(
+    type_handler_registry=kinds.create_type_handler_registry(
+      (jax.Array, arrays)
+    )
+  )
+  registry = ocp.handlers.create_default_handler_registry(
+    host=ocp.JsonCheckpointHandler()
+  )
+  registry.add('state', ocp.args.PyTreeSave, writer)
+  registry.add(
+    'state', ocp.args.StandardRestore, ocp.StandardCheckpointHandler()
+  )
+  return registry
+
+
 class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
@@ -75,6 +101,7 @@ class Checkpoints:
           barrier_sync_key_prefix=self._directory.name
         ),
       ),
+      handler_registry=_handlers(),
     )
 
   def updates(self) -> list[int]:
@@ -88,7 +115,7 @@ class Checkpoints:
     self._manager.save(
       update,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+        state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(host)
       ),
     )
 
