@@ -7,12 +7,14 @@ import tempfile
 
 import pytest
 
+from tests import commands
+
 # Eight virtual devices, so that every test can choose how many it uses; and
 # programs that are compiled quickly, for that is where the time goes.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8'
-  + ' --xla_backend_optimization_level=0'
+  + ' --xla_force_host_platform_device_count=8 '
+  + commands.QUICKLY
 )
 # JAX sizes its thread pool by the cores; with fewer threads than devices, a
 # collective could wait for a participant that never gets a thread.
@@ -59,7 +61,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope='module')
 def compile_quickly():
-  """For small runs: the same as the flag above, whatever a config asks for."""
+  """For small runs: the first flag of those, whatever a config asks for."""
   from adabatch.train import build
 
   options = {'xla_backend_optimization_level': 0}

@@ -18,8 +18,13 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Compiling is most of a small run; the results of a run are the same.
-QUICKLY = '--xla_backend_optimization_level=0'
+# Compiling is most of a small run. Without optimisation; each kernel straight
+# to LLVM, for which no MLIR context is made (half the time); all in one module.
+QUICKLY = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_cpu_use_fusion_emitters=false '
+  '--xla_cpu_parallel_codegen_split_count=1'
+)
 
 
 class Process:

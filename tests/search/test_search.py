@@ -465,8 +465,7 @@ from adabatch.train import build
 from adabatch.study import summarize
 from adabatch.search.study_job import study
 from tests.search.test_search import workload
-options = {'xla_backend_optimization_level': 0}  # compiles quickly
-build.compiler_options = lambda config, platform: options
+build.compiler_options = lambda config, platform: {}  # as the flags say
 c = workload(**{'search.members': 1, 'search.updates_per_call': 4})
 if len(sys.argv) > 2:
   c.search.storage = sys.argv[2]
@@ -486,7 +485,7 @@ def start(tmp_path_factory):
   """Starts a worker in that directory."""
   script = tmp_path_factory.mktemp('script') / 'script.py'
   script.write_text(SCRIPT)
-  environment = os.environ | {'XLA_FLAGS': ''}
+  environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
   return lambda *arguments: commands.Process([script, *arguments], environment)
 
 
@@ -674,7 +673,8 @@ def test_a_range_is_not_widened_beyond_what_the_key_may_be():
 
 
 def launch(*arguments):
-  return commands.run(['launch.py', *arguments], os.environ | {'XLA_FLAGS': ''})
+  environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
+  return commands.run(['launch.py', *arguments], environment)
 
 
 def test_the_command_leaves_its_files(tmp_path):

@@ -416,3 +416,24 @@ def test_foreign_files_do_no_harm(three, tmp_path, opened):
   (directory / 'old').mkdir()
   record = opened(directory).restore(make_state(0), warn=pytest.fail)
   assert record.update == 3
+
+
+def test_only_large_arrays_are_split_among_devices(tmp_path, monkeypatch):
+  """Each slice of each shape is a program to compile."""
+  sliced = []
+  slice_in_dim = jax.lax.slice_in_dim
+
+  def counted(x, *arguments, **how):
+    sliced.append(x.shape)
+    return slice_in_dim(x, *arguments, **how)
+
+  monkeypatch.setattr(jax.lax, 'slice_in_dim', counted)
+  everywhere = NamedSharding(Mesh(jax.devices()[:2], 'd'), PartitionSpec())
+  arrays = {'small': jnp.ones(64), 'large': jnp.arange(2.0**19)}
+  state = jax.device_put(arrays, everywhere)
+  checkpoints = Checkpoints(tmp_path, 1)
+  checkpoints.save(1, state, {})
+  checkpoints.wait()
+  assert sliced == [(2**19,)] * 2
+  assert_equal(checkpoints.read(None, state).state, state)
+  checkpoints.close()
