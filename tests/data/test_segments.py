@@ -65,7 +65,7 @@ def test_a_group_that_is_killed_leaves_nothing_to_the_next_start(monkeypatch):
   assert left
   monkeypatch.setattr(os, 'statvfs', lambda path: FULL)  # nothing is started
   with pytest.raises(DatasetError):
-    streaming.read_chunks(Rows(), None, 0, workers=1)
+    streaming.read_chunks(Rows(), order.Order(10, 0), 0, workers=1)
   assert not left & names()
 
 
