@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import multiprocessing
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from adabatch.data import labels, order
+from adabatch.data import labels, order, segments
 from adabatch.data.order import process_positions
 from adabatch.data.source import Chunk, Source
 
@@ -37,8 +37,6 @@ READ_AHEAD = 512
 
 # Arrays up to this many bytes travel in a message, others in shared memory.
 _MESSAGE_BYTES = 1024
-
-_SHARED_MEMORY = pathlib.Path('/dev/shm')
 
 # How long starting processes may take at most; they then start all the same.
 _START_SECONDS = 10.0
@@ -79,7 +77,8 @@ def read_chunks(
 
   Raises:
     ValueError: if a number is out of range.
-    DatasetError: while iterating, for a label or a token that is no class.
+    DatasetError: if there is too little shared memory; while iterating, also
+      for a label or a token that is no class.
 
   >>> class Squares:
   ...   num_examples = 5
@@ -113,6 +112,9 @@ class Chunks:
     every = grain.MapDataset.source(blocks)
     self._workers = workers = min(workers, len(every))
     if workers:
+      segments.sweep()
+      # What each has read ahead, is about to add, and has handed over.
+      segments.check_room(blocks.needed(ahead + 2 * workers))
       self._iterators = [
         iter(_in_worker(every[worker::workers], ahead // workers))
         for worker in range(workers)
@@ -206,6 +208,8 @@ class _Blocks:
       # Without an end, so many that the last position still is an int64.
       stop = 2**62 if order else source.num_examples
     self.size = size
+    # Of what other processes, which get a copy of this, hand over.
+    self._owner, self._pid = segments.owner(), os.getpid()
     self._source = source
     self._order = order
     self._positions = process_positions(start, stop, process, processes)
@@ -225,28 +229,20 @@ class _Blocks:
     classes = getattr(self._source, 'num_classes', None)
     if classes is not None:
       labels.check(chunk.arrays, classes, lambda row: f'record {indices[row]}')
-    if multiprocessing.parent_process():
-      _check_shared_memory(chunk)
-    return chunk
+    if self._owner is None or os.getpid() == self._pid:
+      return chunk
+    shared = {
+      name: segments.share(array, self._owner)
+      for name, array in chunk.arrays.items()
+      if array.nbytes >= _MESSAGE_BYTES
+    }
+    return chunk._replace(arrays=chunk.arrays | shared)
 
-
-def _check_shared_memory(chunk: Chunk) -> None:
-  """Raises an error where writing would end the process with a bus error.
-
-  Containers often have 64 MB.
-  """
-  if not _SHARED_MEMORY.is_dir():
-    return
-  status = os.statvfs(_SHARED_MEMORY)
-  free = status.f_bavail * status.f_frsize
-  # Others may be about to write as well.
-  needed = 2 * sum(array.nbytes for array in chunk.arrays.values())
-  if free < needed:
-    raise MemoryError(
-      f'{_SHARED_MEMORY} has {free:,} bytes left, and workers hand over their '
-      'examples there: make it larger (docker run --shm-size=...), read less '
-      'far ahead, or with fewer workers'
-    )
+  def needed(self, count: int) -> int:
+    """Bytes of so many chunks; 0 if what they hold is not known."""
+    shapes = getattr(self._source, 'shapes', {}).values()
+    each = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes)
+    return min(count, len(self)) * self.size * each
 
 
 def _start_worker(index: int, count: int) -> None:

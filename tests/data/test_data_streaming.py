@@ -17,7 +17,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adabatch.data import images, jpeg, labels, order, streaming
+from adabatch.data import images, jpeg, labels, order
 from adabatch.data.images import open_images
 from adabatch.data.resident import load
 from adabatch.data.source import Chunk
@@ -584,16 +584,6 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
   process.kill()
   process.communicate()
   wait_until(lambda: not any(alive(pid) for pid in pids))
-
-
-def test_full_shared_memory_is_an_error(monkeypatch):
-  chunk = Numbers().read(np.arange(3), None)
-  streaming._check_shared_memory(chunk)
-  full = os.statvfs_result((4096, 4096, 100, 0, 0, 9, 9, 9, 0, 255))
-  monkeypatch.setattr(os, 'statvfs', lambda path: full)
-  monkeypatch.setattr(streaming, '_SHARED_MEMORY', ROOT)
-  with pytest.raises(MemoryError, match='has 0 bytes left'):
-    streaming._check_shared_memory(chunk)
 
 
 def test_many_files_may_be_open(monkeypatch):

@@ -1,0 +1,124 @@
+"""Shared memory: nothing is left of a run that was killed, and none is full."""
+
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from adabatch.data import order, segments, streaming
+from adabatch.data.source import Chunk, Shape
+from adabatch.data.tfds_records import DatasetError
+from tests.data.test_data_streaming import ROOT, wait_until
+
+pytestmark = pytest.mark.skipif(
+  segments.owner() is None, reason='there is no /dev/shm'
+)
+
+SCRIPT = """
+import time
+import numpy as np
+from adabatch.data import Chunk, Order, read_chunks
+
+class Source:
+  num_examples = 10
+
+  def read(self, indices, positions):
+    return Chunk({'x': np.ones((len(indices), 4096))}, ())
+
+chunks = read_chunks(Source(), Order(10, 0), 0, workers=1, chunk=2)
+next(chunks)
+print('started', flush=True)
+time.sleep(100)
+"""
+
+
+FULL = os.statvfs_result((4096, 4096, 9, 0, 511, 9, 9, 9, 0, 255))
+
+
+def names():
+  return {path.name for path in segments.DIRECTORY.glob(f'{segments.PREFIX}-*')}
+
+
+def test_a_group_that_is_killed_leaves_nothing_to_the_next_start(monkeypatch):
+  process = subprocess.Popen(
+    [sys.executable, '-c', SCRIPT],
+    stdout=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    start_new_session=True,  # a group of its own
+    text=True,
+  )
+  assert process.stdout
+  assert process.stdout.readline() == 'started\n'
+  numbers = segments.owner().rsplit('-', 2)[0]
+  own = {n for n in names() if n.startswith(f'{numbers}-{process.pid}-')}
+  assert own
+  assert not own & set(segments.sweep())  # its owner lives
+  os.killpg(process.pid, signal.SIGKILL)
+  process.stdout.close()
+  assert process.wait() == -signal.SIGKILL
+  left = {n for n in names() if n.startswith(f'{numbers}-{process.pid}-')}
+  assert left
+  monkeypatch.setattr(os, 'statvfs', lambda path: FULL)  # nothing is started
+  with pytest.raises(DatasetError):
+    streaming.read_chunks(Rows(), order.Order(10, 0), 0, workers=1)
+  assert not left & names()
+
+
+class Rows:
+  num_examples = 10
+  shapes = {'x': Shape((1024,), np.dtype(np.float32))}
+
+  def read(self, indices, positions):
+    return Chunk({'x': np.ones((len(indices), 1024), np.float32)}, ())
+
+
+def test_only_what_dead_owners_left_is_swept(tmp_path, monkeypatch):
+  mine = segments.owner()
+  numbers, pid, start = mine.rsplit('-', 2)
+  monkeypatch.setattr(segments, 'DIRECTORY', tmp_path)
+  elsewhere = f'{segments.PREFIX}-1-{pid}-{start}-a'  # another container
+  kept = [f'{mine}-a', elsewhere, 'psm_12345678', f'{segments.PREFIX}-note']
+  zombie = subprocess.Popen([sys.executable, '-c', ''])
+  stat = pathlib.Path(f'/proc/{zombie.pid}/stat')
+  wait_until(lambda: stat.read_text().rpartition(')')[2].split()[0] == 'Z')
+  began = stat.read_text().rpartition(')')[2].split()[19]
+  dead = [
+    f'{numbers}-{pid}-{int(start) - 1}-a',  # its number is used again
+    f'{numbers}-{2**22 + 1}-{start}-b',
+    f'{numbers}-{zombie.pid}-{began}-c',
+  ]
+  for name in kept + dead:
+    (tmp_path / name).touch()
+  assert sorted(segments.sweep()) == sorted(dead)
+  assert {path.name for path in tmp_path.iterdir()} == set(kept)
+  zombie.wait()
+
+
+def test_too_little_is_refused_before_anything_is_started(monkeypatch):
+  monkeypatch.setattr(os, 'statvfs', lambda path: FULL)
+  with pytest.raises(DatasetError) as error:
+    streaming.read_chunks(Rows(), order.Order(10, 0), 0, workers=1)
+  # 512 examples ahead, a chunk about to be added and one that was handed over.
+  assert str(error.value).startswith(
+    f'{segments.DIRECTORY} has 2,093,056 bytes left of the 2,359,296 in which '
+  )
+  assert 'data.workers=0' in str(error.value)
+  assert '\n' not in str(error.value)
+  with streaming.read_chunks(Rows(), order.Order(10, 0), 0) as chunks:
+    next(chunks)  # a thread needs none
+
+
+def test_a_segment_for_which_there_is_no_room_is_no_bus_error(monkeypatch):
+  def full(file, offset, size):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'posix_fallocate', full)
+  before = names()
+  with pytest.raises(DatasetError, match='of the 8,192 in which readers'):
+    segments.share(np.ones(1024), segments.owner())
+  assert names() == before
