@@ -1,0 +1,325 @@
+"""Real runs are disturbed at random moments; what they end in must be the same.
+
+    python -m benchmarks.torture --kills=50 --seed=0 --log=docs/torture.json
+
+Each try starts a job (`torture_jobs.py`) in a directory of its own, waits for a
+random moment, disturbs it once and then starts the same command again, as a
+scheduler would, until it completes. Parameters, optimizer state, the lines of
+`metrics.jsonl`, `summary.json` and a search's table must be those of the
+undisturbed run of the same setting, to the bit and without the seconds. A try
+counts only if the disturbance met a running process; else another moment is
+drawn.
+
+The log has one entry for each try and is written after each; started again with
+the same log and seed, it goes on with the next. The exit status is 1 if
+anything differed. A full disk is a small tmpfs where one may be mounted (as
+root), else a limit on the size of files (RLIMIT_FSIZE).
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from adabatch.config.files import write_json
+from benchmarks.disturbances import (
+  KINDS,
+  PATIENCE,
+  POLL,
+  Away,
+  Commands,
+  Moment,
+  Undisturbed,
+  disturb,
+  flip,
+  lines_of,
+  small_disk,
+  watch,
+  wheres,
+)
+from benchmarks.torture_jobs import (
+  JOBS,
+  Setting,
+  differences,
+  jobs,
+  make_data,
+  records,
+  results,
+  settings,
+)
+
+KILLS = flags.DEFINE_integer('kills', 50, 'Disturbances in all.')
+SEED = flags.DEFINE_integer('seed', 0, 'Draws jobs, kinds and moments.')
+LOG = flags.DEFINE_string('log', 'docs/torture.json', 'Written, or gone on.')
+ONLY_JOBS = flags.DEFINE_list('jobs', None, f'Some of {", ".join(JOBS)}.')
+ONLY_KINDS = flags.DEFINE_list('kinds', None, f'Some of {", ".join(KINDS)}.')
+DIRECTORY = flags.DEFINE_string(
+  'directory', None, 'Of the runs; the default is a temporary one.'
+)
+
+DRAWS = 5  # of a moment, until one meets a running process
+RESTARTS = 5  # after which a run is given up
+
+
+# One try.
+
+
+def undisturbed(setting: Setting, place: pathlib.Path) -> Undisturbed:
+  """Runs it once; a run that fails without a disturbance ends it all."""
+  workdir = place / 'run' / 'w'
+  saves: set[str] = set()
+
+  def look() -> None:
+    saves.update(path.name for path in records(workdir / 'checkpoints'))
+
+  workdir.parent.mkdir(parents=True)
+  with Commands(setting, place) as running:
+    running.wait(PATIENCE, look)
+    seconds = time.monotonic() - running.begin
+    if any(running.status()):
+      sys.exit(f'{setting} fails by itself:\n{running.text()}')
+  metrics = workdir / 'metrics.jsonl'
+  text = metrics.read_text() if metrics.exists() else ''
+  lines = [json.loads(line) for line in text.splitlines()]
+  return Undisturbed(results(workdir), seconds, lines, len(saves))
+
+
+def interrupt(
+  setting: Setting,
+  kind: str,
+  moment: Moment,
+  done: Undisturbed,
+  rng: random.Random,
+  place: pathlib.Path,
+  disk: str,
+) -> dict[str, Any] | None:
+  """Starts it and disturbs it; None if that did not meet a running process."""
+  workdir = place / 'run' / 'w'
+  with Commands(setting, place) as running:
+    come = watch(moment, done, workdir, running.begin)
+    while running.running() and not come():
+      time.sleep(POLL)
+    time.sleep(moment.delay)
+    lines, at = lines_of(workdir), time.monotonic()
+    met, ended = disturb(kind, running, rng, disk, place / 'run')
+    two = len(records(workdir / 'checkpoints')) > 1
+    if not met or (kind in ('read', 'flip') and not two):
+      return None
+    return {
+      'lines': lines,
+      'exits': [running.status()],
+      'ended': ended,
+      'ended_seconds': time.monotonic() - at,
+      'tracebacks': running.text().count('Traceback (most'),
+    }
+
+
+def recover(
+  setting: Setting,
+  place: pathlib.Path,
+  found: dict[str, Any],
+  away: Away | None,
+) -> str:
+  """Starts it until it completes; the last line of a run that does not."""
+  workdir = place / 'run' / 'w'
+  text = ''
+  for restart in range(1, RESTARTS + 1):
+    with Commands(setting, place) as running:
+
+      def look(begin=running.begin) -> None:
+        if away is not None:
+          away.look()
+        if 'recovery_seconds' not in found and (
+          lines_of(workdir) >= found['lines'] > 0
+        ):
+          found['recovery_seconds'] = time.monotonic() - begin
+
+      ended = running.wait(PATIENCE, look)
+      if away is not None:
+        away.back()
+      text = running.text()
+      found['restarts'] = restart
+      found['exits'].append(running.status())
+      found['tracebacks'] += text.count('Traceback (most')
+      if not any(running.status()):
+        found.setdefault('recovery_seconds', time.monotonic() - running.begin)
+        return ''
+      found['ended'] &= ended
+  return text.strip().rpartition('\n')[2] or 'nothing was said'
+
+
+def attempt(
+  setting: Setting,
+  kind: str,
+  done: Undisturbed,
+  rng: random.Random,
+  place: pathlib.Path,
+) -> dict[str, Any]:
+  """One disturbance with all that follows; an entry of the log."""
+  entry: dict[str, Any] = setting._asdict() | {'kind': kind}
+  for draw in range(1, DRAWS + 1):
+    where = rng.choice(wheres(done))
+    moment = Moment(where, rng.random(), 0.03 * rng.random())
+    here = place / str(draw)
+    entry |= {'moment': moment._asdict(), 'draws': draw, 'interrupted': False}
+    with contextlib.ExitStack() as stack:
+      disk = ''
+      if kind == 'disk':
+        disk = stack.enter_context(small_disk(here / 'run'))
+        entry['disk'] = disk
+      else:
+        (here / 'run').mkdir(parents=True)
+      found = interrupt(setting, kind, moment, done, rng, here, disk)
+      if found is None:
+        continue
+      away, workdir = None, here / 'run' / 'w'
+      newest = records(workdir / 'checkpoints')[-1:]
+      if kind == 'flip':
+        entry['what'] = flip(newest[0], rng)
+      elif kind == 'read':
+        away = Away(newest[0], here / 'away', rng)
+        entry['what'] = str(away.path.relative_to(workdir))
+      failed = recover(setting, here, found, away)
+      entry |= found | {'interrupted': True}
+      if failed:
+        return entry | {'differs': [f'not completed: {failed[:300]}']}
+      differs = differences(results(workdir), done.results)
+      more = [f'and {len(differs) - 10} more'] if len(differs) > 10 else []
+      return entry | {'differs': differs[:10] + more}
+  return entry
+
+
+# All.
+
+
+def draw(
+  seed: int, number: int, kinds: list[str], there: list[Setting]
+) -> tuple[Setting, str, random.Random]:
+  """Of a try by its number: each kind in turn, on settings in random order."""
+  kinds = random.Random(f'{seed}').sample(kinds, len(kinds))
+  kind = kinds[number % len(kinds)]
+  fitting = [setting for setting in there if fits(kind, setting)]
+  order = random.Random(f'{seed} {kind}').sample(fitting, len(fitting))
+  setting = order[number // len(kinds) % len(order)]
+  return setting, kind, random.Random(f'{seed} {number}')
+
+
+def fits(kind: str, setting: Setting) -> bool:
+  """Whether a setting can be disturbed so.
+
+  >>> fits('lost', Setting('text', 1)), fits('flip', Setting('search', 1))
+  (False, False)
+  """
+  if kind in ('lost', 'kill'):  # of two, a killed process is a lost one
+    return (kind == 'lost') == (setting.processes > 1)
+  return kind not in ('read', 'flip') or JOBS[setting.name].checkpoints
+
+
+def line_of(entry: dict[str, Any]) -> str:
+  """What a person reads of a try."""
+  setting = Setting(entry['name'], entry['devices'], entry['processes'])
+  start = f'{setting}: {entry["kind"]} at {entry["moment"]["where"]}'
+  if not entry['interrupted']:
+    return f'{start}: met no running process in {entry["draws"]} draws'
+  differs = ', '.join(entry['differs']) or 'equal'
+  notes = [] if entry['ended'] else ['HUNG']
+  notes += [f'{entry["tracebacks"]} tracebacks'] if entry['tracebacks'] else []
+  return ', '.join(
+    [
+      f'{start}: {differs}',
+      f'{entry.get("restarts", 0)} restarts',
+      f'ended after {entry["ended_seconds"]:.1f} s',
+      f'recovered in {entry.get("recovery_seconds", 0.0):.1f} s',
+      *notes,
+    ]
+  )
+
+
+def chosen(given: list[str] | None, known: list[str], flag: str) -> list[str]:
+  if unknown := set(given or ()) - set(known):
+    raise app.UsageError(
+      f'--{flag}={sorted(unknown)[0]} is none of {", ".join(known)}'
+    )
+  return given or known
+
+
+def open_log(path: pathlib.Path) -> dict[str, Any]:
+  """The log that is gone on with, or a new one."""
+  if path.exists():
+    log = json.loads(path.read_text())
+    if log['seed'] != SEED.value:
+      raise app.UsageError(
+        f'{path} is of seed {log["seed"]}: give that, or another --log'
+      )
+    return log
+  hardware = f'{platform.machine()}, {os.cpu_count()} cores'
+  versions = {'python': platform.python_version(), 'jax': jax.__version__}
+  return {
+    'hardware': hardware,
+    'versions': versions,
+    'seed': SEED.value,
+    'kinds': KINDS,
+    'tries': [],
+  }
+
+
+def torture(log: dict[str, Any], path: pathlib.Path, directory: pathlib.Path):
+  """Tries until so many disturbances as wanted met a running process."""
+  kinds = chosen(ONLY_KINDS.value, list(KINDS), 'kinds')
+  there = settings(chosen(ONLY_JOBS.value, list(jobs()), 'jobs'))
+  kinds = [kind for kind in kinds if any(fits(kind, s) for s in there)]
+  done: dict[Setting, Undisturbed] = {}
+  tries = log['tries']
+  while (met := sum(t['interrupted'] for t in tries)) < KILLS.value:
+    if len(tries) >= 2 * KILLS.value + DRAWS:
+      print('too many tries met no running process')
+      break
+    setting, kind, rng = draw(SEED.value, len(tries), kinds, there)
+    (data := directory / 'data').mkdir(exist_ok=True)
+    make_data(data, JOBS[setting.name].data)
+    if setting not in done:
+      with tempfile.TemporaryDirectory(dir=directory) as place:
+        done[setting] = undisturbed(setting, pathlib.Path(place))
+      print(f'{setting}: {done[setting].seconds:.1f} s undisturbed', flush=True)
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+      entry = attempt(setting, kind, done[setting], rng, pathlib.Path(place))
+    tries.append(entry)
+    write_json(path, log)
+    met += entry['interrupted']
+    print(f'{met} of {KILLS.value}  {line_of(entry)}', flush=True)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  # So that everything is tidied up.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+  path = pathlib.Path(LOG.value)
+  log = open_log(path)
+  with contextlib.ExitStack() as stack:
+    directory = DIRECTORY.value or stack.enter_context(
+      tempfile.TemporaryDirectory(prefix='torture-')
+    )
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    torture(log, path, pathlib.Path(directory).absolute())
+  met = [entry for entry in log['tries'] if entry['interrupted']]
+  bad = [entry for entry in met if entry['differs'] or not entry['ended']]
+  counts = Counter(entry['kind'] for entry in met)
+  print(', '.join(f'{kind} {count}' for kind, count in counts.items()))
+  print(f'{len(met)} disturbances, {len(bad)} with another end')
+  sys.exit(bool(bad))
+
+
+if __name__ == '__main__':
+  app.run(main)
