@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.torture_jobs import (
@@ -273,18 +273,18 @@ def disturb(
   return met.get(kind, all(p.returncode == -9 for p in chosen)), ended
 
 
-def flip(record: pathlib.Path, rng: random.Random) -> str:
-  """Makes one bit of a file of the record another; says which."""
-  files = [p for p in sorted(record.rglob('*')) if p.is_file()]
-  path = rng.choice([p for p in files if p.stat().st_size])
+def flip(files: Iterable[pathlib.Path], rng: random.Random) -> str:
+  """Makes one bit of one of the files another; says which."""
+  path = rng.choice(
+    sorted(p for p in files if p.is_file() and p.stat().st_size)
+  )
   place, bit = rng.randrange(path.stat().st_size), rng.randrange(8)
   with path.open('r+b') as file:
     file.seek(place)
     (byte,) = file.read(1)
     file.seek(place)
     file.write(bytes([byte ^ (1 << bit)]))
-  name = path.relative_to(record.parent)
-  return f'bit {bit} of byte {place} of {name}'
+  return f'bit {bit} of byte {place} of {path}'
 
 
 class Away:

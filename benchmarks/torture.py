@@ -111,13 +111,13 @@ def interrupt(
     while running.running() and not come():
       time.sleep(POLL)
     time.sleep(moment.delay)
-    lines, at = lines_of(workdir), time.monotonic()
+    at = time.monotonic()
     met, ended = disturb(kind, running, rng, disk, place / 'run')
     two = len(records(workdir / 'checkpoints')) > 1
     if not met or (kind in ('read', 'flip') and not two):
       return None
     return {
-      'lines': lines,
+      'lines': lines_of(workdir),
       'exits': [running.status()],
       'ended': ended,
       'ended_seconds': time.monotonic() - at,
@@ -141,7 +141,7 @@ def recover(
         if away is not None:
           away.look()
         if 'recovery_seconds' not in found and (
-          lines_of(workdir) >= found['lines'] > 0
+          lines_of(workdir) > found['lines'] > 0
         ):
           found['recovery_seconds'] = time.monotonic() - begin
 
@@ -186,7 +186,8 @@ def attempt(
       away, workdir = None, here / 'run' / 'w'
       newest = records(workdir / 'checkpoints')[-1:]
       if kind == 'flip':
-        entry['what'] = flip(newest[0], rng)
+        what = flip(newest[0].rglob('*'), rng)
+        entry['what'] = what.replace(f'{workdir}/', '')
       elif kind == 'read':
         away = Away(newest[0], here / 'away', rng)
         entry['what'] = str(away.path.relative_to(workdir))

@@ -189,6 +189,9 @@ def environment(setting: Setting, cache: pathlib.Path) -> dict[str, str]:
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'{devices} {QUICKLY}',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
+    # JAX sizes its threads by the cores; with fewer than devices a collective
+    # could wait for a participant that never gets one.
+    'NPROC': '16',
   }
 
 

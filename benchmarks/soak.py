@@ -1,0 +1,223 @@
+"""Whether a long run grows: memory, open files and threads over its time.
+
+    python -m benchmarks.soak --minutes=30 --log=docs/soak.json \\
+        --picture=docs/soak.png
+
+One run of a small network on streamed images, whose batch size follows single
+estimates of the gradient noise and so changes at nearly every decision; which
+evaluates and writes a checkpoint all the time. It is watched from outside and
+ended by SIGTERM. The first tenth, in which all programs are compiled, is left
+out; growth is that of the mean over the last third of the rest, relative to
+that over its first third. The exit status is 1 if anything but the updates a
+second grew by 2 % or more.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from matplotlib.figure import Figure
+
+from adabatch.config.files import write_json
+from adabatch.report.scales import linear_ticks, tick_labels
+from adabatch.report.style import LIGHT
+from benchmarks.torture_jobs import ROOT, SMALL_CNN, make_images
+
+MINUTES = flags.DEFINE_float('minutes', 30.0, 'Length of the run.')
+LOG = flags.DEFINE_string('log', 'docs/soak.json', 'Written.')
+PICTURE = flags.DEFINE_string('picture', 'docs/soak.png', 'Written.')
+
+SAMPLES = 360
+WARM_UP = 0.1  # share of the samples that is left out
+MOST = 2.0  # percent
+KEYS = SMALL_CNN | {
+  'epochs': 1e9,
+  'data.eval_split': 'val',
+  'data.placement': 'streaming',
+  'data.image_size': 16,
+  'data.workers': 1,
+  'optimizer.name': 'sgd',
+  'learning_rate.base': 0.001,
+  'controller.name': 'noise_scale',
+  'controller.noise_scale.decay': 0.0,
+  'controller.initial_batch_size': 8,
+  'controller.min_batch_size': 2,
+  'controller.max_batch_size': 64,
+  'controller.every': 2,
+  'checkpoint.every_updates': 100,
+  'eval.every_epochs': 4.0,
+}
+# Of a sample -> how it is called, and what a unit is divided by.
+PANELS = {
+  'resident_bytes': ('resident memory (MB)', 1e6),
+  'open_files': ('open files', 1.0),
+  'threads': ('threads', 1.0),
+  'updates_per_second': ('updates a second', 1.0),
+}
+
+
+def last_update(metrics: pathlib.Path) -> int:
+  """Of the last whole line; 0 before there is one."""
+  if not metrics.exists():
+    return 0
+  with metrics.open('rb') as file:
+    file.seek(max(0, metrics.stat().st_size - 4096))
+    whole = file.read().rpartition(b'\n')[0].splitlines()
+  return json.loads(whole[-1])['update'] if whole else 0
+
+
+def sample(pid: int, metrics: pathlib.Path) -> dict[str, float]:
+  """What a process holds now, without its readers."""
+  process = pathlib.Path(f'/proc/{pid}')
+  pages = int((process / 'statm').read_text().split()[1])
+  return {
+    'resident_bytes': pages * os.sysconf('SC_PAGE_SIZE'),
+    'open_files': len(os.listdir(process / 'fd')),
+    'threads': len(os.listdir(process / 'task')),
+    'updates': last_update(metrics),
+  }
+
+
+def growth(values: Sequence[float]) -> float:
+  """Percent from the mean of the first third to that of the last.
+
+  >>> growth([100, 100, 500, 700, 110, 110])
+  10.0
+  """
+  third = max(1, len(values) // 3)
+  first, last = np.mean(values[:third]), np.mean(values[-third:])
+  return round(100 * float(last / first - 1), 3)
+
+
+def watch(workdir: pathlib.Path, data: pathlib.Path) -> list[dict[str, float]]:
+  """Starts the run, samples it and ends it."""
+  keys = KEYS | {'data.name': f'folder:{data}'}
+  command = [sys.executable, 'launch.py', '--config=configs/digits_mlp.py']
+  command += [f'--workdir={workdir}']
+  command += [f'--config.{key}={value}' for key, value in keys.items()]
+  metrics, samples = workdir / 'metrics.jsonl', []
+  process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+  try:
+    while not last_update(metrics):
+      if process.poll() is not None:
+        sys.exit('the run ended before its first update')
+      time.sleep(0.1)
+    begin, between = time.monotonic(), 60 * MINUTES.value / SAMPLES
+    for i in range(SAMPLES):
+      time.sleep(max(0.0, begin + i * between - time.monotonic()))
+      if process.poll() is not None:
+        sys.exit(f'the run ended with status {process.returncode}')
+      now = time.monotonic() - begin
+      samples.append({'seconds': now} | sample(process.pid, metrics))
+      if not i % (SAMPLES // 30):
+        shown = ', '.join(f'{k} {v:,.0f}' for k, v in samples[-1].items())
+        print(shown, flush=True)
+    os.kill(process.pid, signal.SIGTERM)
+    if process.wait(120) not in (143, -signal.SIGTERM):
+      sys.exit(f'SIGTERM: status {process.returncode}')
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+  return samples
+
+
+def columns(samples: list[dict[str, float]]) -> dict[str, list[float]]:
+  """Of each panel, with the rate since the sample before, and the time."""
+  times, updates = (
+    np.array([s[key] for s in samples]) for key in ('seconds', 'updates')
+  )
+  found = {key: [s[key] for s in samples] for key in samples[0]}
+  rates = np.diff(updates) / np.diff(times)
+  found['updates_per_second'] = [rates[0], *rates]
+  return found
+
+
+def draw(found: dict[str, list[float]], grown: dict[str, float]) -> Figure:
+  """A panel each, against minutes, from zero on."""
+  figure = Figure(figsize=(9, 5.2), dpi=150, facecolor=LIGHT['paper'])
+  minutes = np.array(found['seconds']) / 60
+  for i, (key, (label, unit)) in enumerate(PANELS.items()):
+    axes = figure.add_subplot(2, 2, i + 1)
+    values = np.array(found[key]) / unit
+    axes.plot(minutes, values, color=LIGHT['s1'], linewidth=1.6)
+    axes.axvspan(0, WARM_UP * minutes[-1], color=LIGHT['card'], zorder=0)
+    for which, high in (('x', minutes[-1]), ('y', 1.15 * values.max() or 1.0)):
+      ticks = linear_ticks(0, float(high))
+      axes.set(**{f'{which}lim': (0, high)})
+      axes.set(**{f'{which}ticks': ticks})
+      axes.set(**{f'{which}ticklabels': tick_labels(ticks)})
+    title = f'{label}: {grown[key]:+.2f} %'
+    axes.set_title(title, color=LIGHT['ink'], fontsize=11, loc='left')
+    axes.tick_params(length=0, colors=LIGHT['soft'], labelsize=10)
+    axes.grid(color=LIGHT['grid'], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.spines['bottom'].set_color(LIGHT['grid'])
+    if i > 1:
+      axes.set_xlabel('minutes', color=LIGHT['ink'], fontsize=11)
+  figure.tight_layout()
+  return figure
+
+
+def of_lines(metrics: pathlib.Path) -> dict[str, int]:
+  """How often the batch size changed, and how many evaluations there were."""
+  switches = evaluations = before = 0
+  with metrics.open() as file:
+    for line in map(json.loads, file):
+      evaluations += line['kind'] == 'eval'
+      size = line.get('batch_size', before)
+      switches += size != before
+      before = size
+  return {'batch_size_changes': switches, 'evaluations': evaluations}
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  # So that the run is ended.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+  with tempfile.TemporaryDirectory(prefix='soak-') as directory:
+    workdir = pathlib.Path(directory) / 'run'
+    make_images(pathlib.Path(directory) / 'images')
+    samples = watch(workdir, pathlib.Path(directory) / 'images')
+    summary = json.loads((workdir / 'summary.json').read_text())
+    counted = of_lines(workdir / 'metrics.jsonl')
+  found = columns(samples)
+  warm = int(WARM_UP * len(samples))
+  grown = {key: growth(found[key][warm:]) for key in PANELS}
+  log: dict[str, Any] = {
+    'hardware': f'{platform.machine()}, {os.cpu_count()} cores',
+    'versions': {'python': platform.python_version(), 'jax': jax.__version__},
+    'minutes': MINUTES.value,
+    'growth_percent': grown,
+    **counted,
+    **{key: summary[key] for key in ('updates', 'examples', 'compilations')},
+    'samples': {
+      key: [round(value, 1) for value in found[key]]
+      for key in ('seconds', 'updates', *list(PANELS)[:3])
+    },
+  }
+  write_json(pathlib.Path(LOG.value), log)
+  draw(found, grown).savefig(PICTURE.value)
+  for key, value in log.items():
+    if key != 'samples':
+      print(f'{key}: {value}')
+  held = list(PANELS)[:3]
+  sys.exit(any(grown[key] >= MOST for key in held))
+
+
+if __name__ == '__main__':
+  app.run(main)
