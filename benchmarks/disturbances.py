@@ -291,8 +291,8 @@ class Away:
   """A file that is away until a second after its directory was looked into."""
 
   def __init__(self, record: pathlib.Path, aside: pathlib.Path, rng):
-    files = [p for p in sorted(record.rglob('*')) if p.is_file()]
-    self.path, self._aside = rng.choice(files), aside
+    files = [p for p in record.rglob('*') if p.is_file() and p.stat().st_size]
+    self.path, self._aside = rng.choice(sorted(files)), aside
     self._looked: float | None = None
     # Reading a directory changes this time only if it is older than another.
     self._above = record.parent

@@ -52,7 +52,6 @@ from benchmarks.torture_jobs import (
   JOBS,
   Setting,
   differences,
-  jobs,
   make_data,
   records,
   results,
@@ -63,7 +62,9 @@ KILLS = flags.DEFINE_integer('kills', 50, 'Disturbances in all.')
 SEED = flags.DEFINE_integer('seed', 0, 'Draws jobs, kinds and moments.')
 LOG = flags.DEFINE_string('log', 'docs/torture.json', 'Written, or gone on.')
 ONLY_JOBS = flags.DEFINE_list('jobs', None, f'Some of {", ".join(JOBS)}.')
-ONLY_KINDS = flags.DEFINE_list('kinds', None, f'Some of {", ".join(KINDS)}.')
+ONLY_KINDS = flags.DEFINE_list(
+  'kinds', None, '; '.join(f'{kind}: {what}' for kind, what in KINDS.items())
+)
 DIRECTORY = flags.DEFINE_string(
   'directory', None, 'Of the runs; the default is a temporary one.'
 )
@@ -108,7 +109,8 @@ def interrupt(
   workdir = place / 'run' / 'w'
   with Commands(setting, place) as running:
     come = watch(moment, done, workdir, running.begin)
-    while running.running() and not come():
+    deadline = running.begin + PATIENCE
+    while running.running() and not come() and time.monotonic() < deadline:
       time.sleep(POLL)
     time.sleep(moment.delay)
     at = time.monotonic()
@@ -120,7 +122,7 @@ def interrupt(
       'lines': lines_of(workdir),
       'exits': [running.status()],
       'ended': ended,
-      'ended_seconds': time.monotonic() - at,
+      'ended_seconds': round(time.monotonic() - at, 2),
       'tracebacks': running.text().count('Traceback (most'),
     }
 
@@ -143,7 +145,7 @@ def recover(
         if 'recovery_seconds' not in found and (
           lines_of(workdir) > found['lines'] > 0
         ):
-          found['recovery_seconds'] = time.monotonic() - begin
+          found['recovery_seconds'] = round(time.monotonic() - begin, 2)
 
       ended = running.wait(PATIENCE, look)
       if away is not None:
@@ -153,10 +155,17 @@ def recover(
       found['exits'].append(running.status())
       found['tracebacks'] += text.count('Traceback (most')
       if not any(running.status()):
-        found.setdefault('recovery_seconds', time.monotonic() - running.begin)
+        seconds = round(time.monotonic() - running.begin, 2)
+        found.setdefault('recovery_seconds', seconds)
         return ''
       found['ended'] &= ended
   return text.strip().rpartition('\n')[2] or 'nothing was said'
+
+
+def shared_memory() -> int:
+  """Bytes that readers hold; what a killed run left is swept by the next."""
+  files = pathlib.Path('/dev/shm').glob('*')
+  return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def attempt(
@@ -168,9 +177,11 @@ def attempt(
 ) -> dict[str, Any]:
   """One disturbance with all that follows; an entry of the log."""
   entry: dict[str, Any] = setting._asdict() | {'kind': kind}
+  shared = shared_memory()
   for draw in range(1, DRAWS + 1):
     where = rng.choice(wheres(done))
-    moment = Moment(where, rng.random(), 0.03 * rng.random())
+    share, delay = round(rng.random(), 3), round(0.03 * rng.random(), 4)
+    moment = Moment(where, share, delay)
     here = place / str(draw)
     entry |= {'moment': moment._asdict(), 'draws': draw, 'interrupted': False}
     with contextlib.ExitStack() as stack:
@@ -191,8 +202,11 @@ def attempt(
       elif kind == 'read':
         away = Away(newest[0], here / 'away', rng)
         entry['what'] = str(away.path.relative_to(workdir))
-      failed = recover(setting, here, found, away)
-      entry |= found | {'interrupted': True}
+      # A run that stood still for a while has gone on by itself.
+      over = not any(found['exits'][0])
+      failed = '' if over else recover(setting, here, found, away)
+      left = shared_memory() - shared
+      entry |= found | {'interrupted': True, 'shared_memory_bytes': left}
       if failed:
         return entry | {'differs': [f'not completed: {failed[:300]}']}
       differs = differences(results(workdir), done.results)
@@ -278,7 +292,7 @@ def open_log(path: pathlib.Path) -> dict[str, Any]:
 def torture(log: dict[str, Any], path: pathlib.Path, directory: pathlib.Path):
   """Tries until so many disturbances as wanted met a running process."""
   kinds = chosen(ONLY_KINDS.value, list(KINDS), 'kinds')
-  there = settings(chosen(ONLY_JOBS.value, list(jobs()), 'jobs'))
+  there = settings(chosen(ONLY_JOBS.value, list(JOBS), 'jobs'))
   kinds = [kind for kind in kinds if any(fits(kind, s) for s in there)]
   done: dict[Setting, Undisturbed] = {}
   tries = log['tries']

@@ -115,8 +115,6 @@ JOBS = {
     job='search',
     workers=2,
   ),
-  # The newest job, where there is one; see `jobs`.
-  'probe': Job('digits_mlp', GROWING, job='probe'),
 }
 
 
@@ -131,16 +129,6 @@ class Setting(NamedTuple):
     processes = f', {self.processes} processes' if self.processes > 1 else ''
     devices = f'{self.devices} device{"s" * (self.devices > 1)}'
     return f'{self.name}, {devices}{processes}'
-
-
-def jobs() -> dict[str, Job]:
-  """Those that `launch.py` knows."""
-  known = (ROOT / 'launch.py').read_text()
-  return {
-    name: job
-    for name, job in JOBS.items()
-    if job.job in ('train', 'search') or f"'{job.job}'" in known
-  }
 
 
 def settings(names: list[str]) -> list[Setting]:
