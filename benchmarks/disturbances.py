@@ -66,8 +66,9 @@ class Undisturbed(NamedTuple):
 class Commands:
   """The processes of one job. None is left behind when the block ends."""
 
-  def __init__(self, setting: Setting, place: pathlib.Path):
-    self._setting, self._place = setting, place
+  def __init__(self, setting: Setting, place: pathlib.Path, data: pathlib.Path):
+    """`place` is for all that they write, `data` is read."""
+    self._setting, self._place, self._data = setting, place, data
     self.processes: list[subprocess.Popen[bytes]] = []
 
   def __enter__(self) -> 'Commands':
@@ -75,7 +76,7 @@ class Commands:
     self.begin = time.monotonic()
     self._texts = [tempfile.TemporaryFile() for _ in range(8)]  # noqa: SIM115
     try:
-      lines = commands(setting, place / 'run' / 'w', place.parent / 'data')
+      lines = commands(setting, place / 'run' / 'w', self._data)
       for line, text in zip(lines, self._texts, strict=False):
         self.processes.append(
           subprocess.Popen(

@@ -18,6 +18,7 @@ The last three are failures, and make the exit status 1. The log is written
 after each flip; started again, it goes on with the next.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -28,12 +29,12 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
@@ -47,17 +48,10 @@ from benchmarks.disturbances import flip
 from benchmarks.torture_jobs import differences, records, results
 from configs import digits_mlp, study_digits_mlp
 
-FLIPS = flags.DEFINE_integer('flips', 1000, 'Bits in all.')
-SEED = flags.DEFINE_integer('seed', 0, 'Draws files and bits.')
-LOG = flags.DEFINE_string(
-  'log', 'docs/flipped_bits.json', 'Written, or gone on with.'
-)
-
 HALF, WHOLE = 30, 40  # updates
 SECONDS = 120  # after which a run is given up
 ONE_LINE = (ConfigError, CheckpointError, data.DatasetError)
 FAILURES = ('WRONG', 'TRACEBACK', 'CRASHED')
-# From the least to the worst.
 OUTCOMES = ('harmless', 'fell back', 'noticed', 'refused', *FAILURES)
 
 
@@ -140,12 +134,14 @@ def searched(workdir: pathlib.Path) -> dict[str, Any]:
   return results(workdir)
 
 
-def ways(kind: str) -> list[Callable[[pathlib.Path], dict[str, Any]]]:
-  """What is done with a directory: by whom that kind of file is read."""
+def ways(kind: str) -> dict[str, Callable[[pathlib.Path], dict[str, Any]]]:
+  """What is done with a directory, in order, by who reads that kind."""
   if kind == 'search archive':
-    return [searched]
-  which = LOADED.get(kind)
-  return [*([lambda run: loaded(run, which)] if which else []), resumed]
+    return {'searched on': searched}
+  if kind not in LOADED:
+    return {'trained on': resumed}
+  which = LOADED[kind]
+  return {'loaded': lambda run: loaded(run, which), 'trained on': resumed}
 
 
 def said(text: str) -> list[str]:
@@ -191,7 +187,7 @@ def judge(
   new = [line for line in lines if line not in expected_lines]
   differs = differences(found, expected)
   if any('Traceback' in line for line in new):
-    return 'TRACEBACK', '\n'.join(new)[-300:]
+    return 'TRACEBACK', '\n'.join(new)[-1000:]
   if not differs:
     return ('fell back', new[0][:300]) if new else ('harmless', '')
   lines_alone = all(name.startswith('metrics.jsonl') for name in differs)
@@ -212,8 +208,9 @@ class Victims:
     self._expected = {}
     for kind in FILES:
       with self.copy(kind) as copy:
-        self._expected[kind] = [call(way, copy) for way in ways(kind)]
-      for found, _ in self._expected[kind]:
+        expected = {name: call(way, copy) for name, way in ways(kind).items()}
+      self._expected[kind] = expected
+      for found, _ in expected.values():
         if isinstance(found, Exception):
           raise found
 
@@ -223,49 +220,62 @@ class Victims:
     with tempfile.TemporaryDirectory(dir=self._directory) as place:
       yield shutil.copytree(self._directory / name, pathlib.Path(place) / 'w')
 
-  def attack(self, kind: str, rng: random.Random) -> dict[str, str]:
-    """One flip; an entry of the log, of the worst that came of it."""
-    worst = 'harmless', ''
+  def attack(self, kind: str, rng: random.Random) -> dict[str, Any]:
+    """One flip; an entry of the log: what was done -> outcome, and why."""
     with self.copy(kind) as copy:
       what = flip(FILES[kind](copy), rng).replace(f'{copy}/', '')
-      for way, expected in zip(ways(kind), self._expected[kind], strict=True):
-        outcome = judge(*call(way, copy), *expected)
-        worst = max(worst, outcome, key=lambda o: OUTCOMES.index(o[0]))
-    return {'kind': kind, 'what': what, 'outcome': worst[0], 'why': worst[1]}
+      outcomes = {
+        name: judge(*call(way, copy), *self._expected[kind][name])
+        for name, way in ways(kind).items()
+      }
+    return {'kind': kind, 'what': what, 'outcomes': outcomes}
 
 
-def table(flips: list[dict[str, str]]) -> list[str]:
-  """Outcomes by kind, as lines of Markdown."""
-  lines = [f'| file | {" | ".join(OUTCOMES)} |', '|---' * 8 + '|']
+def table(flips: list[dict[str, Any]]) -> list[str]:
+  """Outcomes by kind and by what was done, as lines of Markdown."""
+  lines = [f'| file | | {" | ".join(OUTCOMES)} |', '|---' * 9 + '|']
   for kind in FILES:
-    counts = Counter(f['outcome'] for f in flips if f['kind'] == kind)
-    cells = ' | '.join(str(counts[outcome]) for outcome in OUTCOMES)
-    lines.append(f'| {kind} | {cells} |')
+    for name in ways(kind):
+      some = [f['outcomes'] for f in flips if f['kind'] == kind]
+      counts = Counter(o[name][0] for o in some if name in o)
+      cells = ' | '.join(str(counts[outcome]) for outcome in OUTCOMES)
+      lines.append(f'| {kind} | {name} | {cells} |')
   return lines
 
 
+def failures(entry: dict[str, Any]) -> list[str]:
+  """What went wrong with a flip, as lines."""
+  return [
+    f'{entry["what"]}, {name}: {outcome}, {why}'
+    for name, (outcome, why) in entry['outcomes'].items()
+    if outcome in FAILURES
+  ]
+
+
 def attack_all(
-  log: dict[str, Any], path: pathlib.Path, victims: Victims
+  log: dict[str, Any], path: pathlib.Path, victims: Victims, wanted: int
 ) -> None:
   kinds, flips = list(FILES), log['flips']
-  while len(flips) < FLIPS.value:
+  while len(flips) < wanted:
     number = len(flips)
     kind = kinds[number % len(kinds)]
     if log.pop('at', None) == number:
-      entry = {'kind': kind, 'what': '', 'outcome': 'CRASHED', 'why': 'died'}
+      died = dict.fromkeys(ways(kind), ('CRASHED', 'the interpreter died'))
+      entry = {'kind': kind, 'what': '', 'outcomes': died}
     else:
       # Whatever ends the interpreter here is found there by the next one.
       write_json(path, log | {'at': number})
       try:
-        entry = victims.attack(kind, random.Random(f'{SEED.value} {number}'))
+        entry = victims.attack(kind, random.Random(f'{log["seed"]} {number}'))
       except BaseException:
         write_json(path, log)
         raise
     flips.append(entry)
     write_json(path, log)
-    if entry['outcome'] in FAILURES or not (number + 1) % 50:
-      shown = ', '.join(entry[key] for key in ('what', 'outcome', 'why'))
-      print(f'{number + 1} of {FLIPS.value}  {shown}', flush=True)
+    for line in failures(entry):
+      print(f'{number + 1}: {line}', flush=True)
+    if not (number + 1) % 50:
+      print(f'{number + 1} of {wanted}', flush=True)
 
 
 def out_of_time(number, frame):
@@ -273,24 +283,33 @@ def out_of_time(number, frame):
   raise TimeoutError
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  default = 'docs/flipped_bits.json'
+  parser.add_argument('--flips', type=int, default=1000, help='bits in all')
+  parser.add_argument(
+    '--seed', type=int, default=0, help='draws files and bits'
+  )
+  parser.add_argument('--log', default=default, help='written, or gone on with')
+  given = parser.parse_args(argv)
   logging.set_verbosity(logging.FATAL)
   signal.signal(signal.SIGALRM, out_of_time)
-  path = pathlib.Path(LOG.value)
-  log: dict[str, Any] = {'seed': SEED.value, 'flips': []}
+  path = pathlib.Path(given.log)
+  log: dict[str, Any] = {'seed': given.seed, 'flips': []}
   if path.exists():
     log |= json.loads(path.read_text())
-  if log['seed'] != SEED.value:
-    raise app.UsageError(f'{path} is of seed {log["seed"]}: give that')
+  if log['seed'] != given.seed:
+    sys.exit(f'{path} is of seed {log["seed"]}: give that, or another --log')
   with tempfile.TemporaryDirectory(prefix='flipped-') as directory:
     programs = pathlib.Path(directory) / 'programs'
     jax.config.update('jax_compilation_cache_dir', str(programs))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    attack_all(log, path, Victims(pathlib.Path(directory)))
+    attack_all(log, path, Victims(pathlib.Path(directory)), given.flips)
   print('\n'.join(table(log['flips'])))
-  sys.exit(any(f['outcome'] in FAILURES for f in log['flips']))
+  return int(any(map(failures, log['flips'])))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  sys.exit(main())

@@ -16,6 +16,7 @@ anything differed. A full disk is a small tmpfs where one may be mounted (as
 root), else a limit on the size of files (RLIMIT_FSIZE).
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -27,10 +28,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
 from adabatch.config.files import write_json
 from benchmarks.disturbances import (
@@ -58,17 +60,6 @@ from benchmarks.torture_jobs import (
   settings,
 )
 
-KILLS = flags.DEFINE_integer('kills', 50, 'Disturbances in all.')
-SEED = flags.DEFINE_integer('seed', 0, 'Draws jobs, kinds and moments.')
-LOG = flags.DEFINE_string('log', 'docs/torture.json', 'Written, or gone on.')
-ONLY_JOBS = flags.DEFINE_list('jobs', None, f'Some of {", ".join(JOBS)}.')
-ONLY_KINDS = flags.DEFINE_list(
-  'kinds', None, '; '.join(f'{kind}: {what}' for kind, what in KINDS.items())
-)
-DIRECTORY = flags.DEFINE_string(
-  'directory', None, 'Of the runs; the default is a temporary one.'
-)
-
 DRAWS = 5  # of a moment, until one meets a running process
 RESTARTS = 5  # after which a run is given up
 
@@ -76,7 +67,9 @@ RESTARTS = 5  # after which a run is given up
 # One try.
 
 
-def undisturbed(setting: Setting, place: pathlib.Path) -> Undisturbed:
+def undisturbed(
+  setting: Setting, place: pathlib.Path, data: pathlib.Path
+) -> Undisturbed:
   """Runs it once; a run that fails without a disturbance ends it all."""
   workdir = place / 'run' / 'w'
   saves: set[str] = set()
@@ -85,7 +78,7 @@ def undisturbed(setting: Setting, place: pathlib.Path) -> Undisturbed:
     saves.update(path.name for path in records(workdir / 'checkpoints'))
 
   workdir.parent.mkdir(parents=True)
-  with Commands(setting, place) as running:
+  with Commands(setting, place, data) as running:
     running.wait(PATIENCE, look)
     seconds = time.monotonic() - running.begin
     if any(running.status()):
@@ -103,15 +96,18 @@ def interrupt(
   done: Undisturbed,
   rng: random.Random,
   place: pathlib.Path,
+  data: pathlib.Path,
   disk: str,
 ) -> dict[str, Any] | None:
   """Starts it and disturbs it; None if that did not meet a running process."""
   workdir = place / 'run' / 'w'
-  with Commands(setting, place) as running:
+  with Commands(setting, place, data) as running:
     come = watch(moment, done, workdir, running.begin)
     deadline = running.begin + PATIENCE
     while running.running() and not come() and time.monotonic() < deadline:
       time.sleep(POLL)
+    if any(running.status()):
+      sys.exit(f'{setting} fails by itself:\n{running.text()}')
     time.sleep(moment.delay)
     at = time.monotonic()
     met, ended = disturb(kind, running, rng, disk, place / 'run')
@@ -130,6 +126,7 @@ def interrupt(
 def recover(
   setting: Setting,
   place: pathlib.Path,
+  data: pathlib.Path,
   found: dict[str, Any],
   away: Away | None,
 ) -> str:
@@ -137,7 +134,7 @@ def recover(
   workdir = place / 'run' / 'w'
   text = ''
   for restart in range(1, RESTARTS + 1):
-    with Commands(setting, place) as running:
+    with Commands(setting, place, data) as running:
 
       def look(begin=running.begin) -> None:
         if away is not None:
@@ -174,6 +171,7 @@ def attempt(
   done: Undisturbed,
   rng: random.Random,
   place: pathlib.Path,
+  data: pathlib.Path,
 ) -> dict[str, Any]:
   """One disturbance with all that follows; an entry of the log."""
   entry: dict[str, Any] = setting._asdict() | {'kind': kind}
@@ -191,7 +189,7 @@ def attempt(
         entry['disk'] = disk
       else:
         (here / 'run').mkdir(parents=True)
-      found = interrupt(setting, kind, moment, done, rng, here, disk)
+      found = interrupt(setting, kind, moment, done, rng, here, data, disk)
       if found is None:
         continue
       away, workdir = None, here / 'run' / 'w'
@@ -204,7 +202,7 @@ def attempt(
         entry['what'] = str(away.path.relative_to(workdir))
       # A run that stood still for a while has gone on by itself.
       over = not any(found['exits'][0])
-      failed = '' if over else recover(setting, here, found, away)
+      failed = '' if over else recover(setting, here, data, found, away)
       left = shared_memory() - shared
       entry |= found | {'interrupted': True, 'shared_memory_bytes': left}
       if failed:
@@ -261,80 +259,103 @@ def line_of(entry: dict[str, Any]) -> str:
   )
 
 
-def chosen(given: list[str] | None, known: list[str], flag: str) -> list[str]:
-  if unknown := set(given or ()) - set(known):
-    raise app.UsageError(
-      f'--{flag}={sorted(unknown)[0]} is none of {", ".join(known)}'
-    )
-  return given or known
-
-
-def open_log(path: pathlib.Path) -> dict[str, Any]:
+def open_log(path: pathlib.Path, seed: int) -> dict[str, Any]:
   """The log that is gone on with, or a new one."""
   if path.exists():
     log = json.loads(path.read_text())
-    if log['seed'] != SEED.value:
-      raise app.UsageError(
-        f'{path} is of seed {log["seed"]}: give that, or another --log'
-      )
+    if log['seed'] != seed:
+      sys.exit(f'{path} is of seed {log["seed"]}: give that, or another --log')
     return log
-  hardware = f'{platform.machine()}, {os.cpu_count()} cores'
-  versions = {'python': platform.python_version(), 'jax': jax.__version__}
   return {
-    'hardware': hardware,
-    'versions': versions,
-    'seed': SEED.value,
+    'hardware': f'{platform.machine()}, {os.cpu_count()} cores',
+    'versions': {'python': platform.python_version(), 'jax': jax.__version__},
+    'seed': seed,
     'kinds': KINDS,
     'tries': [],
   }
 
 
-def torture(log: dict[str, Any], path: pathlib.Path, directory: pathlib.Path):
+def torture(
+  log: dict[str, Any],
+  path: pathlib.Path,
+  directory: pathlib.Path,
+  kills: int,
+  kinds: list[str],
+  there: list[Setting],
+) -> None:
   """Tries until so many disturbances as wanted met a running process."""
-  kinds = chosen(ONLY_KINDS.value, list(KINDS), 'kinds')
-  there = settings(chosen(ONLY_JOBS.value, list(JOBS), 'jobs'))
   kinds = [kind for kind in kinds if any(fits(kind, s) for s in there)]
   done: dict[Setting, Undisturbed] = {}
-  tries = log['tries']
-  while (met := sum(t['interrupted'] for t in tries)) < KILLS.value:
-    if len(tries) >= 2 * KILLS.value + DRAWS:
+  tries, data = log['tries'], directory / 'data'
+  while (met := sum(t['interrupted'] for t in tries)) < kills:
+    if len(tries) >= 2 * kills + DRAWS:
       print('too many tries met no running process')
       break
-    setting, kind, rng = draw(SEED.value, len(tries), kinds, there)
-    (data := directory / 'data').mkdir(exist_ok=True)
+    setting, kind, rng = draw(log['seed'], len(tries), kinds, there)
     make_data(data, JOBS[setting.name].data)
     if setting not in done:
       with tempfile.TemporaryDirectory(dir=directory) as place:
-        done[setting] = undisturbed(setting, pathlib.Path(place))
+        done[setting] = undisturbed(setting, pathlib.Path(place), data)
       print(f'{setting}: {done[setting].seconds:.1f} s undisturbed', flush=True)
     with tempfile.TemporaryDirectory(dir=directory) as place:
-      entry = attempt(setting, kind, done[setting], rng, pathlib.Path(place))
+      place = pathlib.Path(place)
+      entry = attempt(setting, kind, done[setting], rng, place, data)
     tries.append(entry)
     write_json(path, log)
     met += entry['interrupted']
-    print(f'{met} of {KILLS.value}  {line_of(entry)}', flush=True)
+    print(f'{met} of {kills}  {line_of(entry)}', flush=True)
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+
+  def add(name: str, default: Any, meaning: str, **options: Any) -> None:
+    parser.add_argument(f'--{name}', default=default, help=meaning, **options)
+
+  def some(known: Iterable[str]):
+    def read(text: str) -> list[str]:
+      if unknown := set(text.split(',')) - set(known):
+        raise argparse.ArgumentTypeError(
+          f'{", ".join(unknown)} is none of {", ".join(known)}'
+        )
+      return text.split(',')
+
+    return read
+
+  kinds = '; '.join(f'{kind}: {what}' for kind, what in KINDS.items())
+  add('kills', 50, 'disturbances in all', type=int)
+  add('seed', 0, 'draws jobs, kinds and moments', type=int)
+  add('log', 'docs/torture.json', 'written, or gone on with')
+  add('jobs', list(JOBS), f'some of {", ".join(JOBS)}', type=some(JOBS))
+  add('kinds', list(KINDS), f'some of {kinds}', type=some(KINDS))
+  add('directory', None, 'of the runs; the default is a temporary one')
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  given = parse(argv)
   logging.set_verbosity(logging.ERROR)
   # So that everything is tidied up.
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-  path = pathlib.Path(LOG.value)
-  log = open_log(path)
+  path = pathlib.Path(given.log)
+  log = open_log(path, given.seed)
   with contextlib.ExitStack() as stack:
-    directory = DIRECTORY.value or stack.enter_context(
-      tempfile.TemporaryDirectory(prefix='torture-')
-    )
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-    torture(log, path, pathlib.Path(directory).absolute())
+    directory = pathlib.Path(
+      given.directory
+      or stack.enter_context(tempfile.TemporaryDirectory(prefix='torture-'))
+    ).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    there = settings(given.jobs)
+    torture(log, path, directory, given.kills, given.kinds, there)
   met = [entry for entry in log['tries'] if entry['interrupted']]
   bad = [entry for entry in met if entry['differs'] or not entry['ended']]
   counts = Counter(entry['kind'] for entry in met)
   print(', '.join(f'{kind} {count}' for kind, count in counts.items()))
   print(f'{len(met)} disturbances, {len(bad)} with another end')
-  sys.exit(bool(bad))
+  return int(bool(bad))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  sys.exit(main())

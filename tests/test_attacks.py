@@ -75,7 +75,7 @@ def sleeping(monkeypatch, tmp_path):
   )
   monkeypatch.setattr(disturbances, 'STOPPED', 0.0)
   monkeypatch.setattr(disturbances, 'PATIENCE', 0.3)
-  return Commands(ALONE, tmp_path / 'try')
+  return Commands(ALONE, tmp_path / 'try', tmp_path)
 
 
 def gone(running):
@@ -114,7 +114,7 @@ def test_what_a_disturbance_does(sleeping, kind, status, ended, tmp_path):
     )
     assert found == (True, ended)
     assert set(running.status()) == status
-  with Commands(ALONE, tmp_path / 'try') as running:
+  with Commands(ALONE, tmp_path / 'try', tmp_path) as running:
     running.processes[0].kill()
     running.processes[0].wait()
     again = disturbances.disturb(
