@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -125,6 +126,14 @@ class Commands:
 
   def status(self) -> list[int | None]:
     return [process.returncode for process in self.processes]
+
+  def check(self) -> None:
+    """Ends it all if one has failed before anything was done to it."""
+    if any(self.status()):
+      sys.exit(
+        f'{self._setting} fails by itself (status {self.status()}):\n'
+        f'{self.text()[-4000:]}'
+      )
 
   def text(self) -> str:
     """What they wrote so far."""

@@ -50,6 +50,7 @@ KEYS = SMALL_CNN | {
   'learning_rate.base': 0.001,
   'controller.name': 'step_table',
   'controller.step_table.table': TABLE,
+  'controller.initial_batch_size': 8,
   'controller.max_batch_size': 64,
   'controller.every': 2,
   'checkpoint.every_updates': 100,

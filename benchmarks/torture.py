@@ -81,8 +81,7 @@ def undisturbed(
   with Commands(setting, place, data) as running:
     running.wait(PATIENCE, look)
     seconds = time.monotonic() - running.begin
-    if any(running.status()):
-      sys.exit(f'{setting} fails by itself:\n{running.text()}')
+    running.check()
   metrics = workdir / 'metrics.jsonl'
   text = metrics.read_text() if metrics.exists() else ''
   lines = [json.loads(line) for line in text.splitlines()]
@@ -106,8 +105,7 @@ def interrupt(
     deadline = running.begin + PATIENCE
     while running.running() and not come() and time.monotonic() < deadline:
       time.sleep(POLL)
-    if any(running.status()):
-      sys.exit(f'{setting} fails by itself:\n{running.text()}')
+    running.check()
     time.sleep(moment.delay)
     at = time.monotonic()
     met, ended = disturb(kind, running, rng, disk, place / 'run')
