@@ -210,8 +210,11 @@ def test_growth_is_seen_and_drawn():
   for i, one in enumerate(samples):
     one['resident_bytes'] += 1e6 * i
   found = soak.columns(samples)
-  grown = {key: soak.growth(found[key]) for key in soak.PANELS}
-  assert grown['resident_bytes'] == pytest.approx(100 * 60e6 / 414.5e6, 1e-3)
+  grown = {
+    key: soak.growth(found[key], statistic)
+    for key, (_, _, statistic) in soak.PANELS.items()
+  }
+  assert grown['resident_bytes'] == pytest.approx(100 * 60 / 426.1, 1e-3)
   assert grown['open_files'] == grown['updates_per_second'] == 0
   figure = soak.draw(found, grown)
   assert 'open files: +0.00 %' in figure.axes[1].get_title('left')
