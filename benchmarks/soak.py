@@ -134,7 +134,7 @@ def watch(
   return samples
 
 
-# Of a sample -> its name, what a unit is divided by, what of a third is compared.
+# Of a sample -> its name, what its unit is, what of a third is compared.
 PANELS: dict[str, tuple[str, float, Statistic]] = {
   'resident_bytes': ('resident memory (MB)', 1e6, most),
   'open_files': ('open files', 1.0, most),
