@@ -284,11 +284,10 @@ def disturb(
 
 
 def flip(files: Iterable[pathlib.Path], rng: random.Random) -> str:
-  """Makes one bit of one of the files another; says which."""
-  path = rng.choice(
-    sorted(p for p in files if p.is_file() and p.stat().st_size)
-  )
-  place, bit = rng.randrange(path.stat().st_size), rng.randrange(8)
+  """Makes one bit of the files another, each as likely; says which."""
+  sizes = {p: p.stat().st_size for p in sorted(files) if p.is_file()}
+  (path,) = rng.choices(list(sizes), list(sizes.values()))
+  place, bit = rng.randrange(sizes[path]), rng.randrange(8)
   with path.open('r+b') as file:
     file.seek(place)
     (byte,) = file.read(1)
