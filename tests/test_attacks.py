@@ -123,6 +123,24 @@ def test_what_a_disturbance_does(sleeping, kind, status, ended, tmp_path):
     assert again[0] is False, 'not all of them were running'
 
 
+def test_a_limit_on_files_stands_for_a_full_disk(monkeypatch, tmp_path):
+  script = f"""
+print('here', flush=True)
+with open({str(tmp_path / 'file')!r}, 'ab', buffering=0) as file:
+  while True:
+    file.write(b'x')
+"""
+  line = [sys.executable, '-c', script]
+  monkeypatch.setattr(disturbances, 'commands', lambda *_: [line])
+  with Commands(ALONE, tmp_path / 'try', tmp_path) as running:
+    while 'here' not in running.text():
+      time.sleep(0.01)
+    rng = random.Random(0)
+    found = disturbances.disturb('disk', running, rng, 'RLIMIT_FSIZE', tmp_path)
+    assert found == (True, True)
+    assert running.status() == [1]
+
+
 def test_a_file_is_away_until_somebody_looked(tmp_path, monkeypatch):
   monkeypatch.setattr(disturbances, 'AWAY', 0.0)
   record = tmp_path / 'checkpoints' / '20'
