@@ -35,6 +35,7 @@ KINDS = {
 PATIENCE = 400.0  # seconds for a disturbed or started run to end
 STOPPED = 3.0  # seconds
 AWAY = 1.0  # seconds
+COMPILING = 2.0  # seconds after which a moment of that kind comes, at most
 DISK = '96m'
 POLL = 0.002  # seconds
 
@@ -43,8 +44,8 @@ class Moment(NamedTuple):
   """When a run is disturbed.
 
   Attributes:
-    where: 'anywhere' in the seconds of the undisturbed run; while it 'compiles'
-      first; before a line of the log: a 'step', an 'evaluation', a 'decision'
+    where: 'anywhere' in the seconds of the undisturbed run; 'compile', soon
+      after it was accepted; before a line of the log: a 'step', an 'evaluation', a 'decision'
       for another batch size; at a 'save'.
     share: in [0, 1): of all such.
     delay: seconds after that.
@@ -96,19 +97,16 @@ class Commands:
     return self
 
   def __exit__(self, *_) -> None:
-    self.left = self.end()
+    self.end()
     for text in self._texts:
       text.close()
 
-  def end(self) -> int:
-    """Kills what is left of all groups; how many groups there were."""
-    left = 0
+  def end(self) -> None:
+    """Kills what is left of all groups."""
     for process in self.processes:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        left += 1
       process.wait()
-    return left
 
   def running(self) -> bool:
     return any(process.poll() is None for process in self.processes)
@@ -184,7 +182,16 @@ def watch(
   if moment.where == 'anywhere':
     return lambda: time.monotonic() - begin >= moment.share * done.seconds
   if moment.where == 'compile':
-    return (workdir / 'config.json').exists
+    since: list[float] = []
+
+    def compiling() -> bool:
+      if not since and (workdir / 'config.json').exists():
+        since.append(time.monotonic())
+      return bool(since) and (
+        time.monotonic() - since[0] >= moment.share * COMPILING
+      )
+
+    return compiling
   if moment.where == 'save':
     saves, seen = int(moment.share * done.saves), set()
 
