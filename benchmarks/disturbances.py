@@ -45,8 +45,8 @@ class Moment(NamedTuple):
 
   Attributes:
     where: 'anywhere' in the seconds of the undisturbed run; 'compile', soon
-      after it was accepted; before a line of the log: a 'step', an 'evaluation', a 'decision'
-      for another batch size; at a 'save'.
+      after it was accepted; before a line of its log: a 'step', an
+      'evaluation', a 'decision' for another batch size; at a 'save'.
     share: in [0, 1): of all such.
     delay: seconds after that.
   """
