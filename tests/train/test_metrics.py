@@ -160,6 +160,20 @@ def test_events_that_were_done_again_are_not_restored(run):
   assert path.read_bytes() == before
 
 
+def test_of_several_records_of_a_kind_and_an_update_each_is_kept(run):
+  directory, mark = run
+  writer = MetricsWriter(directory, 6, mark)
+  for now in (2, 3):
+    writer.write('replicas', {'update': 7, 'replicas': now})
+  writer.write('train', record(7))
+  mark, path = writer.mark, directory / 'metrics.jsonl'
+  writer.close()
+  before = path.read_bytes()
+  path.write_bytes(damage(before, 'zeroed'))
+  MetricsWriter(directory, 7, mark, lambda said: None).close()
+  assert path.read_bytes() == before
+
+
 def test_without_a_mark_nothing_whole_is_lost(run):
   directory, mark = run
   before, path = whole(directory, mark), directory / 'metrics.jsonl'
