@@ -131,7 +131,7 @@ def test_damaged_events_restore_what_they_hold(run):
   def length(at):
     return 16 + struct.unpack_from('<Q', content, at)[0]
 
-  content[content.index(text(2)[:-1].encode()) + 5] ^= 1
+  content[content.index(b'"batch_size": 16}') + 15] ^= 1  # which makes it 17
   events.write_bytes(content)
   found, _, (said,) = resumed(directory, mark)
   assert found == before.replace(text(2).encode(), b'')
