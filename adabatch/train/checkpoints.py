@@ -408,7 +408,8 @@ class Checkpoints:
     """Removes the records of later updates, which are to be done again."""
     for later in self.updates():
       if later > update:
-        self._manager.delete(later)
+        with writing_records(self._directory):
+          self._manager.delete(later)
 
   def check(self) -> None:
     """Raises what went wrong in the background, as soon as it is known.

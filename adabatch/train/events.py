@@ -83,11 +83,12 @@ def read_lines(directory: pathlib.Path) -> list[tuple[int, bytes]]:
 
 
 def _read(content: bytes) -> Iterator[Any]:
-  """The whole records of a file, up to one whose length is damaged."""
+  """The whole records of a file.
+
+  After one whose length is damaged no other is found.
+  """
   at = 0
   while len(length := content[at : at + 8]) == 8:
-    if content[at + 8 : at + 12] != _checksum(length):
-      return
     end = at + 12 + struct.unpack('<Q', length)[0]
     record = content[at + 12 : end]
     if content[end : end + 4] == _checksum(record):

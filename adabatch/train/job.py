@@ -140,7 +140,8 @@ def train(
       )
     ):
       log.write(kind, record)
-      checkpoints.check()
+      for kept in (checkpoints, best):
+        kept.check()
     return record
 
 

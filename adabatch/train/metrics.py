@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -147,8 +148,8 @@ def mend(
       path.read_bytes() if path.exists() else b'', update, mark
     )
     kept = len(lines)
-    for _, line in read_lines(path.with_name('tensorboard')):
-      lines |= _read(line, update, None)[0]
+    events = (line for _, line in read_lines(path.with_name('tensorboard')))
+    lines |= _read(b'\n'.join(events), update, None)[0]
   # A stable order: within an update and a kind they were written like this.
   content = b''.join(
     lines[key] + b'\n' for key in sorted(lines, key=lambda key: key[:2])
@@ -162,20 +163,25 @@ def mend(
 
 def _read(
   content: bytes, update: int, mark: Mark | None
-) -> tuple[dict[tuple[int, int, str, str], bytes], int]:
+) -> tuple[dict[tuple[int, int, str, str, int], bytes], int]:
   """The lines until an update by what they are of, and how many are damaged.
+
+  A key ends in how many there were of the same before, such as changes of the
+  number of replicas.
 
   The last line may be cut short, and so may any that came after the mark.
   """
   size = content.rfind(b'\n') + 1 if mark is None else mark.size
   lines, damaged, at = {}, 0, 0
+  before: Counter[Any] = Counter()
   for line in content.split(b'\n'):
     try:
       record = json.loads(line)
       kind, of = record['kind'], record['update']
       key = of, RANKS.get(kind, 0), kind, str(record.get('split'))
       if of <= update:
-        lines[key] = line
+        lines[*key, before[key]] = line
+        before[key] += 1
     except (ValueError, TypeError, KeyError):
       damaged += at < size and line != b''
     at += len(line) + 1

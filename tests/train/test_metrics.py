@@ -131,7 +131,7 @@ def test_damaged_events_restore_what_they_hold(run):
   def length(at):
     return 16 + struct.unpack_from('<Q', content, at)[0]
 
-  content[content.index(text(2)[:-1].encode()) + 5] ^= 1
+  content[content.index(b'"batch_size": 16}') + 15] ^= 1  # which makes it 17
   events.write_bytes(content)
   found, _, (said,) = resumed(directory, mark)
   assert found == before.replace(text(2).encode(), b'')
@@ -156,6 +156,20 @@ def test_events_that_were_done_again_are_not_restored(run):
   writer.close()
   before = path.read_bytes()
   path.unlink()
+  MetricsWriter(directory, 7, mark, lambda said: None).close()
+  assert path.read_bytes() == before
+
+
+def test_of_several_records_of_a_kind_and_an_update_each_is_kept(run):
+  directory, mark = run
+  writer = MetricsWriter(directory, 6, mark)
+  for now in (2, 3):
+    writer.write('replicas', {'update': 7, 'replicas': now})
+  writer.write('train', record(7))
+  mark, path = writer.mark, directory / 'metrics.jsonl'
+  writer.close()
+  before = path.read_bytes()
+  path.write_bytes(damage(before, 'zeroed'))
   MetricsWriter(directory, 7, mark, lambda said: None).close()
   assert path.read_bytes() == before
 
