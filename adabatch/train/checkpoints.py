@@ -25,19 +25,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-<<<<<<< HEAD
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.train.write_errors import writing_records
 
 VERSION = 2  # of a record
 PAUSES = 0.1, 0.3, 1.0  # seconds, after each of which a read is tried again
-=======
 # Orbax splits an array among the devices that have copies of it, and each slice
 # is a program to compile: on 8 devices a second and more for a small network.
 # Where a slice would be smaller than these bytes, one device writes it all.
 SMALLEST_SLICE = 2**20
->>>>>>> sf
 
 
 class Saved(NamedTuple):
@@ -197,11 +194,12 @@ class Checkpoints:
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         barrier_sync_key_prefix=self._directory.name
       ),
-      handler_registry=_handlers(),
     )
     refused = writing_records if writes else contextlib.nullcontext
     with refused(self._directory), _quietly():
-      return ocp.CheckpointManager(self._directory, options=options)
+      return ocp.CheckpointManager(
+        self._directory, options=options, handler_registry=_handlers()
+      )
 
   def updates(self) -> list[int]:
     """Of the records that are there, from the oldest."""
@@ -227,7 +225,7 @@ class Checkpoints:
       self._manager.save(
         update,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
+          state=ocp.args.PyTreeSave(state),
           host=ocp.args.JsonSave(_signed(host, state)),
         ),
       )
@@ -243,7 +241,6 @@ class Checkpoints:
     too_old = sorted(u for u in there if u <= update)[: -self._keep]
     if not too_old:
       return
-<<<<<<< HEAD
     try:
       self._read(update, template)
     # Where data are missing Orbax raises `Exception` itself.
@@ -266,14 +263,6 @@ class Checkpoints:
         path.rename(target)
         return name
     raise AssertionError('it counts without end')
-=======
-    self._manager.save(
-      update,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(host)
-      ),
-    )
->>>>>>> sf
 
   def restore(self, template: Any, warn=print) -> Saved | None:
     """The newest readable record; None if there is none at all.
