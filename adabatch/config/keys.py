@@ -78,7 +78,8 @@ def default() -> Config:
   c.data.train_split = 'train'  # TFDS split syntax: 'train[:45000]' and so on
   c.data.eval_split = 'validation'  # never trained on
   # 'resident' (on every device), 'streaming' (read while training), 'auto':
-  # resident if the examples have one size and fit in max_resident_bytes.
+  # resident if the examples have one size and fit in max_resident_bytes. Both
+  # may be others when a run is resumed.
   c.data.placement = 'auto'
   c.data.max_resident_bytes = 2_000_000_000  # of both splits, for 'auto'
   c.data.workers = placeholder(int)  # reading processes; 0: a thread; None: all

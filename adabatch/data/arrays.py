@@ -26,11 +26,13 @@ class Split(NamedTuple):
       leading axis N.
     num_classes: labels, or tokens, are in [0, num_classes); D of numbers.
     classes: their names, where they are known.
+    source: fingerprint of what it was read from, '' where that is nothing else.
   """
 
   arrays: dict[str, np.ndarray]
   num_classes: int
   classes: tuple[str, ...] = ()
+  source: str = ''
 
   @property
   def num_examples(self) -> int:
@@ -49,6 +51,8 @@ class Split(NamedTuple):
     >>> Split({'image': image, 'label': np.zeros(2, np.int32)}, 3).fingerprint
     '3 classes, image uint8 2x1x1x1 41d912ff, label int32 2 6522df69'
     """
+    if self.source:
+      return self.source
     parts = [
       f'{name} {array.dtype} {"x".join(map(str, array.shape))} '
       f'{zlib.crc32(np.ascontiguousarray(array).data):08x}'

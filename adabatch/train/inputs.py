@@ -56,8 +56,11 @@ def open_inputs(
 def _placed(config: Config, splits: tuple[Any, Any]) -> tuple[Any, Any]:
   """The splits, in memory if they are to lie on every device and can."""
   if _on_devices(config, splits):
+    # Under the name of what was read, so that a run may go on from a stream.
     train, evaluation = (
-      split.resident() if hasattr(split, 'resident') else split
+      split.resident()._replace(source=split.fingerprint)
+      if hasattr(split, 'resident')
+      else split
       for split in splits
     )
     return train, evaluation

@@ -19,7 +19,7 @@ from adabatch.config import ConfigError
 from adabatch.train import inputs
 from adabatch.train.build import build
 from tests.data.test_data_text import SENTENCES, write_set
-from tests.experiments import digits
+from tests.experiments import digits, records
 from tests.test_launch import ROOT
 from tests.tfds_sets import write_tfds
 
@@ -446,6 +446,41 @@ def test_the_network_gets_what_the_config_says(tmp_path):
   assert low.recipe.model.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('before', ['resident', 'streaming'])
+def test_resumed_where_the_data_lie_elsewhere(before, uniform, tmp_path):
+  """Read while training, or from the devices: the same run, augmented too."""
+
+  def run(name, placement, last_update=None):
+    settings = {
+      'data.name': 'tiny',
+      'data.data_dir': str(uniform),
+      'data.eval_split': 'train',
+      'data.placement': placement,
+      'data.workers': 0,
+      'data.crop_padding': 1,
+      'data.flip': True,
+      'max_updates': 6,
+      'controller.every': 2,
+      'controller.initial_batch_size': 2,
+      'controller.max_batch_size': 4,
+      'eval.every_epochs': 100.0,
+    }
+    one = jax.devices()[:1]
+    train(
+      digits(**settings), tmp_path / name, devices=one, last_update=last_update
+    )
+
+  run('moved', before, last_update=3)
+  (after,) = {'resident', 'streaming'} - {before}
+  run('moved', after)
+  run('whole', before)
+  whole, moved = (records(tmp_path / name) for name in ('whole', 'moved'))
+  assert [x['batch_size'] for x in moved] == [x['batch_size'] for x in whole]
+  losses = [[x['loss'] for x in lines] for lines in (moved, whole)]
+  assert len(losses[0]) == 6
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
   def run(**overrides):
     settings = {
@@ -463,7 +498,6 @@ def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
   summary = run()
   assert run(**{'data.workers': 1, 'data.max_skipped': 7}) == summary
   assert run(**{'data.max_skipped_fraction': 0.5}) == summary
-  with pytest.raises(ConfigError, match='data.placement'):
-    run(**{'data.placement': 'resident'})
+  assert run(**{'data.placement': 'resident'}) == summary
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert config['data']['workers'] in (0, 1)
