@@ -90,6 +90,14 @@ def test_tries_are_the_same_again_and_differ():
     ({}, 'made'),
     ({'optimizer.name': 3}, 'refused: optimizer.name must be a text, got 3'),
     ({'data.name': 'nothing'}, 'refused: '),
+    (
+      {
+        'optimizer.name': 'optax.lbfgs',
+        'optimizer.args.linesearch': (1, 2),
+        'learning_rate.damping_exponent': 1.0,
+      },
+      "refused: optimizer.args: 'tuple' object has no attribute 'init'",
+    ),
   ],
 )
 def test_what_comes_of_a_try(changes, expected, tmp_path):

@@ -122,7 +122,7 @@ def make_sync(config: Config, extent: Extent) -> Sync | None:
     number = {'replicas': replicas} if by_number else {}
     return make(s.local_steps, **parameters, **number)
 
-  with refusing(f'sync.{s.name}'):
+  with refusing(f'sync.{s.name}', Exception):
     rule(s.replicas)
   return Sync(rule, s.average_momentum)
 
@@ -194,7 +194,7 @@ def make_model(
   ):
     random = [key for key in ('rngs', 'key') if key in takes]
     signature.bind(**parameters, **dict.fromkeys(random))
-  with refusing(f'model.{name}'):
+  with refusing(f'model.{name}', Exception):
     return own.call(make, parameters)
 
 

@@ -52,6 +52,10 @@ MISTAKES = {
     lambda plain: {'loss': lambda out, batch: batch['target']},
     "there is no 'target'; a batch has image, label",
   ),
+  'no such attribute': (
+    lambda plain: {'loss': lambda out, batch: batch.label},
+    "'dict' object has no attribute 'label'",
+  ),
   'no such image': (
     lambda plain: {'inputs': lambda batch: batch['x']},
     "there is no 'x'; a batch has image, label",
