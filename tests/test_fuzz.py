@@ -89,14 +89,14 @@ def test_tries_are_the_same_again_and_differ():
   [
     ({}, 'made'),
     ({'optimizer.name': 3}, 'refused: optimizer.name must be a text, got 3'),
-    ({'data.name': 'nothing'}, 'refused: '),
+    ({'data.name': 'npz:nothing'}, "refused: data set 'npz:nothing': "),
     (
       {
         'optimizer.name': 'optax.lbfgs',
         'optimizer.args.linesearch': (1, 2),
         'learning_rate.damping_exponent': 1.0,
       },
-      "refused: optimizer.args: 'tuple' object has no attribute 'init'",
+      "refused: optimizer.name=optax.lbfgs cannot be trained with here: 'tuple'",
     ),
   ],
 )
