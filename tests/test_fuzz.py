@@ -96,7 +96,7 @@ def test_tries_are_the_same_again_and_differ():
         'optimizer.args.linesearch': (1, 2),
         'learning_rate.damping_exponent': 1.0,
       },
-      "refused: optimizer.name=optax.lbfgs cannot be trained with here: 'tuple'",
+      'refused: optimizer.name=optax.lbfgs cannot be trained with here: ',
     ),
   ],
 )
