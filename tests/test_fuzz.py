@@ -29,6 +29,14 @@ REFUSED = {
     },
     'geodamp.lr_factor must be above 0',
   ),
+  'a product of no rates': (
+    {
+      'controller.name': 'from_lr_schedule',
+      'controller.from_lr_schedule.exponent': 2.0,
+      'learning_rate.decay.name': 'linear',
+    },
+    r'exponent must be in \[0, 1\], got 2.0',
+  ),
   'a plan without an end': (
     {
       'controller.name': 'padadamp',

@@ -111,6 +111,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'controller.geodamp.lr_factor': POSITIVE,
+  'controller.from_lr_schedule.exponent': UNIT,
   'buckets.max_per_device': COUNT,
   'search.trials': TRIALS,
   'search.max_trials': TRIALS,
