@@ -23,7 +23,7 @@ from adabatch.models import MODELS, contract, own
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train import memory
-from adabatch.train.calls import Due, make_due
+from adabatch.train.calls import Due, make_due, most_in_a_call
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
 from adabatch.train.open_splits import TextCache
@@ -376,7 +376,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     keep_gradient=noise and ladder.batch_sizes[0] == replicas,
     sync=make_sync(config, extent),
     replicas=replicas,
-    updates_per_call=_updates_per_call(config, length),
+    updates_per_call=most_in_a_call(config, length.updates),
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,
     group_size=ladder.group_size,
@@ -396,13 +396,6 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     due=make_due(config, num_examples),
     learning_rate_drops=learning_rate_drops(config, extent),
   )
-
-
-def _updates_per_call(config: Config, length: RunLength) -> int:
-  """As many as a run can have between two of the things that end a call."""
-  c, most = config.controller, config.checkpoint.every_updates
-  decisions = [] if c.name == 'constant' else [max(c.every, c.wait)]
-  return min(config.updates_per_call, length.updates, most, *decisions)
 
 
 def _check_readers(config: Config, recipe: Recipe) -> None:
