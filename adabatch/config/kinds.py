@@ -36,6 +36,14 @@ def _is_text(value: Any) -> bool:
   return isinstance(value, str)
 
 
+def _is_plain(value: Any) -> bool:
+  """What a file of JSON gives back as it was."""
+  if isinstance(value, list | tuple):
+    return all(map(_is_plain, value))
+  simple = value is None or isinstance(value, bool | str)
+  return simple or _is_number(value)
+
+
 KINDS: dict[type, Kind] = {
   bool: Kind('True or False', lambda value: isinstance(value, bool)),
   int: Kind('a whole number below 2^63', _is_whole),
@@ -46,6 +54,10 @@ KINDS: dict[type, Kind] = {
 COUNT = Kind(
   "a finite number or a text such as '2.5B'",
   lambda value: _is_number(value) or _is_text(value),
+)
+# Of keys of somebody else.
+OTHER = Kind(
+  'a finite number, a text, True, False, None or a tuple of such', _is_plain
 )
 # Of tuples whose default tells it not.
 ENTRIES = {
@@ -92,8 +104,6 @@ ALL: dict[str, Kind] = dict(_kinds(default()))
 def check_kinds(config: Config) -> None:
   """Refuses values of another kind than a key holds.
 
-  Of keys that are not of this package, those who read them judge.
-
   Args:
     config: the whole config.
 
@@ -110,8 +120,8 @@ def check_kinds(config: Config) -> None:
 entry a text, got (-1,)
   """
   for key, value in flatten(config).items():
-    kind = ALL.get(key)
-    if kind is not None and not kind.holds(value):
+    kind = ALL.get(key, OTHER)
+    if not kind.holds(value):
       raise ConfigError(
         f'{key} must be {kind.words}, got {reprlib.repr(value)}'
       )

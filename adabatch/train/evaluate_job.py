@@ -14,7 +14,7 @@ from adabatch.config.files import read_json
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
-from adabatch.train.build import build
+from adabatch.train.build import build, check_values
 from adabatch.train.load import read_checkpoint
 from adabatch.train.open_splits import TextCache
 from adabatch.train.workdir import Workdir
@@ -48,6 +48,7 @@ def evaluate(
     CheckpointError: if the checkpoint cannot be read.
   """
   del stop
+  check_values(config)
   files, config = Workdir(workdir), config.copy_and_resolve_references()
   about = read_json(files.path / 'inputs.json')
   if about is None:

@@ -9,12 +9,13 @@ from adabatch import config as config_lib
 from adabatch.config import ConfigError, kinds
 from adabatch.search.study_job import study
 from adabatch.train.build import check_values
+from adabatch.train.evaluate_job import evaluate
 from adabatch.train.job import train
 
 
 def changed(**values):
   config = config_lib.default()
-  with config.ignore_type():
+  with config.unlocked(), config.ignore_type():
     config.update_from_flattened_dict(values)
   return config
 
@@ -56,6 +57,11 @@ def test_of_every_key(key):
     ({'max_updates': 2.5}, 'max_updates must be a whole number .* got 2.5'),
     ({'epochs': '3'}, "epochs must be a finite number, got '3'"),
     ({'max_tokens': (1,)}, r"or a text such as '2.5B', or None, got \(1,\)"),
+    ({'optimizer.args.x': (1, b'x')}, 'args.x must be a finite number, a text'),
+    (
+      {'optimizer.args.x': math.inf},
+      'args.x must be a finite number, .* got inf',
+    ),
     ({'model.mlp.hidden_sizes': (8, 0)}, r'hidden_sizes must be at least 1'),
     ({'model.resnet.depth': 10**6}, 'must be from 1 to 2,000, got 1000000'),
   ],
@@ -66,7 +72,7 @@ def test_in_one_line(values, message):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('job', [train, study])
+@pytest.mark.parametrize('job', [train, study, evaluate])
 def test_before_anything_else(job, tmp_path):
   config = changed(**{'study.optimizers': (-1,), 'search.space': 5})
   with pytest.raises(ConfigError, match='must be a tuple, each entry'):
