@@ -90,7 +90,7 @@ def test_of_a_task(name, tmp_path):
   ('network', 'message'),
   [
     (Five, r'of the shape \(1, 5\) .* 10 classes'),
-    (Broken, "model.mine: .*has no attribute 'pixels'"),
+    (Broken, 'model.mine: .*has no attribute pixels'),
   ],
 )
 def test_of_a_network(network, message, tmp_path):
