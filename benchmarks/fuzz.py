@@ -200,7 +200,7 @@ def attempt(one: Try, directory: str, *, trains: bool) -> str:
       return 'made'
   except (config_lib.ConfigError, DatasetError, CheckpointError) as error:
     line = str(error)
-    kind = 'refused' if '\n' not in line and len(line) < 1000 else 'failed'
+    kind = 'failed' if '\n' in line else 'refused'
     return f'{kind}: {line}'
   except BaseException as error:  # noqa: BLE001 what is looked for
     ours = [

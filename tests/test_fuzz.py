@@ -29,6 +29,14 @@ REFUSED = {
     },
     'geodamp.lr_factor must be above 0',
   ),
+  'a product of no rates': (
+    {
+      'controller.name': 'from_lr_schedule',
+      'controller.from_lr_schedule.exponent': 2.0,
+      'learning_rate.decay.name': 'linear',
+    },
+    r'exponent must be in \[0, 1\], got 2.0',
+  ),
   'a plan without an end': (
     {
       'controller.name': 'padadamp',
@@ -88,8 +96,16 @@ def test_tries_are_the_same_again_and_differ():
   ('changes', 'expected'),
   [
     ({}, 'made'),
-    ({'optimizer.name': 3}, 'refused: optimizer.name must be a text, got 3'),
-    ({'data.name': 'nothing'}, 'refused: '),
+    ({'optimizer.name': 3}, 'refused: optimizer.name must be a text in'),
+    ({'data.name': 'npz:nothing'}, "refused: data set 'npz:nothing': "),
+    (
+      {
+        'optimizer.name': 'optax.lbfgs',
+        'optimizer.args.linesearch': (1, 2),
+        'learning_rate.damping_exponent': 1.0,
+      },
+      'refused: optimizer.name=optax.lbfgs cannot be trained with here: ',
+    ),
   ],
 )
 def test_what_comes_of_a_try(changes, expected, tmp_path):

@@ -36,16 +36,34 @@ def _is_text(value: Any) -> bool:
   return isinstance(value, str)
 
 
+def _is_plain(value: Any) -> bool:
+  """What a file of JSON gives back as it was."""
+  if isinstance(value, list | tuple):
+    return all(map(_is_plain, value))
+  simple = value is None or isinstance(value, bool | str)
+  return simple or _is_number(value)
+
+
 KINDS: dict[type, Kind] = {
   bool: Kind('True or False', lambda value: isinstance(value, bool)),
   int: Kind('a whole number below 2^63', _is_whole),
   float: Kind('a finite number', _is_number),
-  str: Kind('a text', _is_text),
+  str: Kind(
+    'a text in one line', lambda value: _is_text(value) and value.isprintable()
+  ),
   tuple: Kind('a tuple', lambda value: isinstance(value, list | tuple)),
 }
 COUNT = Kind(
   "a finite number or a text such as '2.5B'",
   lambda value: _is_number(value) or _is_text(value),
+)
+LINES = Kind('a text', _is_text)
+# Whose texts may be written in several lines.
+TABLES = frozenset(['controller.step_table.table'])
+MOST_ENTRIES = 1000
+# Of keys of somebody else.
+OTHER = Kind(
+  'a finite number, a text, True, False, None or a tuple of such', _is_plain
 )
 # Of tuples whose default tells it not.
 ENTRIES = {
@@ -68,14 +86,17 @@ def _kinds(table: Config, prefix: str = '') -> Iterator[tuple[str, Kind]]:
       kind = _several(COUNT if key in COUNTED else KINDS[entry])
     else:
       kind = COUNT if key in COUNTED else KINDS[of]
+      kind = LINES if key in TABLES else kind
     yield key, _or_none(kind) if value is None else kind
 
 
 def _several(kind: Kind) -> Kind:
   return Kind(
-    f'a tuple, each entry {kind.words}',
+    f'a tuple of at most {MOST_ENTRIES}, each {kind.words}',
     lambda value: (
-      isinstance(value, list | tuple) and all(map(kind.holds, value))
+      isinstance(value, list | tuple)
+      and len(value) <= MOST_ENTRIES
+      and all(map(kind.holds, value))
     ),
   )
 
@@ -92,8 +113,6 @@ ALL: dict[str, Kind] = dict(_kinds(default()))
 def check_kinds(config: Config) -> None:
   """Refuses values of another kind than a key holds.
 
-  Of keys that are not of this package, those who read them judge.
-
   Args:
     config: the whole config.
 
@@ -106,12 +125,12 @@ def check_kinds(config: Config) -> None:
   >>> check_kinds(config)
   Traceback (most recent call last):
     ...
-  adabatch.config.errors.ConfigError: study.optimizers must be a tuple, each \
-entry a text, got (-1,)
+  adabatch.config.errors.ConfigError: study.optimizers must be a tuple of at \
+most 1000, each a text in one line, got (-1,)
   """
   for key, value in flatten(config).items():
-    kind = ALL.get(key)
-    if kind is not None and not kind.holds(value):
+    kind = ALL.get(key, OTHER)
+    if not kind.holds(value):
       raise ConfigError(
         f'{key} must be {kind.words}, got {reprlib.repr(value)}'
       )

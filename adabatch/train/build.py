@@ -23,7 +23,7 @@ from adabatch.models import MODELS, contract, own
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train import memory
-from adabatch.train.calls import Due, make_due
+from adabatch.train.calls import Due, make_due, most_in_a_call
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
 from adabatch.train.open_splits import TextCache
@@ -123,7 +123,7 @@ def make_sync(config: Config, extent: Extent) -> Sync | None:
     number = {'replicas': replicas} if by_number else {}
     return make(s.local_steps, **parameters, **number)
 
-  with refusing(f'sync.{s.name}'):
+  with refusing(f'sync.{s.name}', Exception):
     rule(s.replicas)
   return Sync(rule, s.average_momentum)
 
@@ -195,7 +195,7 @@ def make_model(
   ):
     random = [key for key in ('rngs', 'key') if key in takes]
     signature.bind(**parameters, **dict.fromkeys(random))
-  with refusing(f'model.{name}'):
+  with refusing(f'model.{name}', Exception):
     return own.call(make, parameters)
 
 
@@ -397,7 +397,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     sync=make_sync(config, extent),
     replicas=replicas,
     skip=config.on_nonfinite == 'skip',
-    updates_per_call=_updates_per_call(config, length),
+    updates_per_call=most_in_a_call(config, length.updates),
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,
     group_size=ladder.group_size,
@@ -417,13 +417,6 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     due=make_due(config, num_examples),
     learning_rate_drops=learning_rate_drops(config, extent),
   )
-
-
-def _updates_per_call(config: Config, length: RunLength) -> int:
-  """As many as a run can have between two of the things that end a call."""
-  c, most = config.controller, config.checkpoint.every_updates
-  decisions = [] if c.name == 'constant' else [max(c.every, c.wait)]
-  return min(config.updates_per_call, length.updates, most, *decisions)
 
 
 def _check_readers(config: Config, recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train import agreement
-from adabatch.train.build import build
+from adabatch.train.build import build, check_values
 from adabatch.train.load import read_checkpoint
 from adabatch.train.open_splits import TextCache
 from adabatch.train.workdir import Workdir
@@ -50,6 +50,7 @@ def evaluate(
     WriteError: if the line cannot be added.
   """
   del stop
+  check_values(config)
   files, config = Workdir(workdir), config.copy_and_resolve_references()
   agreement.same_start(config, files.path)
   about = read_json(files.path / 'inputs.json')

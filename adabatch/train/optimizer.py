@@ -304,7 +304,7 @@ def _of_optax(config: Config, learning_rate: Any, scaling: Any):
   mask = True if o.decay_norms_and_biases else None
   with refusing('optimizer.name'):
     factory = optim.find_optimizer(o.name)
-  with refusing('optimizer.args'):
+  with refusing('optimizer.args', Exception):
     tx = optim.of_optax(
       factory,
       learning_rate,
@@ -314,7 +314,9 @@ def _of_optax(config: Config, learning_rate: Any, scaling: Any):
       decay_mask=mask,
       clip_norm=o.clip_norm,
     )
-  with refusing(f'optimizer.name={o.name} cannot be trained with here'):
+  with refusing(
+    f'optimizer.name={o.name} cannot be trained with here', Exception
+  ):
     optim.check_trains(tx)
   return tx
 

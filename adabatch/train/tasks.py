@@ -31,7 +31,7 @@ def make_task(config: Config, num_classes: int | None = None) -> Task:
     )
   if 'num_classes' in takes:
     parameters['num_classes'] = num_classes
-  with refusing('task'):
+  with refusing('task', Exception):
     task = make(**parameters)
   choose(dict.fromkeys(LABELS), task.labels, f'task.name={name!r}: labels')
   return task
@@ -110,10 +110,10 @@ def is_of_here(make: Any) -> bool:
 def _of_task(config: Config, batch: Any) -> Iterator[None]:
   """One line about what a task does with a batch."""
   name = f'task.name={config.task.name!r}'
-  try:
-    with refusing(name):
+  with refusing(name, Exception):
+    try:
       yield
-  except KeyError as error:
-    raise ConfigError(
-      f'{name}: there is no {error}; a batch has {", ".join(sorted(batch))}'
-    ) from error
+    except KeyError as error:
+      raise ConfigError(
+        f'{name}: there is no {error}; a batch has {", ".join(sorted(batch))}'
+      ) from error

@@ -22,7 +22,7 @@ def parts(**overrides):
   ('overrides', 'message'),
   [
     (
-      {'model.mlp.hidden_sizes': (10**12,)},
+      {'model.mlp.hidden_sizes': (2**31, 2**31)},
       "model.name='mlp' with optimizer.name='momentum' takes .* GB on each",
     ),
     (

@@ -26,6 +26,14 @@ class Five(nn.Module):
     return nn.Dense(5)(x.reshape(len(x), -1))
 
 
+class Broken(nn.Module):
+  """Fails with what is neither a ValueError nor a TypeError."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(10)(x.pixels)
+
+
 MISTAKES = {
   'a mean': (
     lambda plain: {'loss': lambda out, batch: plain.loss(out, batch).mean()},
@@ -52,6 +60,10 @@ MISTAKES = {
     lambda plain: {'loss': lambda out, batch: batch['target']},
     "there is no 'target'; a batch has image, label",
   ),
+  'no such attribute': (
+    lambda plain: {'loss': lambda out, batch: batch.label},
+    "'dict' object has no attribute 'label'",
+  ),
   'no such image': (
     lambda plain: {'inputs': lambda batch: batch['x']},
     "there is no 'x'; a batch has image, label",
@@ -74,16 +86,22 @@ def test_of_a_task(name, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_of_a_network(tmp_path):
+@pytest.mark.parametrize(
+  ('network', 'message'),
+  [
+    (Five, r'of the shape \(1, 5\) .* 10 classes'),
+    (Broken, 'model.mine: .*has no attribute pixels'),
+  ],
+)
+def test_of_a_network(network, message, tmp_path):
   c = digits()
-  adabatch.register(c, 'model', 'five', Five)
+  adabatch.register(c, 'model', 'mine', network)
   try:
-    with pytest.raises(
-      ConfigError, match=r'of the shape \(1, 5\) .* 10 classes'
-    ):
+    with pytest.raises(ConfigError, match=message) as error:
       train(c, tmp_path / 'run', devices=jax.devices()[:1])
   finally:
-    del MODELS['five']
+    del MODELS['mine']
+  assert '\n' not in str(error.value)
   assert not (tmp_path / 'run').exists()
 
 
