@@ -5,7 +5,7 @@ it is trained on offers what `source.Source` says. Which of them a config opens
 is decided in `adabatch.train.open_splits`.
 """
 
-from adabatch.data.arrays import Split, from_arrays
+from adabatch.data.arrays import Split, from_arrays, same_data
 from adabatch.data.augment import (
   draw_partners,
   position_halves,
@@ -70,6 +70,7 @@ __all__ = [
   'random_crop_flip',
   'random_erasing',
   'read_chunks',
+  'same_data',
   'seed_key',
   'stream_of',
   'take',

@@ -12,6 +12,8 @@ from adabatch.data import labels
 from adabatch.data.source import Chunk
 from adabatch.data.tfds_records import DatasetError
 
+# In a fingerprint, of what was read and what was found in it.
+SEPARATOR = ' / '
 # Examples looked at at once.
 _RECORDS = 1024
 
@@ -26,7 +28,7 @@ class Split(NamedTuple):
       leading axis N.
     num_classes: labels, or tokens, are in [0, num_classes); D of numbers.
     classes: their names, where they are known.
-    source: fingerprint of what it was read from, '' where that is nothing else.
+    source: fingerprint of what it was read from, '' where that is not known.
   """
 
   arrays: dict[str, np.ndarray]
@@ -51,14 +53,13 @@ class Split(NamedTuple):
     >>> Split({'image': image, 'label': np.zeros(2, np.int32)}, 3).fingerprint
     '3 classes, image uint8 2x1x1x1 41d912ff, label int32 2 6522df69'
     """
-    if self.source:
-      return self.source
     parts = [
       f'{name} {array.dtype} {"x".join(map(str, array.shape))} '
       f'{zlib.crc32(np.ascontiguousarray(array).data):08x}'
       for name, array in sorted(self.arrays.items())
     ]
-    return ', '.join([f'{self.num_classes} classes', *parts])
+    content = ', '.join([f'{self.num_classes} classes', *parts])
+    return f'{self.source}{SEPARATOR}{content}' if self.source else content
 
   def read(
     self, indices: np.ndarray, positions: np.ndarray | None = None
@@ -74,6 +75,18 @@ class Split(NamedTuple):
     ones = np.ones(len(indices), np.float32)
     chosen = {name: array[indices] for name, array in self.arrays.items()}
     return Chunk({'weight': ones} | chosen, ())
+
+
+def same_data(one: str, other: str) -> bool:
+  """Whether two fingerprints may be of the same data, held differently.
+
+  >>> same_data('set, 3 bytes', 'set, 3 bytes / 9 classes')
+  True
+  >>> same_data('set, 3 bytes / 8 classes', 'set, 3 bytes / 9 classes')
+  False
+  """
+  parts = one.split(SEPARATOR), other.split(SEPARATOR)
+  return all(a == b for a, b in zip(*parts, strict=False))
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], num_classes: int) -> Split:

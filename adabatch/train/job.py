@@ -193,7 +193,8 @@ def _restore(
   if saved is None:
     return None
   for which, here in parts.fingerprints.items():
-    if (there := saved.host['data'][which]) != here:
+    there = saved.host['data'][which]
+    if not data.same_data(there, here):
       raise ConfigError(
         f'{files.path} belongs to a run on other {which} data ({there} there, '
         f'{here} here); choose another workdir'

@@ -177,7 +177,10 @@ def _open_found(config: Config, found: Sequence[Any]) -> tuple[Any, Any]:
   }
   if lie_on_devices(config, [(s.num_examples, shapes) for s in found]):
     train, evaluation = (
-      data.load(split.name, split.split, d.data_dir, split) for split in found
+      data.load(split.name, split.split, d.data_dir, split)._replace(
+        source=split.fingerprint
+      )
+      for split in found
     )
     return train, evaluation
   one_size, size, resized = None not in shape, d.image_size, d.eval_resize
