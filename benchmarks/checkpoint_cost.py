@@ -97,6 +97,7 @@ def main(argv: list[str]) -> None:
   log = {
     'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
     f'{platform.machine()}, {os.cpu_count()} cores',
+    'load': os.getloadavg()[0],  # others at work on the machine
     'jax': jax.__version__,
     'seconds': {f'{size} MB': found for size, found in runs.items()},
   }

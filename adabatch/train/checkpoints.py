@@ -103,9 +103,6 @@ class _NotOfOrbax(logging.Filter):
     return not by_orbax and 'tensorstore' not in record.getMessage()
 
 
-_NOT_OF_ORBAX = _NotOfOrbax()
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
   """Leaves it at one line about a record that cannot be read.
@@ -115,7 +112,7 @@ def _quietly() -> Iterator[None]:
   closed) or is collected, so that this goes on once a read has failed.
   """
   loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-  hook = sys.unraisablehook
+  hook, only = sys.unraisablehook, _NotOfOrbax()
 
   def say_the_rest(unraisable):
     read = unraisable.object
@@ -126,11 +123,11 @@ def _quietly() -> Iterator[None]:
 
   sys.unraisablehook = say_the_rest
   for logger in loggers:
-    logger.addFilter(_NOT_OF_ORBAX)
+    logger.addFilter(only)
   yield
   sys.unraisablehook = hook
   for logger in loggers:
-    logger.removeFilter(_NOT_OF_ORBAX)
+    logger.removeFilter(only)
 
 
 def _reason(error: Exception) -> str:

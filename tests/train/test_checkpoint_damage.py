@@ -42,7 +42,7 @@ def flip(path, bit):
 
 def arrays(record):
   """Its largest file, which holds most of the arrays."""
-  return max(record.glob('state/**/d/*'), key=lambda p: p.stat().st_size)
+  return max(record.glob('state/ocdbt*/d/*'), key=lambda p: p.stat().st_size)
 
 
 def restored(directory, state, keep=3):
@@ -95,7 +95,7 @@ def copied(run, tmp_path):
 
 @pytest.mark.parametrize('what', ['arrays', 'host', 'any file'])
 def test_a_flipped_bit_never_gives_another_run(run, copied, what):
-  """It is noticed, or changes nothing, as of bytes that nobody reads."""
+  """It is noticed, or changes nothing."""
   _, state, records = run
   draw, noticed = random.Random(0), 0
   whole, flips = copied / '2', 12
@@ -115,8 +115,7 @@ def test_a_flipped_bit_never_gives_another_run(run, copied, what):
       (copied / '2.unreadable').rename(whole)
     flip(file, bit)
   assert same(restored(copied, state)[0], records[2])
-  least = {'arrays': flips // 2, 'host': flips, 'any file': 0}[what]
-  assert noticed >= least
+  assert noticed >= {'arrays': flips // 2, 'host': flips, 'any file': 1}[what]
 
 
 @pytest.mark.parametrize('key', ['progress', 'decisions', 'replicas', 'data'])
