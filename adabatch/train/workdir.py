@@ -175,8 +175,8 @@ class Workdir:
       yield
     except OSError as error:
       raise ConfigError(
-        f'cannot write to workdir {self.path} ({error.strerror}): choose '
-        'another --workdir'
+        f'cannot write to workdir {self.path} ({error.strerror}): mend that, '
+        'or choose another --workdir'
       ) from None
 
   def read_summary(self) -> dict[str, Any] | None:
