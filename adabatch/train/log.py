@@ -35,8 +35,11 @@ def _keep_lines_until(path: pathlib.Path, update: int) -> None:
 class MetricsWriter:
   """Appends records to `metrics.jsonl` and to TensorBoard event files."""
 
-  def __init__(self, workdir: pathlib.Path, after_update: int):
-    """Opens the files; records after `after_update` are dropped from them."""
+  def __init__(self, workdir: pathlib.Path, after_update: int, cuts: int = 0):
+    """Opens the files; records after `after_update` are dropped from them.
+
+    `cuts` tells apart the times that one process opens them.
+    """
     path = workdir / 'metrics.jsonl'
     _keep_lines_until(path, after_update)
     self._file = path.open('a', buffering=1)
@@ -45,7 +48,7 @@ class MetricsWriter:
     self._events = SummaryWriter(
       str(workdir / 'tensorboard'),
       purge_step=after_update + 1,
-      filename_suffix=f'.{after_update}',
+      filename_suffix=f'.{after_update}' + (f'.{cuts}' if cuts else ''),
     )
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -87,6 +90,7 @@ class Log:
     self._about, self._tokenizer = about, tokenizer
     self._enabled = enabled
     self._writer: MetricsWriter | None = None
+    self._cuts = 0
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
     """One record of `loop`."""
@@ -101,7 +105,9 @@ class Log:
       self._console.say(record['text'])
     elif kind == 'cut':
       self.close()
-      self._writer = MetricsWriter(self._files.path, record['update'])
+      self._cuts += 1
+      path = self._files.path
+      self._writer = MetricsWriter(path, record['update'], self._cuts)
     elif kind == 'summary':
       self._files.write_summary(record)
     else:

@@ -22,7 +22,7 @@ from adabatch.report.page import build_page
 from adabatch.report.summary import describe
 from adabatch.search.population import why_not
 from adabatch.train import train
-from adabatch.train.build import build
+from adabatch.train.build import build, make_replicas
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Saved
 from adabatch.train.loop import loop
@@ -391,6 +391,18 @@ def test_a_run_that_went_back_is_stopped_and_goes_on(tmp_path):
   assert found[0] == found[1]
   lines = found[0][0]
   assert [x['update'] for x in lines if x['kind'] == 'rollback'] == [7, 13]
+
+
+def test_a_period_of_the_learning_rate_follows_it():
+  """H = (alpha / rate)^2 of QSR: four times as long at half the rate."""
+  parts = make_parts(
+    'rollback',
+    bad=(),
+    **{'sync.name': 'qsr', 'sync.replicas': 2, 'sync.local_steps': 1},
+  )
+  replicas, plan = make_replicas(parts), Plan(BATCH, BATCH, 1.0, None)
+  before, replicas.rate = replicas.period(0, plan), 0.5
+  assert (before, replicas.period(0, plan)) == (25, 100)
 
 
 # What is refused, and what is run otherwise.
