@@ -165,6 +165,11 @@ class Trainer:
     if {have, replicas} != {self.replicas}:
       self.resize(replicas)
 
+  def release(self) -> None:
+    """Frees the state, so that there is room for another one."""
+    jax.block_until_ready(self.state)
+    jax.tree.map(lambda x: x.delete(), self.state)
+
   # Updates.
 
   def variant(self, call: Call) -> Variant:

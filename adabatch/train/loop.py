@@ -14,8 +14,6 @@ import math
 import threading
 from collections.abc import Callable, Generator, Iterator
 
-import jax
-
 from adabatch.devices.messages import Call
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train.best import Best, Save
@@ -147,7 +145,7 @@ class _Run:
   ) -> Iterator[Record]:
     """To the newest checkpoint, and on from there over other examples."""
     with self.clock.paused():
-      jax.block_until_ready(self.trainer.state)
+      self.trainer.release()
       saved, before = restore(), self.at
       self.trainer.go_on(self.place(saved), self.replicas.counts.replicas)
       at = self.at

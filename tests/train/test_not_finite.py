@@ -22,7 +22,7 @@ from adabatch.report.page import build_page
 from adabatch.report.summary import describe
 from adabatch.search.population import why_not
 from adabatch.train import train
-from adabatch.train.build import build
+from adabatch.train.build import build, make_replicas
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Saved
 from adabatch.train.loop import loop
@@ -51,7 +51,7 @@ def config(**overrides):
     'model.mlp.hidden_sizes': (4,),
     'controller.name': 'constant',
     'controller.initial_batch_size': BATCH,
-    'controller.max_batch_size': 2 * BATCH,
+    'controller.max_batch_size': BATCH,
     'data.mean': (0.0,),
     'data.std': (1.0,),
     'checkpoint.every_updates': 3,
@@ -68,12 +68,14 @@ class Ran:
   """A run to its end: its lines as a file would hold them, and what is kept."""
 
   def __init__(self, parts, saved=None):
-    self.lines, self.kept, self.cuts = [], [], []
+    self.lines, self.kept, self.cuts, self.best = [], [], [], []
 
     def restore():
       return self.copied(*self.kept[-1]) if self.kept else None
 
-    for kind, record in loop(parts, saved, self.save, restore=restore):
+    for kind, record in loop(
+      parts, saved, self.save, save_best=self.save_best, restore=restore
+    ):
       update = record.get('update')
       if kind == 'cut':
         self.cuts.append(update)
@@ -85,6 +87,9 @@ class Ran:
 
   def save(self, *saved):
     self.kept.append(self.copied(*saved))
+
+  def save_best(self, update, state, host):
+    self.best.append(update)
 
   def copied(self, update, state, host):
     """The next update reuses the arrays."""
@@ -318,6 +323,22 @@ def test_it_is_the_run_that_starts_there_with_half_the_rate(rolled_back):
   assert later[1:] == there.lines
 
 
+def test_the_best_of_what_is_done_again_is_forgotten():
+  """Evaluated at each update; better and better until it goes back."""
+  accuracy = iter([*range(1, 9), *[0] * 9])
+
+  def summarize(means):
+    return means | {'accuracy': float(next(accuracy))}
+
+  parts = make_parts('rollback', **{'eval.every_epochs': 0.08})
+  task = parts.recipe.task._replace(summarize=summarize)
+  ran = Ran(parts._replace(recipe=parts.recipe._replace(task=task)))
+  assert ran.summary['best']['validation']['accuracy'] == 6
+  # That of update 8 is gone; that of 6 is written before the next checkpoint.
+  assert ran.best[0] == 6
+  assert 8 not in ran.best
+
+
 def test_a_stream_goes_back_as_well(rolled_back):
   ran = Ran(make_parts('rollback', **{'data.placement': 'streaming'}))
   kinds, losses = (
@@ -390,7 +411,23 @@ def test_a_run_that_went_back_is_stopped_and_goes_on(tmp_path):
     found.append((lines, summary['final'], summary['best']))
   assert found[0] == found[1]
   lines = found[0][0]
-  assert [x['update'] for x in lines if x['kind'] == 'rollback'] == [7, 13]
+  updates = {
+    kind: [x['update'] for x in lines if x['kind'] == kind]
+    for kind in ('train', 'rollback')
+  }
+  assert updates == {'train': list(range(1, 14)), 'rollback': [7, 13]}
+
+
+def test_a_period_of_the_learning_rate_follows_it():
+  """H = (alpha / rate)^2 of QSR: four times as long at half the rate."""
+  parts = make_parts(
+    'rollback',
+    bad=(),
+    **{'sync.name': 'qsr', 'sync.replicas': 2, 'sync.local_steps': 1},
+  )
+  replicas, plan = make_replicas(parts), Plan(BATCH, BATCH, 1.0, None)
+  before, replicas.rate = replicas.period(0, plan), 0.5
+  assert (before, replicas.period(0, plan)) == (25, 100)
 
 
 # What is refused, and what is run otherwise.
