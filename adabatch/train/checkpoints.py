@@ -12,6 +12,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 # Orbax splits an array among the devices that have copies of it, and each slice
@@ -58,22 +59,21 @@ def _silence_abandoned_reads() -> None:
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
   """What writes and reads the two sides of a record."""
-  kinds = ocp.type_handlers
-  arrays = kinds.ArrayHandler(
-    min_slice_bytes_for_replica_parallel=SMALLEST_SLICE
+  of = ocp.type_handlers
+  kinds = of.create_type_handler_registry(
+    (np.ndarray, of.NumpyHandler()),
+    (
+      jax.Array,
+      of.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE),
+    ),
   )
-  writer = ocp.PyTreeCheckpointHandler(
-    type_handler_registry=kinds.create_type_handler_registry(
-      (jax.Array, arrays)
-    )
-  )
+  writer = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+  reader = ocp.StandardCheckpointHandler()
   registry = ocp.handlers.create_default_handler_registry(
     host=ocp.JsonCheckpointHandler()
   )
   registry.add('state', ocp.args.PyTreeSave, writer)
-  registry.add(
-    'state', ocp.args.StandardRestore, ocp.StandardCheckpointHandler()
-  )
+  registry.add('state', ocp.args.StandardRestore, reader)
   return registry
 
 
