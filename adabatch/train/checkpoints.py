@@ -141,22 +141,21 @@ def _on_host(x: Any) -> np.ndarray:
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
   """What writes and reads the two sides of a record."""
-  kinds = ocp.type_handlers
-  arrays = kinds.ArrayHandler(
-    min_slice_bytes_for_replica_parallel=SMALLEST_SLICE
+  of = ocp.type_handlers
+  kinds = of.create_type_handler_registry(
+    (np.ndarray, of.NumpyHandler()),
+    (
+      jax.Array,
+      of.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE),
+    ),
   )
-  writer = ocp.PyTreeCheckpointHandler(
-    type_handler_registry=kinds.create_type_handler_registry(
-      (jax.Array, arrays)
-    )
-  )
+  writer = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+  reader = ocp.StandardCheckpointHandler()
   registry = ocp.handlers.create_default_handler_registry(
     host=ocp.JsonCheckpointHandler()
   )
   registry.add('state', ocp.args.PyTreeSave, writer)
-  registry.add(
-    'state', ocp.args.StandardRestore, ocp.StandardCheckpointHandler()
-  )
+  registry.add('state', ocp.args.StandardRestore, reader)
   return registry
 
 
