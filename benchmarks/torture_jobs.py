@@ -70,7 +70,7 @@ JOBS = {
     GROWING
     | SMALL_CNN
     | {
-      'epochs': 12.0,
+      'epochs': 30.0,
       'data.name': 'folder:DATA/images',
       'data.eval_split': 'val',
       'data.placement': 'streaming',
