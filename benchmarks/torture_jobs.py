@@ -71,6 +71,7 @@ JOBS = {
     | SMALL_CNN
     | {
       'epochs': 30.0,
+      'eval.every_epochs': 10.0,  # each starts its readers anew
       'data.name': 'folder:DATA/images',
       'data.eval_split': 'val',
       'data.placement': 'streaming',
