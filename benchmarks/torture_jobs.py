@@ -70,7 +70,8 @@ JOBS = {
     GROWING
     | SMALL_CNN
     | {
-      'epochs': 12.0,
+      'epochs': 30.0,
+      'eval.every_epochs': 10.0,  # each starts its readers anew
       'data.name': 'folder:DATA/images',
       'data.eval_split': 'val',
       'data.placement': 'streaming',
