@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 from adabatch import study
 from adabatch.study import archive
@@ -28,3 +29,14 @@ def test_the_study_is_made_from_its_trials():
     fit = workload.fit
     for number in (fit.min_steps, *fit.critical_batch_size_interval):
       assert f'{number:,.0f}' in page
+
+
+def test_promises_are_held_by_tests_that_exist():
+  page = (DOCS / 'reliability.md').read_text()
+  tests = DOCS.parent / 'tests'
+  sources = '\n'.join(path.read_text() for path in tests.rglob('test_*.py'))
+  names = set(re.findall('`(test_[a-z0-9_]+)`', page))
+  assert len(names) > 30
+  assert [n for n in sorted(names) if f'def {n}(' not in sources] == []
+  files = re.findall(r'`(tests/[a-z0-9_/]+\.py)`', page)
+  assert [f for f in files if not (DOCS.parent / f).exists()] == []
