@@ -355,9 +355,11 @@ def test_a_stream_goes_back_as_well(rolled_back):
 
 
 def test_without_a_checkpoint_it_goes_back_to_the_start():
-  """And measures anew what the rule needs there."""
+  """The rule as well, which had come to another batch size."""
   overrides = {
     'controller.name': 'adadamp',
+    'controller.adadamp.loss_source': 'ema',
+    'controller.every': 2,
     'checkpoint.every_updates': 1000,
     'max_updates': 9,
   }
@@ -371,7 +373,9 @@ def test_without_a_checkpoint_it_goes_back_to_the_start():
   _, ((report,),) = dispatch(trainer, [call])
   trainer.close()
   assert ran.of('train')[0]['loss'] == float(report[0])
-  assert ran.summary['loss_evaluation_examples'] % EXAMPLES == 0
+  sizes = [line['nominal_batch_size'] for line in ran.of('train')]
+  assert sizes[0] == BATCH
+  assert max(sizes) > BATCH
 
 
 def test_it_goes_back_only_so_often():
