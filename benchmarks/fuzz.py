@@ -333,7 +333,9 @@ def main(argv: list[str]) -> None:
   begin = time.monotonic()
   first, numbers = FIRST.value, list(range(FIRST.value, TRIES.value))
   numbers = [int(n) for n in ONLY.value] or numbers
-  before = json.loads(pathlib.Path(LOG.value).read_text()) if first else {}
+  before = {}
+  if first and LOG.value:
+    before = json.loads(pathlib.Path(LOG.value).read_text())
   counts = collections.Counter(before.get('outcomes', {}))
   failures = before.get('failures', [])
   workers = [
