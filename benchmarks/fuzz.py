@@ -37,6 +37,9 @@ from adabatch.config.smoke import shrink
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRIES = flags.DEFINE_integer('tries', 3000, 'How many.')
+FIRST = flags.DEFINE_integer(
+  'first', 0, 'To begin with; the log, of those before, is gone on with.'
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Of all of them.')
 LOG = flags.DEFINE_string('log', None, 'Where the log is written, if at all.')
 WORKERS = flags.DEFINE_integer('workers', 2, 'Processes.')
@@ -328,9 +331,13 @@ def main(argv: list[str]) -> None:
     'TF_CPP_MIN_LOG_LEVEL': '3',
   }
   begin = time.monotonic()
-  numbers = [int(n) for n in ONLY.value] or list(range(TRIES.value))
-  counts: collections.Counter[str] = collections.Counter()
-  failures = []
+  first, numbers = FIRST.value, list(range(FIRST.value, TRIES.value))
+  numbers = [int(n) for n in ONLY.value] or numbers
+  before = {}
+  if first and LOG.value:
+    before = json.loads(pathlib.Path(LOG.value).read_text())
+  counts = collections.Counter(before.get('outcomes', {}))
+  failures = before.get('failures', [])
   workers = [
     Worker(SEED.value, TRAIN_EVERY.value) for _ in range(WORKERS.value)
   ]
@@ -348,12 +355,14 @@ def main(argv: list[str]) -> None:
         | {'changes': changes, 'error': reason}
       )
     if done % 100 == 0 or done == len(numbers):
-      print(f'{done} tries, {dict(counts)}', file=sys.stderr, flush=True)
+      print(
+        f'{first + done} tries, {dict(counts)}', file=sys.stderr, flush=True
+      )
       log = {
         'seed': SEED.value,
-        'tries': done,
+        'tries': first + done,
         'train_every': TRAIN_EVERY.value,
-        'seconds': round(time.monotonic() - begin),
+        'seconds': before.get('seconds', 0) + round(time.monotonic() - begin),
         'outcomes': dict(counts),
         'failures': sorted(failures, key=lambda failure: failure['try']),
       }
