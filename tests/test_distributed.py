@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import jax
@@ -225,3 +227,73 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
   timing = {'seconds', 'examples_per_second'}
   for x, y in zip(a, b, strict=True):
     assert all(x[k] == y[k] for k in x.keys() - timing), (x, y)
+
+
+def test_replicas_go_on_without_a_lost_process_until_it_is_back(tmp_path):
+  """Real commands, which start themselves again."""
+  address = f'localhost:{free_port()}'
+  workdir = tmp_path / 'run'
+  keys = replicas('diloco', 2, 5) | {
+    'sync.min_replicas': 1,
+    'processes.restarts': 1,
+    'processes.lost_seconds': 5,
+    'processes.rejoin_seconds': 0.5,
+    'epochs': 10000.0,
+    'checkpoint.every_updates': 50,
+    'checkpoint.best': False,
+    'eval.every_epochs': 10000.0,
+    'data.workers': 0,
+  }
+
+  def start(process):
+    with (tmp_path / f'{process}.txt').open('a') as output:
+      return subprocess.Popen(
+        [
+          sys.executable,
+          'launch.py',
+          '--config=configs/digits_mlp.py',
+          f'--workdir={workdir}',
+          '--distributed',
+          f'--coordinator_address={address}',
+          '--num_processes=2',
+          f'--process_id={process}',
+          *(f'--config.{key}={value}' for key, value in keys.items()),
+        ],
+        cwd=commands.ROOT,
+        env=environment(1),
+        stdout=output,
+        stderr=output,
+      )
+
+  def wait_for(replicas, processes):
+    """Until the number of replicas was changed to this."""
+    deadline = time.monotonic() + 120
+    while True:
+      found = records(workdir, 'replicas') if workdir.exists() else []
+      if [r['replicas'] for r in found] == replicas:
+        return
+      assert time.monotonic() < deadline, (tmp_path / '0.txt').read_text()
+      assert all(p.poll() is None for p in processes)
+      time.sleep(0.05)
+
+  both = [start(0), start(1)]
+  try:
+    while not (workdir / 'checkpoints' / '50').exists():
+      assert all(p.poll() is None for p in both)
+      time.sleep(0.05)
+    both[1].kill()
+    both[1].wait()
+    wait_for([1], both[:1])
+    both[1] = start(1)
+    wait_for([1, 2], both)
+    for p in both:
+      p.send_signal(signal.SIGTERM)
+    assert [p.wait(60) for p in both] == [143, 143]
+  finally:
+    for p in both:
+      p.kill()
+      p.wait()
+  text = (tmp_path / '0.txt').read_text()
+  assert 'lost process 1 of 2' in text
+  assert '1 of 2 processes go on' in text
+  assert 'a process waits to join: starts again' in text
