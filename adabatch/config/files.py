@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,15 @@ def read_json(path: pathlib.Path) -> Any:
   except (FileNotFoundError, NotADirectoryError, ValueError):
     # A killed run, or a full disk.
     return None
+
+
+def checksum(value: Any) -> int:
+  """CRC-32 of a value as JSON has it.
+
+  >>> checksum({'a': (1, 2.5)}) == checksum({'a': [1, 2.5]})
+  True
+  """
+  return zlib.crc32(json.dumps(finite(value), sort_keys=True).encode())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

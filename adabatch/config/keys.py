@@ -319,10 +319,10 @@ def default() -> Config:
   # Without a sign of life before one counts as lost, which ends the others with
   # exit status 75: started again all go on from the last checkpoint.
   c.processes.lost_seconds = 30.0
-  # How often those that are left start again by themselves instead, and how
-  # long they then wait for the lost ones; with sync.min_replicas they go on
-  # without, until these are started again and join at a checkpoint.
+  # How often those that are left start again by themselves instead.
   c.processes.restarts = 0
+  # They then wait so long for the lost ones; with sync.min_replicas they go on
+  # without, until these are started again and join at a checkpoint.
   c.processes.rejoin_seconds = 30.0
 
   c.watchdog = ConfigDict()

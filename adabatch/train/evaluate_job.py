@@ -10,7 +10,7 @@ from typing import Any
 from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import GrowingFile, read_json
+from adabatch.config.files import GrowingFile
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
@@ -53,7 +53,7 @@ def evaluate(
   check_values(config)
   files, config = Workdir(workdir), config.copy_and_resolve_references()
   agreement.same_start(config, files.path)
-  about = read_json(files.path / 'inputs.json')
+  about = files.read_inputs()
   if about is None:
     raise ConfigError(f'{files.path} holds no run: give --workdir of one')
   if config.smoke:

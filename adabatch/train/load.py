@@ -11,7 +11,6 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import read_json
 from adabatch.data.source import Inputs, Shape
 from adabatch.data.tokenizers import (
   ByteTokenizer,
@@ -217,7 +216,7 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'last') -> Loaded:
     CheckpointError: if it cannot be read.
   """
   files = Workdir(workdir)
-  about = read_json(files.path / 'inputs.json')
+  about = files.read_inputs()
   if about is None or not files.has_checkpoints():
     raise ConfigError(
       f'{files.path} holds no checkpoints with inputs.json: give the workdir '

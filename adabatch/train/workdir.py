@@ -13,10 +13,13 @@ from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError
 from adabatch.config.files import (
   WriteError,
+  checksum,
   read_json,
   write_json,
   write_whole,
 )
+
+CONFIG, INPUTS = 'config.json', 'inputs.json'
 
 
 class Workdir:
@@ -27,7 +30,7 @@ class Workdir:
     self._lock: int | None = None
 
   def _config_path(self) -> pathlib.Path:
-    return self.path / 'config.json'
+    return self.path / CONFIG
 
   def _holds_results(self) -> bool:
     metrics = self.path / 'metrics.jsonl'
@@ -127,6 +130,26 @@ class Workdir:
       raise ConfigError(f'{self.path} holds no config.json')
     return config_lib.of_json(found)
 
+  def read_inputs(self) -> dict[str, Any] | None:
+    """What `open` was told of the data; None where there is no run.
+
+    Raises:
+      ConfigError: where that, or the config, is not what was written.
+    """
+    found = read_json(self.path / INPUTS)
+    if found is None:
+      return None
+    whole = isinstance(found, dict)
+    sums = found.pop('checksums', None) if whole else None
+    there = {CONFIG: read_json(self._config_path()), INPUTS: found}
+    for name, content in there.items():
+      if not isinstance(sums, dict) or sums.get(name) != checksum(content):
+        raise ConfigError(
+          f'{self.path / name} is not what the run wrote: restore it from a '
+          'copy, or start the same command again, which writes it anew'
+        )
+    return found
+
   def open(
     self, config: Config, about: dict[str, Any], tokenizer: bytes = b''
   ) -> None:
@@ -143,8 +166,10 @@ class Workdir:
     with self._writing():
       self.path.mkdir(parents=True, exist_ok=True)
       self.lock()
-      write_json(self._config_path(), config.to_dict())
-      write_json(self.path / 'inputs.json', about)
+      keys = config.to_dict()
+      write_json(self._config_path(), keys)
+      sums = {CONFIG: checksum(keys), INPUTS: checksum(about)}
+      write_json(self.path / INPUTS, about | {'checksums': sums})
       if tokenizer:
         write_whole(self.tokenizer_path(), tokenizer)
 

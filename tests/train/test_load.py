@@ -13,11 +13,12 @@ from safetensors import safe_open
 
 import adabatch
 from adabatch import data
-from adabatch.config import ConfigError
+from adabatch.config import ConfigError, default
 from adabatch.train import evaluate_job, train
 from adabatch.train.best import Best
 from adabatch.train.calls import Due, Progress
 from adabatch.train.checkpoints import CheckpointError, Saved
+from adabatch.train.workdir import Workdir
 from tests.data.test_tables import config, table_of, write
 from tests.experiments import digits, records
 
@@ -225,7 +226,28 @@ def test_exported(tmp_path):
     kernel = file.get_tensor('params.Dense_0.kernel')
     assert len(file.keys()) == 4
   np.testing.assert_array_equal(kernel, loaded.params['Dense_0']['kernel'])
-  assert about == json.loads((tmp_path / 'inputs.json').read_text())
+  written = json.loads((tmp_path / 'inputs.json').read_text())
+  assert about == {k: v for k, v in written.items() if k != 'checksums'}
+
+
+@pytest.mark.parametrize(
+  ('name', 'old', 'new'),
+  [
+    ('inputs.json', '"statistics"', '"statistica"'),
+    ('inputs.json', '"checksums"', '"checksumz"'),
+    ('config.json', '"seed": 0', '"seed": 1'),
+  ],
+)
+def test_files_that_are_not_what_was_written(name, old, new, tmp_path):
+  """A bit of one may be the standard deviation of the images."""
+  files = Workdir(tmp_path)
+  files.open(default(), {'statistics': None})
+  assert files.read_inputs() == {'statistics': None}
+  text = (tmp_path / name).read_text()
+  assert old in text
+  (tmp_path / name).write_text(text.replace(old, new))
+  with pytest.raises(ConfigError, match='json is not what the run wrote'):
+    files.read_inputs()
 
 
 def test_no_run(tmp_path):
