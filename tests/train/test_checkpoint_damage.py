@@ -169,15 +169,28 @@ def test_nothing_unreadable_is_ever_removed(run, copied):
   _, state, records = run
   (copied / '2.unreadable').mkdir()
   flip(arrays(copied / '2'), 8000)
-  record, _ = restored(copied, state)
-  assert record.update == 1
+  assert same(restored(copied, state)[0], records[1])
   assert names(copied) == ['1', '2.unreadable', '2.unreadable-2']
   again = Checkpoints(copied, 1)
-  assert again.restore(state).update == 1
+  assert same(again.restore(state), records[1])
   again.save(*records[2])
   again.close()
   assert names(copied) == ['2', '2.unreadable', '2.unreadable-2']
   assert same(restored(copied, state)[0], records[2])
+
+
+def test_all_processes_take_the_one_that_each_can_read(
+  run, copied, monkeypatch
+):
+  """All can be read here; another process says that it cannot read one."""
+  said = [True, False, False]
+  monkeypatch.setattr(
+    checkpoints_lib, 'any_process', lambda own: own or said.pop(0)
+  )
+  record, (warning,) = restored(copied, run[1])
+  assert same(record, run[2][1])
+  assert 'update 2 cannot be read (by another process)' in warning
+  assert names(copied) == ['1', '2.unreadable']
 
 
 def test_another_version_is_refused_in_one_line(run, tmp_path, monkeypatch):
