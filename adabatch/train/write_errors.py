@@ -9,7 +9,9 @@ import errno
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from adabatch.config.files import WriteError
 
@@ -21,6 +23,23 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
   )
 
 
+def _leave_out_abandoned_writes() -> None:
+  """When one write fails the others find their event loop closed, each aloud.
+
+  Whenever that may be, so it is left out until the process ends.
+  """
+  hook = sys.unraisablehook
+  if getattr(hook, 'of_writes', False):
+    return
+
+  def say_the_rest(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
+  say_the_rest.of_writes = True
+  sys.unraisablehook = say_the_rest
+
+
 @contextlib.contextmanager
 def writing_records(directory: pathlib.Path) -> Iterator[None]:
   """Raises what the system refused to Orbax as a WriteError.
@@ -28,6 +47,7 @@ def writing_records(directory: pathlib.Path) -> Iterator[None]:
   Args:
     directory: of the records.
   """
+  _leave_out_abandoned_writes()
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).addFilter(_is_not_orbax)  # once, however often
   try:

@@ -16,6 +16,7 @@ import pytest
 
 from adabatch import data
 from adabatch.config import ConfigError
+from adabatch.config.files import WriteError
 from adabatch.devices.trainer import Trainer
 from adabatch.train import train
 from adabatch.train.build import build
@@ -607,7 +608,7 @@ def test_records_that_cannot_be_written_end_it(tmp_path):
       (tmp_path / 'summary.json').mkdir(exist_ok=True)
       return super().is_set()
 
-  with pytest.raises(IsADirectoryError):
+  with pytest.raises(WriteError, match=r'summary\.json \(Is a directory\)'):
     train(config(max_updates=2, **STREAM), tmp_path, splits=SPLITS, stop=Stop())
 
 
