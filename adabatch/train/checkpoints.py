@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from adabatch.train.write_errors import writing_records
+from adabatch.train.write_errors import (
+  leave_out_abandoned_writes,
+  writing_records,
+)
 
 
 class Saved(NamedTuple):
@@ -90,6 +93,7 @@ class Checkpoints:
     Raises:
       WriteError: if this one or the one before cannot be written.
     """
+    leave_out_abandoned_writes()
     with writing_records(self._directory):
       if update in self._manager.all_steps():
         return

@@ -23,7 +23,7 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
   )
 
 
-def _leave_out_abandoned_writes() -> None:
+def leave_out_abandoned_writes() -> None:
   """When one write fails the others find their event loop closed, each aloud.
 
   Whenever that may be, so it is left out until the process ends.
@@ -47,7 +47,6 @@ def writing_records(directory: pathlib.Path) -> Iterator[None]:
   Args:
     directory: of the records.
   """
-  _leave_out_abandoned_writes()
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).addFilter(_is_not_orbax)  # once, however often
   try:
