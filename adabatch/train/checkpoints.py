@@ -27,7 +27,10 @@ import orbax.checkpoint as ocp
 
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
-from adabatch.train.write_errors import writing_records
+from adabatch.train.write_errors import (
+  leave_out_abandoned_writes,
+  writing_records,
+)
 
 VERSION = 2  # of a record
 PAUSES = 0.1, 0.3, 1.0  # seconds, after each of which a read is tried again
@@ -214,6 +217,7 @@ class Checkpoints:
     Raises:
       WriteError: if this one or the one before cannot be written.
     """
+    leave_out_abandoned_writes()
     with writing_records(self._directory):
       if update in self._manager.all_steps():
         return

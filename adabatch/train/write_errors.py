@@ -9,7 +9,9 @@ import errno
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from adabatch.config.files import WriteError
 
@@ -19,6 +21,23 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
   return record.levelno < logging.ERROR or not (
     'orbax' in record.pathname or 'orbax' in record.getMessage()
   )
+
+
+def leave_out_abandoned_writes() -> None:
+  """When one write fails the others find their event loop closed, each aloud.
+
+  Whenever that may be, so it is left out until the process ends.
+  """
+  hook = sys.unraisablehook
+  if getattr(hook, 'of_writes', False):
+    return
+
+  def say_the_rest(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
+  say_the_rest.of_writes = True
+  sys.unraisablehook = say_the_rest
 
 
 @contextlib.contextmanager
