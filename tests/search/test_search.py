@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import optuna
 import pytest
 
 from adabatch.config import ConfigError
+from adabatch.controllers import buckets
 from adabatch.search import modes, population
 from adabatch.search.bench import Bench, Task
 from adabatch.search.job import allowed, search
@@ -579,6 +582,17 @@ def test_tasks_of_a_bench_share_the_data(tmp_path):
   assert first.arrays is second.arrays
   assert make_goal(c).metric == ERROR
   bench.close()
+
+
+def test_no_call_of_a_mode_has_room_for_more_than_a_trial():
+  plan = buckets.plan(32, buckets.ladder(32, 32, devices=1))
+  some: Any = SimpleNamespace(
+    plan=plan, devices=1, room=lambda members: members
+  )
+  fixed = modes.candidates(some, 100, 16, (1, 2**31))
+  assert fixed == [modes.Mode(1, 100)]
+  (long,) = modes.candidates(some, 2**40, 16, (1, 2**40))
+  assert long.updates_per_call * 32 * 4 <= modes.MAX_INDEX_BYTES
 
 
 def test_a_search_goes_on_in_the_mode_in_which_it_began(tmp_path, monkeypatch):
