@@ -295,7 +295,6 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       batch._replace(position=position, batch_size=batch_size),
     )
     sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
-
     # Of a batch without a readable example everything is 0.
     weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 
@@ -344,11 +343,15 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       weight=sums.weight,
     )
     if recipe.skip:
-      # All of it, counts and averages too: as if the batch had not been there.
-      finite = jnp.isfinite(report.loss) & jnp.isfinite(norm_squared)
-      new_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), new_state, state
-      )
+      new_state = _where_finite(report, new_state, state)
     return new_state, report
 
   return update
+
+
+def _where_finite(report: Report, new: TrainState, old: TrainState):
+  """All of the new one, counts and averages too, or as if nothing had been."""
+  finite = jnp.isfinite(report.loss) & jnp.isfinite(
+    report.gradient_norm_squared
+  )
+  return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

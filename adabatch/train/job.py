@@ -10,21 +10,18 @@ from typing import Any
 import jax
 
 from adabatch import data
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.programs import use_persistent_cache
-from adabatch.devices.trainer import template
 from adabatch.train import agreement, elastic
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
-from adabatch.train.checkpoints import Checkpoints, Saved
+from adabatch.train.checkpoints import Saved
 from adabatch.train.console import Console
 from adabatch.train.initial import start_from
-from adabatch.train.load import describe
-from adabatch.train.log import Log
+from adabatch.train.kept import Kept
 from adabatch.train.loop import loop
-from adabatch.train.metrics import Mark
 from adabatch.train.open_splits import TextCache
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.watchdog import Watchdog
@@ -89,86 +86,34 @@ def train(
       return stack.enter_context(contextlib.closing(thing))
 
     console = closed(Console(parts.length.examples, enabled=first))
-    directory, keep = files.path / 'checkpoints', config.checkpoint.keep
-    checkpoints = closed(Checkpoints(directory, keep, console.say))
-    best = closed(Checkpoints(files.path / 'best', 1, console.say))
-    saved = _restore(parts, checkpoints, files, console)
+    kept = closed(Kept(parts, files, console))
+    saved = kept.restore()
     if saved is not None:
       console.say(f'resumed at update {saved.update} from {files.path}')
-    log = closed(_log(parts, saved, files, console, enabled=first))
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
-      log.check(summary['updates'])
+      kept.log.check(summary['updates'])
       console.say(f'{files.path} is complete: nothing to do')
       return summary
-    best.drop_after(-1 if saved is None else saved.update)
+    kept.drop_after(saved)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
-
-    doing = closed(_watchdog(config, files, console))
-
-    def save(update: int, state: Any, host: dict[str, Any]) -> None:
-      agreement.same_run(update, host)
-      checkpoints.save(update, state, host | log.saving())
-      if config.processes.restarts:
-        elastic.let_in(files.path, checkpoints.wait)
-
-    def save_best(*record: Any) -> None:
-      files.check_in_place()
-      best.save(*record)
-
     record: dict[str, Any] = {}
-
-    def go_back() -> Saved | None:
-      checkpoints.wait()
-      saved = _restore(parts, checkpoints, files, console)
-      best.drop_after(-1 if saved is None else saved.update)
-      log.restored(_mark(saved))
-      return saved
-
     for kind, record in closed(
       loop(
         parts,
         saved,
-        save,
-        save_best=save_best if config.checkpoint.best else None,
+        kept.save,
+        save_best=kept.save_best if config.checkpoint.best else None,
         stop=stop,
         cut=cut,
         warn=console.warn,
-        doing=doing,
-        restore=go_back,
+        doing=closed(_watchdog(config, files, console)),
+        restore=kept.go_back,
       )
     ):
-      log.write(kind, record)
-      for kept in (checkpoints, best):
-        kept.check()
+      kept.write(kind, record)
     return record
-
-
-def _log(
-  parts: Parts,
-  saved: Saved | None,
-  files: Workdir,
-  console: Console,
-  *,
-  enabled: bool,
-) -> Log:
-  inputs = parts.recipe.inputs
-  return Log(
-    parts.config,
-    files,
-    console,
-    about=describe(inputs),
-    tokenizer=b'' if inputs.tokenizer is None else inputs.tokenizer.model,
-    mark=_mark(saved),
-    enabled=enabled,
-  )
-
-
-def _mark(saved: Saved | None) -> Mark | None:
-  """Of the lines until a checkpoint; None: it does not say."""
-  known = {} if saved is None else saved.host.get('metrics')
-  return None if known is None else Mark(**known)
 
 
 def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:
@@ -179,27 +124,6 @@ def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:
     console.warn,
     abort=config.watchdog.abort,
   )
-
-
-def _restore(
-  parts: Parts, checkpoints: Checkpoints, files: Workdir, console: Console
-) -> Saved | None:
-  """The newest checkpoint, if it is of a run on the same data."""
-
-  def state(host: dict[str, Any]) -> Any:
-    return template(parts.recipe, host['replicas']['replicas'])
-
-  saved = checkpoints.restore(state, warn=console.say)
-  if saved is None:
-    return None
-  for which, here in parts.fingerprints.items():
-    there = saved.host['data'][which]
-    if not data.same_data(there, here):
-      raise ConfigError(
-        f'{files.path} belongs to a run on other {which} data ({there} there, '
-        f'{here} here); choose another workdir'
-      )
-  return saved
 
 
 def _complete(

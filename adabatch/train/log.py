@@ -34,17 +34,16 @@ class Log:
     *,
     about: dict[str, Any],
     tokenizer: bytes = b'',
-    mark: Mark | None = None,
     enabled: bool,
   ):
     """`about` and `tokenizer` are what `Workdir.open` writes.
 
-    `mark`: of the lines to go on from; None: not known. Silent where `enabled`
-    is false: only one process writes.
+    Silent where `enabled` is false: only one process writes.
     """
     self._config, self._files, self._console = config, files, console
     self._about, self._tokenizer = about, tokenizer
-    self._mark, self._enabled = mark, enabled
+    self._mark: Mark | None = None
+    self._enabled = enabled
     self._writer: MetricsWriter | None = None
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -74,7 +73,7 @@ class Log:
     )
 
   def restored(self, mark: Mark | None) -> None:
-    """A run went back to a checkpoint that has this mark."""
+    """A run goes on from a checkpoint that has this mark; None: not known."""
     self._mark = mark
 
   def check(self, update: int) -> None:

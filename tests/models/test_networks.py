@@ -26,7 +26,7 @@ from adabatch.models import (
 )
 from adabatch.models.dropout import Dropout
 from adabatch.models.resnet import RESNETS, BasicBlock, BottleneckBlock
-from adabatch.train.build import LANGUAGE_MODELS
+from adabatch.train.networks import LANGUAGE_MODELS
 
 MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
