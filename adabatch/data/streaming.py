@@ -114,7 +114,9 @@ class Chunks:
     if workers:
       segments.sweep()
       # What each has read ahead, is about to add, and has handed over.
-      segments.check_room(blocks.needed(ahead + 2 * workers))
+      needed = blocks.needed(ahead + 2 * workers)
+      # An evaluation will read beside training, and is not to fail by then.
+      segments.check_room(needed * (2 if blocks.shuffled else 1))
       self._iterators = [
         iter(_in_worker(every[worker::workers], ahead // workers))
         for worker in range(workers)
@@ -207,7 +209,7 @@ class _Blocks:
     if stop is None:
       # Without an end, so many that the last position still is an int64.
       stop = 2**62 if order else source.num_examples
-    self.size = size
+    self.size, self.shuffled = size, order is not None
     # Of what other processes, which get a copy of this, hand over.
     self._owner, self._pid = segments.owner(), os.getpid()
     self._source = source

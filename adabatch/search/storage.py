@@ -332,10 +332,6 @@ def _result(trial: FrozenTrial) -> dict[str, Any] | None:
   return trial.user_attrs['result'] if trial.state.is_finished() else None
 
 
-# Optuna has no reversed logarithmic scale: it is shown 1 - value on a
-# logarithmic one.
-
-
 def _folded(seed: int, point: int) -> int:
   """A seed for Optuna, which takes 32 bits; both halves of ours count.
 
@@ -343,6 +339,10 @@ def _folded(seed: int, point: int) -> int:
   (1, 1000004)
   """
   return ((seed ^ seed >> 32) * 1_000_003 + point) % 2**32
+
+
+# Optuna has no reversed logarithmic scale: it is shown 1 - value on a
+# logarithmic one.
 
 
 def _name(key: str, scale: str) -> str:

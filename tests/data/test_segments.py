@@ -103,9 +103,10 @@ def test_too_little_is_refused_before_anything_is_started(monkeypatch):
   monkeypatch.setattr(os, 'statvfs', lambda path: FULL)
   with pytest.raises(DatasetError) as error:
     streaming.read_chunks(Rows(), order.Order(10, 0), 0, workers=1)
-  # 512 examples ahead, a chunk about to be added and one that was handed over.
+  # 512 examples ahead, a chunk about to be added and one that was handed over;
+  # for training and for an evaluation beside it.
   assert str(error.value).startswith(
-    f'{segments.DIRECTORY} has 2,093,056 bytes left of the 2,359,296 in which '
+    f'{segments.DIRECTORY} has 2,093,056 bytes left of the 4,718,592 in which '
   )
   assert 'data.workers=0' in str(error.value)
   assert '\n' not in str(error.value)
