@@ -67,9 +67,7 @@ def train(
   files, first = Workdir(workdir), is_first_process()
   cut = math.inf if last_update is None else last_update
   agreement.same_start(config, files.path, cut)
-  check(config, len(jax.devices() if devices is None else devices))
-  if config.smoke:
-    config = shrink(config)
+  config = _checked(config, len(jax.devices() if devices is None else devices))
   files.check(config)
   cache = cache or TextCache(files.text_directory, first)
   with contextlib.ExitStack() as stack:
@@ -87,9 +85,7 @@ def train(
 
     console = closed(Console(parts.length.examples, enabled=first))
     kept = closed(Kept(parts, files, console))
-    saved = kept.restore()
-    if saved is not None:
-      console.say(f'resumed at update {saved.update} from {files.path}')
+    saved = kept.resume()
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
       kept.log.check(summary['updates'])
@@ -98,22 +94,27 @@ def train(
     kept.drop_after(saved)
     if saved is None and config.init_from is not None:
       parts = start_from(parts, config.init_from, console.say)
+    steps = loop(
+      parts,
+      saved,
+      kept.save,
+      save_best=kept.save_best if config.checkpoint.best else None,
+      stop=stop,
+      cut=cut,
+      warn=console.warn,
+      doing=closed(_watchdog(config, files, console)),
+      restore=kept.go_back,
+    )
     record: dict[str, Any] = {}
-    for kind, record in closed(
-      loop(
-        parts,
-        saved,
-        kept.save,
-        save_best=kept.save_best if config.checkpoint.best else None,
-        stop=stop,
-        cut=cut,
-        warn=console.warn,
-        doing=closed(_watchdog(config, files, console)),
-        restore=kept.go_back,
-      )
-    ):
+    for kind, record in closed(steps):
       kept.write(kind, record)
     return record
+
+
+def _checked(config: Config, devices: int) -> Config:
+  """The config that is run, without the data as far as is known."""
+  check(config, devices)
+  return shrink(config) if config.smoke else config
 
 
 def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:

@@ -65,6 +65,15 @@ class Kept:
         )
     return saved
 
+  def resume(self) -> Saved | None:
+    """`restore` at the start of a run, which says so."""
+    saved = self.restore()
+    if saved is not None:
+      self._console.say(
+        f'resumed at update {saved.update} from {self._files.path}'
+      )
+    return saved
+
   def drop_after(self, saved: Saved | None) -> None:
     """Removes what was best later, which is to be done again."""
     self._best.drop_after(-1 if saved is None else saved.update)
