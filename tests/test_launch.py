@@ -246,7 +246,10 @@ BAD = {
   ),
   'no epochs': (['--config.epochs=0'], ['epochs', 'above 0']),
   'less than an example': (['--config.epochs=1e-9'], ['epochs', '1e-09']),
-  'not a number': (['--config.learning_rate.base=nan'], ['base', 'above 0']),
+  'not a number': (
+    ['--config.learning_rate.base=nan'],
+    ['base', 'a finite number'],
+  ),
   'momentum': (['--config.optimizer.momentum=1.5'], ['[0, 1)', '1.5']),
   'seed': (['--config.seed=-1'], ['seed', '[0, 2^64)', '-1']),
   'no units': (

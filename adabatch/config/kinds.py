@@ -53,6 +53,8 @@ KINDS: dict[type, Kind] = {
   ),
   tuple: Kind('a tuple', lambda value: isinstance(value, list | tuple)),
 }
+# All 64 bits count.
+SEED = Kind('a whole number', lambda value: type(value) is int)
 COUNT = Kind(
   "a finite number or a text such as '2.5B'",
   lambda value: _is_number(value) or _is_text(value),
@@ -81,7 +83,9 @@ def _kinds(table: Config, prefix: str = '') -> Iterator[tuple[str, Kind]]:
       yield from _kinds(value, f'{key}.')
       continue
     of = table.get_type(name)
-    if of is tuple:
+    if key == 'seed':
+      kind = SEED
+    elif of is tuple:
       entry = type(value[0]) if value else ENTRIES[key]
       kind = _several(COUNT if key in COUNTED else KINDS[entry])
     else:

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from adabatch.config.files import WriteError
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.train.write_errors import (
@@ -182,6 +183,7 @@ class Checkpoints:
     self._warn = warn
     self._reader = ThreadPoolExecutor(1)
     self._read_back: Future[None] | None = None
+    self._told = False  # what could not be written
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -415,17 +417,25 @@ class Checkpoints:
     """Returns when everything saved is on disk, and was read back."""
     if '_manager' not in vars(self):
       return
-    with writing_records(self._directory):
-      if self._read_back is not None:
-        self._read_back.result()
-      self._manager.wait_until_finished()
+    try:
+      with writing_records(self._directory):
+        reading, self._read_back = self._read_back, None
+        if reading is not None:
+          reading.result()
+        self._manager.wait_until_finished()
+    except WriteError:
+      self._told = True
+      raise
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits for what is being written; says once what could not be."""
     with self._reader:
-      if '_manager' in vars(self):
-        try:
+      if '_manager' not in vars(self):
+        return
+      try:
+        if not self._told:
           self.wait()
-        finally:
-          with writing_records(self._directory):
-            self._manager.close()
+      finally:
+        told = (WriteError,) if self._told else ()
+        with contextlib.suppress(*told), writing_records(self._directory):
+          self._manager.close()
