@@ -2,9 +2,9 @@
 
     tests/in_turn.py ADDRESS NUMBER_OF_PROCESSES THIS_ONE JOBS
 
-JOBS is a JSON list of [workdir, overrides of the digits' config]; a `directory`
-among them is where the process then works. What processes do not agree on is
-printed.
+JOBS is a JSON list of [workdir, overrides of the digits' config]. Among them
+may be a `directory`, where the process then works, and a `last_update`. What
+processes do not agree on is printed.
 """
 
 import json
@@ -32,8 +32,9 @@ def main(address, number, process, jobs):
   processes.join(True, address, int(number), int(process))
   for workdir, overrides in json.loads(jobs):
     os.chdir(overrides.pop('directory', '.'))
+    last = overrides.pop('last_update', None)
     try:
-      train(config(overrides), workdir)
+      train(config(overrides), workdir, last_update=last)
     except Differ as error:
       print(error)
 

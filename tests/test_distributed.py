@@ -126,9 +126,16 @@ def two(tmp_path_factory):
     name: job | {'data.placement': name.split()[0], 'data.workers': 0}
     for name, job in JOBS.items()
   }
+  train(
+    config(LONG),
+    directory / 'one then two',
+    devices=jax.devices()[:1],
+    last_update=50,
+  )
+  moved = {'one then two': LONG, 'two then one': LONG | {'last_update': 50}}
   jobs = [
     (str(directory / name), job)
-    for name, job in (placed | {'long': LONG}).items()
+    for name, job in (placed | {'long': LONG} | moved).items()
   ]
   make_sets(directory)
 
@@ -179,6 +186,15 @@ def test_same_as_one_process(two, tmp_path):
     losses = np.array([[x['loss'] for x in r] for r in (a, b)])
     np.testing.assert_allclose(*losses[:, :1], rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=name)
+
+
+def test_one_and_two_processes_go_on_with_each_other(two):
+  train(config(LONG), two / 'two then one', devices=jax.devices()[:4])
+  long = [x['loss'] for x in records(two / 'long')]
+  assert len(long) == 120
+  for name in ('one then two', 'two then one'):
+    losses = [x['loss'] for x in records(two / name)]
+    np.testing.assert_allclose(losses, long, rtol=1e-5, err_msg=name)
 
 
 def wait_for_update(update, workdir, processes):

@@ -249,6 +249,8 @@ class _Run:
       update=at.update, examples=at.examples, count=count, decides=decides
     )
     stop = self.stop.is_set()
+    if self.parts.recipe.inputs.streaming:
+      self.doing('reading', f'update {at.update}')
     self.reports.add(call, self.trainer.dispatch(call, stop=stop))
     self.doing('training', f'update {call.update}')
     at.update, at.examples = call.after(count)

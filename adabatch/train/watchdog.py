@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from adabatch.devices.processes import RETRY
 
-# How much longer what is no update may take.
+# How much longer what is no update may take; to read is part of an update.
 PATIENCE = {'compiling': 4, 'evaluating': 4, 'saving': 4}
 
 
@@ -53,7 +53,7 @@ class Watchdog:
     """The run has done something.
 
     Args:
-      doing: what is next: 'training', or a key of PATIENCE.
+      doing: what is next: 'training', 'reading', or a key of PATIENCE.
       done: how far it is.
     """
     self._doing = doing, done, time.monotonic()

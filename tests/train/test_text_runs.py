@@ -115,6 +115,36 @@ def test_the_tokenizer_is_taken_home(run):
     loaded(text * 3)
 
 
+def test_packed_text_goes_on_anywhere(tmp_path):
+  """On one device from memory, on four from a stream, on two from memory."""
+  write_set(tmp_path, SENTENCES)
+
+  def run(name, placement, devices, last_update=None):
+    keys = {
+      'max_updates': 9,
+      'controller.name': 'adadamp',
+      'controller.every': 2,
+      'controller.initial_batch_size': 4,
+      'controller.max_batch_size': 8,
+      'data.placement': placement,
+    }
+    train(
+      own(tmp_path, **keys),
+      tmp_path / name,
+      devices=jax.devices()[:devices],
+      last_update=last_update,
+    )
+    return records(tmp_path / name)
+
+  run('moved', 'resident', 1, last_update=3)
+  run('moved', 'streaming', 4, last_update=6)
+  moved, whole = run('moved', 'resident', 2), run('whole', 'resident', 1)
+  assert len(whole) == 9
+  assert [x['batch_size'] for x in moved] == [x['batch_size'] for x in whole]
+  losses = [[x['loss'] for x in lines] for lines in (moved, whole)]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_a_slip_in_what_a_task_predicts_is_refused(tmp_path, monkeypatch):
   def slip(weight):
     del weight
