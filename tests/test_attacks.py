@@ -138,7 +138,8 @@ with open({str(tmp_path / 'file')!r}, 'ab', buffering=0) as file:
     rng = random.Random(0)
     found = disturbances.disturb('disk', running, rng, 'RLIMIT_FSIZE', tmp_path)
     assert found == (True, True)
-    assert running.status() == [1]
+    # 120 where Python cannot write its last words, which go to a file as well.
+    assert running.status() in ([1], [120])
 
 
 def test_a_file_is_away_until_somebody_looked(tmp_path, monkeypatch):

@@ -222,9 +222,11 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
   (_, err), _ = [p.communicate(timeout=60) for p in processes]
   assert processes[0].returncode == 75, err
   assert time.monotonic() - since < 15
-  lines = [line for line in err.splitlines() if 'error' in line]
+  lines = [x for x in err.splitlines() if x.startswith('error')]
   assert len(lines) == 1, err
-  assert 'lost process 1 of 2: no sign of life for 1.5 s' in lines[0]
+  # Its connection may be cut so that JAX aborts before anybody looks.
+  lost = 'lost process 1 of 2: no sign of life for 1.5 s'
+  assert lost in lines[0] or 'JAX aborted this process' in lines[0], err
 
   keys['processes.lost_seconds'] = 30.0
   processes = launch_two(tmp_path, **keys)

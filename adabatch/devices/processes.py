@@ -197,6 +197,7 @@ class _Watch(threading.Thread):
     self._again = (_losses() or 0) < restarts
     self._here, self._number = jax.process_index(), jax.process_count()
     self._beats: dict[int, tuple[str, float]] = {}
+    self._gone: list[int] = []  # as process 0 found
 
   def run(self) -> None:
     beat, sign = 0, time.monotonic()
@@ -228,7 +229,8 @@ class _Watch(threading.Thread):
       self.show(_LEFT)
       ends = time.monotonic() + 4 * self.every
       while self._here == 0 and time.monotonic() < ends:
-        if all(beat == _LEFT for beat in self._of_all().values()):
+        here = self._of_all().items()
+        if all(beat == _LEFT or i in self._gone for i, beat in here):
           break
         time.sleep(0.1)
 
@@ -239,9 +241,9 @@ class _Watch(threading.Thread):
   def _look(self) -> None:
     verdict = read(f'{PREFIX}/verdict')
     if verdict is None and self._here == 0:
-      lost = self._absent(self._of_all())
-      if lost:
-        self.judge(self._lost(lost), RETRY)
+      self._gone = self._absent(self._of_all())
+      if self._gone:
+        self.judge(self._lost(self._gone), RETRY)
         verdict = read(f'{PREFIX}/verdict')
     # It may be about to say the same itself.
     if verdict is not None and not self.ended.wait(self.every / 2):
@@ -276,16 +278,20 @@ class _Watch(threading.Thread):
     os._exit(status)
 
   def abort(self, number: int) -> None:
-    """Where JAX aborts the process, which it does without its service."""
+    """Where JAX aborts the process: its service, or a partner, is gone."""
     del number
     self.ended.set()
     if self._again:
-      start_again(self._lost([0]), lost=True)
-    os.write(2, f'error: {self._lost([0])}\n'.encode())
+      start_again(_ABORTED, lost=True)
+    os.write(2, f'error: {_ABORTED}\n'.encode())
     os._exit(RETRY)
 
 
 _LEFT = 'left'
+_ABORTED = (
+  'JAX aborted this process, as it does where another one is lost; started '
+  'again all go on from the last checkpoint'
+)
 _watch: _Watch | None = None  # one for a process, as its place among the others
 
 
