@@ -33,7 +33,7 @@ from adabatch.train.write_errors import (
   writing_records,
 )
 
-VERSION = 2  # of a record
+VERSION = 3  # of a record
 PAUSES = 0.1, 0.3, 1.0  # seconds, after each of which a read is tried again
 # Orbax splits an array among the devices that have copies of it, and each slice
 # is a program to compile: on 8 devices a second and more for a small network.

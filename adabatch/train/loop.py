@@ -21,9 +21,10 @@ from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
 from adabatch.train.evaluate import check, evaluate
-from adabatch.train.next_call import likely_next, next_call, next_plan
-from adabatch.train.not_finite import Diverged, go_back, may_go_back
-from adabatch.train.records import Record, note, replicas_record, summary
+from adabatch.train.next_call import likely_next, next_call
+from adabatch.train.not_finite import Diverged, go_back
+from adabatch.train.records import Record, note, summary
+from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
 from adabatch.train.reports import Clock, Reports
 from adabatch.train.skipped import teller
@@ -60,35 +61,28 @@ def loop(
     restore: the newest checkpoint, for a run that goes back where it diverged
       (`on_nonfinite`); None: to the start.
   """
-  run = _Run(parts, saved, save, stop or threading.Event(), cut, warn, doing)
-  if save_best is not None:
-    run.best = Best(save_best, saved)
+  stop = stop or threading.Event()
+  best = None if save_best is None else Best(save_best, saved)
+  run = Run(parts, saved, save, best, stop, cut, warn, doing)
   try:
     yield from run.start(saved)
-    while True:
+    on = True
+    while on:
       try:
-        yield from run.train()
-        return
+        on = yield from run.train()
       except Diverged as error:
-        run.end_stretch()
-        if not may_go_back(run.at, parts.config):
-          if run.best is not None:
-            run.best.write(error.update)
-          found = {'diverged_update': error.update, 'message': str(error)}
-          yield 'summary', summary('diverged', run) | found
-          return
-        yield from run.go_back(error, restore)
+        on = yield from go_back(run, error, restore)
   finally:
     run.trainer.close()
 
 
-class _Run:
+class Run:
   """What a run is made of, and the phases of the loop."""
 
-  def __init__(self, parts, saved, save, stop, cut, warn, doing):
-    self.parts, self.save, self.stop, self.cut = parts, save, stop, cut
-    self.doing = doing
-    self.best: Best | None = None
+  def __init__(self, parts, saved, save, best, stop, cut, warn, doing):
+    self.parts, self.save, self.best = parts, save, best
+    self.stop, self.cut, self.doing = stop, cut, doing
+    self.rolled_back: list[Record] = []
     restored = self.place(saved)
     self.clock = Clock(self.at.seconds)
     self.trainer = Trainer(
@@ -98,7 +92,6 @@ class _Run:
       skipped=teller(warn),
       compiling=lambda: self.paused('compiling'),
     )
-    self.rolled_back: list[Record] = []
 
   def place(self, saved: Saved | None) -> Restored | None:
     """The host's side is where a checkpoint was; returns the devices'."""
@@ -128,8 +121,6 @@ class _Run:
     if saved is None:
       self.decisions.decide(0, 0)
 
-  # The phases.
-
   def start(self, saved: Saved | None) -> Iterator[Record]:
     """Decides, or goes on; then all is accepted."""
     self.decide(saved)
@@ -140,33 +131,20 @@ class _Run:
     for line in remarks(self.parts):
       yield note(at, line)
 
-  def go_back(
-    self, error: Diverged, restore: Callable[[], Saved | None]
-  ) -> Iterator[Record]:
-    """To the newest checkpoint, and on from there over other examples."""
-    with self.clock.paused():
-      self.trainer.release()
-      saved, before = restore(), self.at
-      self.trainer.go_on(self.place(saved), self.replicas.counts.replicas)
-      at = self.at
-      record = go_back(at, before, error, self.parts.config)
-      at.seconds, self.replicas.rate = self.clock.seconds, at.rate
-      self.decide(saved)
-      if self.best is not None:
-        self.best = self.best.after(saved)
-    yield 'cut', {'update': at.update}
-    # Earlier ones are cut with the rest where the checkpoint is the same.
-    self.rolled_back.append(record)
-    yield from (r for r in self.rolled_back if r[1]['update'] > at.update)
-    yield from self.listen()
-
   def listen(self) -> Iterator[Record]:
     """Nothing is under way; reports are to come, and examples are read."""
     if self.change is not None:
-      yield from self.changed(self.change)
+      yield from changed(self.at, self.change)
     at, trainer = self.at, self.trainer
     gather = trainer.devices.gatherer() if trainer.apart else None
-    self.reports = Reports(self.parts, at, self.decisions, self.clock, gather)
+    self.reports = Reports(
+      self.parts,
+      at,
+      self.decisions,
+      self.clock,
+      gather,
+      trainer.calls_in_flight,
+    )
     trainer.feed.start(at.examples + at.left_out)
 
   def train(self) -> Iterator[Record]:
@@ -218,17 +196,9 @@ class _Run:
     """As many updates alike as there are until anything else is due."""
     at, trainer = self.at, self.trainer
     rules = self.parts, self.decisions, self.replicas
-    tuned = self.parts.config.sync.tune.enabled
-    if tuned and self.replicas.tuning_due(at, next_plan(at, *rules)):
-      yield from self.tune()
-    if self.replicas.restart_due(at.examples):
-      yield from self.reports.observe()
-      with self.clock.paused():
-        trainer.restart()
-      yield note(self.at, f'update {at.update}: replicas restart from z')
+    yield from regroup(self)
     # While their number is looked for a window may end after every call.
-    settled = self.replicas.settled
-    most = math.inf if settled else trainer.updates_per_call
+    most = math.inf if self.replicas.settled else trainer.updates_per_call
     self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)
     self.left = stretch.count
     if not trainer.ready(stretch):
@@ -240,30 +210,21 @@ class _Run:
   def dispatch(self) -> Iterator[Record]:
     """The next call; decides at once if that needs no report."""
     at, decisions, stretch = self.at, self.decisions, self.stretch
-    due = self.parts.due
     assert stretch is not None, 'plan() makes it'
-    count, log = min(self.left, self.trainer.updates_per_call), due.log
+    count = min(self.left, self.trainer.updates_per_call)
     self.left -= count
     decides = stretch.decides and not self.left
     call = stretch._replace(
       update=at.update, examples=at.examples, count=count, decides=decides
     )
-    stop = self.stop.is_set()
     if self.parts.recipe.inputs.streaming:
       self.doing('reading', f'update {at.update}')
-    self.reports.add(call, self.trainer.dispatch(call, stop=stop))
+    reports = self.trainer.dispatch(call, stop=self.stop.is_set())
     self.doing('training', f'update {call.update}')
     at.update, at.examples = call.after(count)
     if decides and not decisions.measured:
       decisions.decide(at.update, at.examples)
-    if not self.trainer.apart:
-      waits = decisions.measured and decides
-      keep = 0 if waits else self.trainer.calls_in_flight
-      yield from self.reports.observe(keep)
-    elif decides or at.update // log > call.update // log:
-      yield from self.reports.observe()
-    else:
-      self.reports.wait(self.trainer.calls_in_flight)
+    yield from self.reports.follow(call, reports)
 
   def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at)
@@ -275,26 +236,6 @@ class _Run:
       'data': self.parts.fingerprints,
     }
     save(self.at.update, self.trainer.to_save(), host)
-
-  def tune(self) -> Iterator[Record]:
-    """Finds how many replicas a device should train."""
-    at, replicas = self.at, self.replicas
-    settled = replicas.settled
-    yield from self.reports.observe()
-    plan = next_plan(at, self.parts, self.decisions, replicas)
-    change = replicas.tune(at, plan, self.clock.seconds)
-    if change is not None:
-      with self.clock.paused():
-        self.trainer.resize(change.now)
-      yield from self.changed(change)
-    if replicas.settled and not settled:
-      number = replicas.counts.replicas
-      yield note(self.at, f'update {at.update}: settled at {number} replicas')
-
-  def changed(self, change: Change) -> Iterator[Record]:
-    self.at.seconds = self.clock.seconds
-    yield note(self.at, f'update {self.at.update}: {change}')
-    yield 'replicas', replicas_record(self.at, change)
 
   @contextlib.contextmanager
   def paused(self, doing: str) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """An update that is not finite: what it was, and what is made of it."""
 
 import math
+from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +11,8 @@ from adabatch.config import Config
 from adabatch.devices.messages import Call, Report, combine, finite_rows
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress
-from adabatch.train.records import Record
+from adabatch.train.checkpoints import Saved
+from adabatch.train.records import Record, summary
 
 
 class Diverged(Exception):
@@ -90,13 +93,51 @@ def skip(
   }
 
 
-def may_go_back(at: Progress, config: Config) -> bool:
+def go_back(
+  run: Any, error: Diverged, restore: Callable[[], Saved | None]
+) -> Generator[Record, None, bool]:
+  """To the newest checkpoint, to go on from there over other examples.
+
+  Args:
+    run: of the loop.
+    error: what happened.
+    restore: the newest checkpoint; None: the start.
+
+  Returns:
+    Whether the run goes on; else it has ended.
+  """
+  config = run.parts.config
+  run.end_stretch()
+  if not _may_go_back(run.at, config):
+    if run.best is not None:
+      run.best.write(error.update)
+    found = {'diverged_update': error.update, 'message': str(error)}
+    yield 'summary', summary('diverged', run) | found
+    return False
+  with run.clock.paused():
+    run.trainer.release()
+    saved, before = restore(), run.at
+    run.trainer.go_on(run.place(saved), run.replicas.counts.replicas)
+    run.rolled_back.append(_rolled_back(run.at, before, error, config))
+    run.at.seconds, run.replicas.rate = run.clock.seconds, run.at.rate
+    run.decide(saved)
+    if run.best is not None:
+      run.best = run.best.after(saved)
+  update = run.at.update
+  yield 'cut', {'update': update}
+  # Earlier ones are cut with the rest where the checkpoint is the same.
+  yield from (r for r in run.rolled_back if r[1]['update'] > update)
+  yield from run.listen()
+  return True
+
+
+def _may_go_back(at: Progress, config: Config) -> bool:
   """Whether a run that diverged is to go back and on."""
   limit = config.nonfinite.rollbacks
   return config.on_nonfinite == 'rollback' and at.rollbacks < limit
 
 
-def go_back(
+def _rolled_back(
   at: Progress, before: Progress, error: Diverged, config: Config
 ) -> Record:
   """Leaves the examples that did not do well out, and lowers the rate.

@@ -77,6 +77,7 @@ class Reports:
     decisions: Decisions,
     clock: Clock,
     gather: Callable[[jax.Array], jax.Array] | None = None,
+    in_flight: int = 0,
   ):
     """Nothing is on its way.
 
@@ -87,9 +88,10 @@ class Reports:
       clock: of the training.
       gather: makes the reports of all replicas known to every process, where
         each has only those of its own.
+      in_flight: how many calls may be on their way.
     """
     self._parts, self._at, self._decisions = parts, at, decisions
-    self._clock, self._gather = clock, gather
+    self._clock, self._gather, self._in_flight = clock, gather, in_flight
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
     self._told = decisions.losses_below_minimum > 0
@@ -100,6 +102,20 @@ class Reports:
   def add(self, call: Call, reports: jax.Array) -> None:
     """A call and what it will report: [replicas, at least count, 9]."""
     self._queue.append((call, reports))
+
+  def follow(self, call: Call, reports: jax.Array) -> Iterator[Record]:
+    """The same, and waits for earlier ones, or for it where it decides."""
+    self.add(call, reports)
+    if self._gather is None:
+      waits = self._decisions.measured and call.decides
+      yield from self.observe(0 if waits else self._in_flight)
+      return
+    # To gather them takes time: only where they are needed.
+    log, (done, _) = self._parts.due.log, call.after(call.count)
+    if call.decides or done // log > call.update // log:
+      yield from self.observe()
+    else:
+      self.wait(self._in_flight)
 
   def wait(self, keep: int) -> None:
     """Waits for this process's devices until `keep` calls are on their way."""

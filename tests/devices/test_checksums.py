@@ -53,6 +53,27 @@ def test_any_bit_is_seen_in_the_row_that_a_process_has():
   assert differing(state, expected) == []
 
 
+@pytest.mark.parametrize('bytes_', [0, 7, 4096, 3 * 4096 + 13, 2**17 + 8])
+def test_large_ones_by_their_pages(bytes_):
+  noise = np.random.default_rng(bytes_)
+  x = noise.integers(0, 256, bytes_ + 1, np.uint8)[1:]  # lies anywhere
+  sums, rest = b'', x.tobytes()
+  while len(rest) >= 4096:
+    page, rest = rest[:4096], rest[4096:]
+    words = (page[i : i + 8] for i in range(0, 4096, 8))
+    total = sum(int.from_bytes(word, 'little') for word in words)
+    sums += (total % 2**64).to_bytes(8, 'little')
+  assert checksums({'x': x}) == {'x': zlib.crc32(sums + rest)}
+  whole = x.reshape(-1)
+  for bit in noise.integers(0, 8 * bytes_, 50 if bytes_ else 0):
+    whole[bit // 8] ^= 1 << bit % 8
+    assert differing({'x': x}, {'x': zlib.crc32(sums + rest)}) == ['x']
+    whole[bit // 8] ^= 1 << bit % 8
+  if bytes_ > 2 * 4096:  # pages that changed places
+    swapped = np.concatenate([x[4096:8192], x[:4096], x[8192:]])
+    assert differing({'x': swapped}, checksums({'x': x})) == ['x']
+
+
 def test_arrays_that_are_missing_or_too_many():
   expected = checksums({'a': np.zeros(2), 'b': np.zeros(3)})
   assert differing({'a': np.zeros(2)}, expected) == ['b']

@@ -15,6 +15,7 @@ from adabatch.train import checkpoints as checkpoints_lib
 from adabatch.train import train
 from adabatch.train.build import build
 from adabatch.train.checkpoints import (
+  VERSION,
   CheckpointError,
   Checkpoints,
   VersionError,
@@ -199,12 +200,13 @@ def test_another_version_is_refused_in_one_line(run, tmp_path, monkeypatch):
   checkpoints = Checkpoints(tmp_path / 'c', 3)
   checkpoints.save(*records[1])
   checkpoints.wait()
-  monkeypatch.setattr(checkpoints_lib, 'VERSION', 3)
+  monkeypatch.setattr(checkpoints_lib, 'VERSION', VERSION + 1)
   checkpoints.save(*records[2])
   checkpoints.wait()
   monkeypatch.undo()
+  match = f'of version {VERSION + 1}, and .* {VERSION}: '
   for read in (checkpoints.restore, lambda state: checkpoints.read(2, state)):
-    with pytest.raises(VersionError, match='of version 3, and .* 2: ') as error:
+    with pytest.raises(VersionError, match=match) as error:
       read(state)
     assert '\n' not in str(error.value)
   checkpoints.close()
