@@ -108,6 +108,20 @@ def checksum(value: Any) -> int:
   return zlib.crc32(json.dumps(finite(value), sort_keys=True).encode())
 
 
+def write_signed(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """`write_json`, and a checksum beside what is written."""
+  write_json(path, value | {'checksum': checksum(value)})
+
+
+def read_signed(path: pathlib.Path) -> dict[str, Any] | None:
+  """What `write_signed` wrote; None if it is not there or something else."""
+  value = read_json(path)
+  if not isinstance(value, dict):
+    return None
+  signed = value.pop('checksum', None)
+  return value if signed == checksum(value) else None
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file whole or not at all; see `write_whole`."""
   write_whole(path, (json.dumps(finite(value), indent=2) + '\n').encode())

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -63,6 +65,10 @@ class Npz(Mapping[str, np.ndarray]):
       OSError,
       EOFError,
       MemoryError,  # a header may ask for more than the file says it holds
+      RuntimeError,  # or for what zipfile does not know
+      SyntaxError,
+      tokenize.TokenError,
+      zlib.error,
       zipfile.BadZipFile,
     ) as error:
       raise DatasetError(

@@ -119,7 +119,9 @@ def _read(workdir: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file; {} if there is none, or not a whole one."""
   value = files.read_json(path)
-  return value if isinstance(value, dict) else {}
+  if not isinstance(value, dict):
+    return {}
+  return {k: v for k, v in value.items() if k != 'checksum'}
 
 
 def number(value: Any) -> float:

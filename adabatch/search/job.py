@@ -25,7 +25,12 @@ from tqdm import tqdm
 
 from adabatch import data
 from adabatch.config import Config, ConfigError, refusing
-from adabatch.config.files import read_json, write_json
+from adabatch.config.files import (
+  read_json,
+  read_signed,
+  write_json,
+  write_signed,
+)
 from adabatch.config.ranges import check_numbers
 from adabatch.config.smoke import shrink
 from adabatch.controllers import parse_count
@@ -230,7 +235,7 @@ def run_job(
     **conclude(goal, searches),
   }
   with failing(path), locked(path / 'workers' / 'files.lock'):
-    write_json(path / 'summary.json', summary)
+    write_signed(path / 'summary.json', summary)
   return summary
 
 
@@ -280,7 +285,7 @@ def check_directory(path: pathlib.Path, job: str, config: Config) -> None:
   """Refuses a directory of something else."""
   if (path / 'metrics.jsonl').exists():
     raise ConfigError(f'{path} holds a training run: choose another --workdir')
-  before = (read_json(path / 'summary.json') or {}).get('job', job)
+  before = (read_signed(path / 'summary.json') or {}).get('job', job)
   if before != job:
     raise ConfigError(f'{path} holds a {before}: choose another --workdir')
   old = read_json(path / 'config.json')

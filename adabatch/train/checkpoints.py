@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adabatch.config.files import WriteError
+from adabatch.devices.agreed import decide
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.train.write_errors import (
@@ -164,7 +165,11 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one directory."""
+  """The checkpoints of one run, in one directory.
+
+  Attributes:
+    spare: a record that is not removed for its age; None: there is none such.
+  """
 
   def __init__(
     self,
@@ -180,6 +185,7 @@ class Checkpoints:
       warn: called with one line for each record that cannot be read back.
     """
     self._directory, self._keep = directory.absolute(), keep
+    self.spare: int | None = None
     self._warn = warn
     self._reader = ThreadPoolExecutor(1)
     self._read_back: Future[None] | None = None
@@ -241,6 +247,7 @@ class Checkpoints:
     there = [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
     assert self._keep is not None, 'it is written'
     too_old = sorted(u for u in there if u <= update)[: -self._keep]
+    too_old = [old for old in too_old if old != self.spare]
     if not too_old:
       return
     try:
@@ -283,9 +290,8 @@ class Checkpoints:
       VersionError: if the newest readable one is of another version.
       CheckpointError: if there are records and none can be read.
     """
-    if not self._directory.is_dir() or not any(self._directory.iterdir()):
-      return None
-    updates, broken = self.updates()[::-1], []
+    # Another process may not see yet, or no longer, what the first does.
+    updates, broken = decide(self.updates())[::-1], []
     if not updates:
       return None
     for update in updates:
@@ -397,6 +403,7 @@ class Checkpoints:
 
   def drop_after(self, update: int) -> None:
     """Removes the records of later updates, which are to be done again."""
+    self.wait()
     for later in self.updates():
       if later > update:
         with writing_records(self._directory):

@@ -10,7 +10,7 @@ from typing import Any
 from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError
-from adabatch.config.files import GrowingFile
+from adabatch.config.files import GrowingFile, finite
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.trainer import Restored, Trainer
@@ -84,7 +84,7 @@ def evaluate(
     line = {'data': config.data.name, 'split': split, 'update': saved.update}
     path = files.path / 'evaluations.jsonl'
     with contextlib.closing(GrowingFile(path)) as file:
-      file.append(json.dumps(line | metrics).encode() + b'\n')
+      file.append(json.dumps(finite(line | metrics)).encode() + b'\n')
   return {
     'status': 'completed',
     'updates': saved.update,

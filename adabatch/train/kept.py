@@ -54,6 +54,7 @@ class Kept:
 
     saved = self._checkpoints.restore(state, warn=self._console.say)
     self.log.restored(_mark(saved))
+    self._best.spare = _best_update(saved)
     if saved is None:
       return None
     for which, here in self._parts.fingerprints.items():
@@ -94,6 +95,8 @@ class Kept:
     """
     agreement.same_run(update, host)
     self._checkpoints.save(update, state, host | self.log.saving())
+    # Whoever goes back to this one finds what was the best then.
+    self._best.spare = host['progress']['best_update']
     if self._parts.config.processes.restarts:
       elastic.let_in(self._files.path, self._checkpoints.wait)
 
@@ -117,6 +120,10 @@ class Kept:
         self._best.close()
       finally:
         self._checkpoints.close()
+
+
+def _best_update(saved: Saved | None) -> int | None:
+  return None if saved is None else saved.host['progress']['best_update']
 
 
 def _mark(saved: Saved | None) -> Mark | None:

@@ -149,16 +149,26 @@ def mend(
     )
     kept = len(lines)
     events = (line for _, line in read_lines(path.with_name('tensorboard')))
-    lines |= _read(b'\n'.join(events), update, None)[0]
-  # A stable order: within an update and a kind they were written like this.
-  content = b''.join(
-    lines[key] + b'\n' for key in sorted(lines, key=lambda key: key[:2])
-  )
+    restored = _read(b'\n'.join(events), update, None)[0]
+  # A damaged line may say that it is another one: that stands beside it then.
+  content = _in_order(restored)
+  if mark is None or Mark().after(content) != mark:
+    lines |= restored
+    content = _in_order(lines)
+  else:
+    lines = restored
   write_whole(path, content)
   now = Mark().after(content)
   if mark is not None or damaged or len(lines) > kept:
     say(f'{path} is damaged: {_difference(mark or now, now, kept, damaged)}')
   return now
+
+
+def _in_order(lines: dict[tuple[int, int, str, str, int], bytes]) -> bytes:
+  # A stable order: within an update and a kind they were written like this.
+  return b''.join(
+    lines[key] + b'\n' for key in sorted(lines, key=lambda key: key[:2])
+  )
 
 
 def _read(

@@ -15,8 +15,11 @@ from adabatch.config.files import (
   WriteError,
   checksum,
   read_json,
+  read_signed,
   write_json,
+  write_signed,
   write_whole,
+  writing,
 )
 
 CONFIG, INPUTS = 'config.json', 'inputs.json'
@@ -76,10 +79,11 @@ class Workdir:
     """
     if self._lock is None:  # another process has it
       return
-    try:
-      there = os.path.samestat(os.fstat(self._lock), os.stat(self.path))
-    except (FileNotFoundError, NotADirectoryError):
-      there = False
+    with writing(self.path):
+      try:
+        there = os.path.samestat(os.fstat(self._lock), os.stat(self.path))
+      except (FileNotFoundError, NotADirectoryError):
+        there = False
     if not there:
       why = 'it was moved or deleted while the run was at work in it'
       raise WriteError(errno.ENOENT, why, str(self.path))
@@ -205,8 +209,8 @@ class Workdir:
       ) from None
 
   def read_summary(self) -> dict[str, Any] | None:
-    """`summary.json`, if there is one."""
-    return read_json(self.path / 'summary.json')
+    """`summary.json`; None if there is none, or it is not what was written."""
+    return read_signed(self.path / 'summary.json')
 
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`.
@@ -215,4 +219,4 @@ class Workdir:
       WriteError: if it cannot be written.
     """
     self.check_in_place()
-    write_json(self.path / 'summary.json', summary)
+    write_signed(self.path / 'summary.json', summary)

@@ -124,6 +124,25 @@ def test_a_small_npz_file_that_would_be_large_is_refused(tmp_path, monkeypatch):
     npz.Npz(file)['x']
 
 
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_a_flipped_bit_of_an_npz_file_is_one_line(save, tmp_path):
+  """Or goes unnoticed where nothing is compressed, and the set is another."""
+  file, noise = tmp_path / 'set.npz', np.random.default_rng(0)
+  save(file, x=np.arange(300) % 7, y=np.arange(20) % 3)
+  content, refused = file.read_bytes(), []
+  for bit in noise.integers(0, 8 * len(content), 300):
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(damaged)
+    try:
+      found = npz.Npz(file)
+      [found[name] for name in found]
+    except data.DatasetError as error:
+      refused.append(str(error))
+  assert len(refused) > 10
+  assert not any('\n' in message for message in refused)
+
+
 def test_from_memory_and_from_a_stream_alike(tmp_path):
   name, found = write(tmp_path / 'mine.csv', table_of()), {}
   for placement in ('resident', 'streaming'):

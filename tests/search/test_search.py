@@ -14,6 +14,7 @@ import optuna
 import pytest
 
 from adabatch.config import ConfigError
+from adabatch.config.files import read_signed
 from adabatch.controllers import buckets
 from adabatch.search import modes, population
 from adabatch.search.bench import Bench, Task
@@ -287,7 +288,7 @@ def test_study(tmp_path):
     assert sum(t.status == COMPLETE for t in found.trials) == 2
     momentum = 'optimizer.momentum' in found.space
     assert momentum == (found.optimizer == 'nesterov')
-  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
+  assert read_signed(tmp_path / 'summary.json') == summary
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,44 @@ def test_all_processes_take_the_one_that_each_can_read(
   assert names(copied) == ['1', '2.unreadable']
 
 
+@pytest.mark.parametrize('first', [[1], [1, 2, 3], []])
+def test_all_processes_look_at_what_the_first_sees(
+  run, copied, monkeypatch, first
+):
+  """A directory that is shared may look older, or newer, to another."""
+  said = []
+  monkeypatch.setattr(checkpoints_lib, 'decide', lambda own: first)
+  monkeypatch.setattr(checkpoints_lib, 'is_first_process', lambda: False)
+  monkeypatch.setattr(
+    checkpoints_lib, 'any_process', lambda own: said.append(own) or own
+  )
+  record, _ = restored(copied, run[1])
+  if first:
+    # Of update 3 there is nothing here: it counts as one that is unreadable.
+    assert said[:1] == [3 in first]
+    assert same(record, run[2][min(max(first), 2)])
+  else:
+    assert record is None
+
+
+def test_what_a_run_goes_back_to_keeps_its_best(run, tmp_path):
+  """The best since then, which may be on its way to disk, goes alone."""
+  _, state, host = run[2][2]
+  best = Checkpoints(tmp_path / 'best', 1)
+  for update in (4, 5):
+    best.save(update, state, host)
+    best.wait()
+  best.spare = 5  # the newest checkpoint calls it the best
+  for update in (7, 8):
+    best.save(update, state, host)
+  best.drop_after(6)
+  assert names(tmp_path / 'best') == ['5']
+  best.spare = None
+  best.save(9, state, host)
+  best.close()
+  assert names(tmp_path / 'best') == ['9']
+
+
 def test_another_version_is_refused_in_one_line(run, tmp_path, monkeypatch):
   """It is whole: not taken for a damaged one."""
   _, state, records = run

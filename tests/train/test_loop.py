@@ -16,7 +16,7 @@ import pytest
 
 from adabatch import data
 from adabatch.config import ConfigError
-from adabatch.config.files import WriteError
+from adabatch.config.files import WriteError, read_signed
 from adabatch.devices.trainer import Trainer
 from adabatch.train import train
 from adabatch.train.build import build
@@ -619,7 +619,7 @@ def test_a_directory_holds_what_was_yielded(tmp_path):
   ran = Ran(make_parts(**overrides))
   devices = jax.devices()[:1]
   summary = train(config(**overrides), tmp_path, devices=devices, splits=SPLITS)
-  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
+  assert read_signed(tmp_path / 'summary.json') == summary
   timing = {'seconds', 'examples_per_second'}
   for kind in ('train', 'eval'):
     written = records(tmp_path, kind)

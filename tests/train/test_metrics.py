@@ -103,6 +103,23 @@ def test_what_is_wrong_is_said_and_restored_from_the_events(run, how):
 
 
 @pytest.mark.parametrize(
+  ('right', 'wrong'),
+  [
+    (b'"update": 2', b'"update": 3'),
+    (b'"train", "update": 4', b'"trajn", "update": 4'),
+    (b'"split": "test"', b'"split": "tess"'),
+  ],
+)
+def test_a_line_that_says_it_is_another_does_not_stay(run, right, wrong):
+  directory, mark = run
+  before, path = whole(directory, mark), directory / 'metrics.jsonl'
+  path.write_bytes(path.read_bytes().replace(right, wrong, 1))
+  found, now, (said,) = resumed(directory, mark)
+  assert (found, now) == (before, mark)
+  assert said.endswith('all is restored from the TensorBoard events')
+
+
+@pytest.mark.parametrize(
   ('how', 'kept'), [('zeroed', 6), ('cut short', 5), ('emptied', 0)]
 )
 def test_without_events_what_is_whole_is_kept(run, how, kept):

@@ -15,7 +15,7 @@ from adabatch import config as config_lib
 from adabatch.config import ConfigError
 from adabatch.config import files as files_lib
 from adabatch.config import keys as keys_lib
-from adabatch.config.files import finite
+from adabatch.config.files import checksum, finite
 from adabatch.train import console as console_lib
 from adabatch.train.console import Console
 from adabatch.train.log import Log
@@ -469,7 +469,19 @@ def test_a_summary_is_json(workdir):
   workdir.write_summary({'final': {'test': {'loss': math.nan}}, 'epochs': 0.5})
   text = (workdir.path / 'summary.json').read_text()
   expected = {'final': {'test': {'loss': None}}, 'epochs': 0.5}
-  assert strict_json(text) == expected
+  assert strict_json(text) == expected | {'checksum': checksum(expected)}
+
+
+@pytest.mark.parametrize(
+  ('right', 'wrong'),
+  [('"updates": 4', '"updates": 5'), ('status', 'spatus'), ('{', '[')],
+)
+def test_a_summary_that_is_damaged_is_none(workdir, right, wrong):
+  workdir.open(config(), {})
+  workdir.write_summary({'status': 'completed', 'updates': 4})
+  path = workdir.path / 'summary.json'
+  path.write_text(path.read_text().replace(right, wrong, 1))
+  assert workdir.read_summary() is None
 
 
 def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
