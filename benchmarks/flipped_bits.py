@@ -45,7 +45,7 @@ from adabatch.train import train
 from adabatch.train.checkpoints import CheckpointError
 from adabatch.train.load import load
 from benchmarks.disturbances import flip
-from benchmarks.torture_jobs import differences, records, results
+from benchmarks.torture_jobs import differences, records, results, without_clock
 from configs import digits_mlp, study_digits_mlp
 
 HALF, WHOLE = 30, 40  # updates
@@ -59,6 +59,7 @@ def newest(workdir: pathlib.Path) -> pathlib.Path:
   return records(workdir / 'checkpoints')[-1]
 
 
+FINISHED = 'summary of a finished run'
 # Kind of file -> all of that kind.
 FILES: dict[str, Callable[[pathlib.Path], Any]] = {
   'arrays': lambda run: (newest(run) / 'state').rglob('*'),
@@ -69,6 +70,7 @@ FILES: dict[str, Callable[[pathlib.Path], Any]] = {
   'config.json': lambda run: run.glob('config.json'),
   'inputs.json': lambda run: run.glob('inputs.json'),
   'summary.json': lambda run: run.glob('summary.json'),
+  FINISHED: lambda run: run.glob('summary.json'),
   'events': lambda run: (run / 'tensorboard').glob('*'),
   'search archive': lambda run: (run / 'trials').rglob('*'),
 }
@@ -126,6 +128,13 @@ def resumed(workdir: pathlib.Path) -> dict[str, Any]:
   return results(workdir)
 
 
+def started_again(workdir: pathlib.Path) -> dict[str, Any]:
+  """There is nothing to do."""
+  summary = train(training(), workdir, last_update=HALF)
+  told = {f'told: {k}': v for k, v in without_clock(summary).items()}
+  return told | results(workdir)
+
+
 def searched(workdir: pathlib.Path) -> dict[str, Any]:
   """An archive that cannot be read is written anew by its search."""
   with contextlib.suppress(ValueError):
@@ -138,6 +147,8 @@ def ways(kind: str) -> dict[str, Callable[[pathlib.Path], dict[str, Any]]]:
   """What is done with a directory, in order, by who reads that kind."""
   if kind == 'search archive':
     return {'searched on': searched}
+  if kind == FINISHED:
+    return {'started again': started_again}
   if kind not in LOADED:
     return {'trained on': resumed}
   which = LOADED[kind]
