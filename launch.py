@@ -72,7 +72,11 @@ def main(argv: list[str]) -> None:
     command_line.refusing(MissingProcess, status=processes.RETRY),
   ):
     patience = elastic.patience(
-      CONFIG.value, pathlib.Path(workdir), PROCESSES.value, PROCESS.value
+      CONFIG.value,
+      pathlib.Path(workdir),
+      PROCESSES.value,
+      PROCESS.value,
+      distributed=DISTRIBUTED.value,
     )
     processes.join(DISTRIBUTED.value, *others, patience)
   config = elastic.with_those_left(CONFIG.value, PROCESSES.value)

@@ -123,6 +123,8 @@ def join(
 
 
 def _initialize(patience: Patience, *arguments: Any) -> None:
+  # Of a process that is missing then JAX may say no more than a page.
+  before = _at_abort(lambda number: _missing(patience))
   try:
     jax.distributed.initialize(
       *arguments,
@@ -135,6 +137,21 @@ def _initialize(patience: Patience, *arguments: Any) -> None:
       f'the other processes did not come within {patience.start_seconds:g} s '
       f'(processes.start_seconds): {str(error).splitlines()[0]}'
     ) from error
+  finally:
+    _c_signal()(signal.SIGABRT, before)
+  # JAX has a handler of its own, with which SIGTERM would do nothing at all.
+  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _missing(patience: Patience) -> NoReturn:
+  line = (
+    'JAX aborted this process: another one was lost before all had met, or did '
+    f'not come within {patience.start_seconds:g} s (processes.start_seconds)'
+  )
+  if (_losses() or 0) < patience.restarts:
+    start_again(line, lost=True)
+  os.write(2, f'error: {line}: start all of them again\n'.encode())
+  os._exit(RETRY)
 
 
 # Starting again.
@@ -157,6 +174,8 @@ def start_again(why: str, *, lost: bool = False) -> NoReturn:
   """
   _say(f'{why}: starts again')
   sys.stdout.flush()
+  if not lost and _watch is not None:
+    _watch.leave()  # process 0 is the last
   for name in os.listdir('/proc/self/fd'):
     with contextlib.suppress(OSError):  # the listing's own is closed already
       if int(name) > 2:
@@ -198,18 +217,31 @@ class _Watch(threading.Thread):
     self._here, self._number = jax.process_index(), jax.process_count()
     self._beats: dict[int, tuple[str, float]] = {}
     self._gone: list[int] = []  # as process 0 found
+    self._answers = 0  # of process 0
 
   def run(self) -> None:
-    beat, sign = 0, time.monotonic()
+    clock = threading.Thread(target=self._count, daemon=True)
+    clock.start()
+    beat = 0
     while not self.ended.wait(self.every):
       beat += 1
-      try:
+      with contextlib.suppress(JaxRuntimeError):  # it does not answer
         self.show(str(beat))
         self._look()
-        sign = time.monotonic()
-      except JaxRuntimeError:  # process 0 does not answer
-        if time.monotonic() - sign > self.seconds:
-          self._end_with(self._lost([0]), RETRY)
+        self._answers += 1
+
+  def _count(self) -> None:
+    """Ends this process where process 0 does not answer; calls may hang then.
+
+    Counted, because this process itself may be stopped for a time.
+    """
+    seen = silent = 0
+    while not self.ended.wait(self.every):
+      silent = 0 if self._answers != seen else silent + 1
+      seen = self._answers
+      if silent * self.every > self.seconds:
+        self.ended.set()
+        self._end_with(self._lost([0]), RETRY)
 
   def show(self, beat: str) -> None:
     store().key_value_set(
@@ -270,7 +302,8 @@ class _Watch(threading.Thread):
 
   def _end_with(self, line: str, status: int) -> None:
     """Ends this process, whatever its other threads wait for."""
-    self.leave()
+    if not self.ended.is_set():
+      self.leave()
     if status == RETRY and self._again:
       start_again(line, lost=True)
     _say(f'error: {line}')
@@ -331,11 +364,21 @@ def telling() -> Iterator[None]:
     os._exit(status)  # JAX would wait for the others
 
 
-def _at_abort(end: Callable[[int], None]) -> None:
-  """Has C call it: Python's own handlers wait for the main thread."""
+def _at_abort(end: Callable[[int], None]) -> int | None:
+  """Has C call it: Python's own handlers wait for the main thread.
+
+  Returns what was called before.
+  """
   handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
   _kept.append(handler)
-  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+  return _c_signal()(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+
+def _c_signal() -> Any:
+  function = ctypes.CDLL(None).signal
+  function.argtypes = [ctypes.c_int, ctypes.c_void_p]
+  function.restype = ctypes.c_void_p
+  return function
 
 
 _kept: list[Any] = []  # what C code points to

@@ -75,7 +75,7 @@ def meet(
     ValueError: where two have one number, or count differently.
   """
   host, _, port = address.rpartition(':')
-  if not host or not port.isdigit():
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise ValueError(f'coordinator_address={address!r}: give HOST:PORT')
   if process == 0:
     return _receive(int(port), meeting, say)

@@ -86,9 +86,15 @@ def same_run(update: int, host: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  progress = host['progress']
-  progress = {k: progress[k] for k in progress if k not in MEASURED}
   agree(
     'state at a checkpoint',
-    {'update': update, **host, 'progress': progress},
+    {'update': update} | flatten(_without_measured(host)),
   )
+
+
+def _without_measured(value: Any) -> Any:
+  if not isinstance(value, Mapping):
+    return value
+  return {
+    k: _without_measured(v) for k, v in value.items() if k not in MEASURED
+  }

@@ -7,12 +7,14 @@ note in the run's directory; at the next checkpoint all start again, with it.
 
 import contextlib
 import pathlib
+import threading
 from collections.abc import Callable
 
 import jax
 
 from adabatch.config import Config, ConfigError
 from adabatch.devices.agreed import decide
+from adabatch.devices.mesh import any_process
 from adabatch.devices.processes import Patience, start_again
 
 
@@ -21,6 +23,8 @@ def patience(
   workdir: pathlib.Path,
   processes: int | None,
   process: int | None,
+  *,
+  distributed: bool = False,
 ) -> Patience:
   """How a process waits for the others, and what it does without them.
 
@@ -29,13 +33,19 @@ def patience(
     workdir: of the run.
     processes: how many there are to be; None: the cluster knows.
     process: which one this is.
+    distributed: whether there are to be several.
 
   Raises:
     ConfigError: where it cannot be done.
   """
   c, least = config.processes, None
-  if config.sync.min_replicas is not None and processes is not None:
-    if config.sync.replicas % processes:
+  if config.sync.min_replicas is not None and distributed:
+    if processes is None:
+      raise ConfigError(
+        'sync.min_replicas needs to know who is to come: give '
+        '--coordinator_address, --num_processes and --process_id'
+      )
+    if not config.sync.replicas or config.sync.replicas % processes:
       raise ConfigError(
         f'sync.min_replicas needs as many replicas on each process, got '
         f'sync.replicas={config.sync.replicas} and {processes} processes'
@@ -82,14 +92,18 @@ def forget_newcomers(workdir: pathlib.Path) -> None:
     note.unlink(missing_ok=True)
 
 
-def let_in(workdir: pathlib.Path, wait: Callable[[], None]) -> None:
+def let_in(
+  workdir: pathlib.Path, wait: Callable[[], None], stop: threading.Event
+) -> None:
   """Starts all processes again if one waits to join; after a checkpoint.
 
   Args:
     workdir: of the run.
     wait: called before, to return once the checkpoint is on disk.
+    stop: whether the run was asked to stop, which comes first.
   """
   names = [note.name for note in workdir.glob(f'{_NOTE}*')]
   if decide(sorted(names)):
     wait()
-    start_again('a process waits to join')
+    if not any_process(stop.is_set()):  # and all have waited
+      start_again('a process waits to join')

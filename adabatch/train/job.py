@@ -84,7 +84,8 @@ def train(
       return stack.enter_context(contextlib.closing(thing))
 
     console = closed(Console(parts.length.examples, enabled=first))
-    kept = closed(Kept(parts, files, console))
+    watchdog = closed(_watchdog(config, files, console))
+    kept = closed(Kept(parts, files, console, stop))
     saved = kept.resume()
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):
@@ -102,7 +103,7 @@ def train(
       stop=stop,
       cut=cut,
       warn=console.warn,
-      doing=closed(_watchdog(config, files, console)),
+      doing=watchdog,
       restore=kept.go_back,
     )
     record: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """What a run keeps while it trains: checkpoints, and the log beside them."""
 
+import threading
 from typing import Any
 
 from adabatch import data
@@ -23,9 +24,16 @@ class Kept:
     log: of the records.
   """
 
-  def __init__(self, parts: Parts, files: Workdir, console: Console):
+  def __init__(
+    self,
+    parts: Parts,
+    files: Workdir,
+    console: Console,
+    stop: threading.Event,
+  ):
     """Nothing is read or written yet."""
     self._parts, self._files, self._console = parts, files, console
+    self._stop = stop
     keep = parts.config.checkpoint.keep
     self._checkpoints = Checkpoints(
       files.path / 'checkpoints', keep, console.say
@@ -81,7 +89,7 @@ class Kept:
 
   def go_back(self) -> Saved | None:
     """The newest checkpoint once more, for a run that goes back to it."""
-    self._checkpoints.wait()
+    self._wait()
     saved = self.restore()
     self.drop_after(saved)
     return saved
@@ -98,7 +106,11 @@ class Kept:
     # Whoever goes back to this one finds what was the best then.
     self._best.spare = host['progress']['best_update']
     if self._parts.config.processes.restarts:
-      elastic.let_in(self._files.path, self._checkpoints.wait)
+      elastic.let_in(self._files.path, self._wait, self._stop)
+
+  def _wait(self) -> None:
+    self._best.wait()
+    self._checkpoints.wait()
 
   def save_best(self, *record: Any) -> None:
     """That of the best evaluation."""

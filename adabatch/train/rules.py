@@ -160,6 +160,11 @@ def make_ladder(
   rule = make_controller(config, Extent(1, 1, c.max_batch_size, 1))
   # A constant size needs no ladder, and no program compiled for the next rung.
   largest = smallest if c.name == 'constant' else largest
+  if config.sync.min_replicas is not None:
+    # Those that are left after a loss take equal shares of a little more.
+    smallest, largest = (
+      -(-n // replicas) * replicas for n in (smallest, largest)
+    )
   for key, size in (('initial', smallest), ('max', largest)):
     if size % replicas:
       key = 'min' if size == c.min_batch_size else key

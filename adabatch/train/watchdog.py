@@ -14,6 +14,7 @@ from typing import NoReturn
 from adabatch.devices.processes import RETRY
 
 # How much longer what is no update may take; to read is part of an update.
+WRITING = 30.0  # seconds that the stacks may take to be written
 PATIENCE = {'compiling': 4, 'evaluating': 4, 'saving': 4}
 
 
@@ -76,16 +77,21 @@ class Watchdog:
       f'no progress for {still:.0f} s (watchdog.seconds) while {doing}, after '
       f'{done}; waits in {waits_in(self._main)}'
     )
+    if self._abort:
+      # What hangs may be the disk of the file, or of standard error.
+      late = threading.Timer(WRITING, os._exit, (RETRY,))
+      late.daemon = True
+      late.start()
+    self._say(line)
     now = datetime.datetime.now().isoformat(timespec='seconds')
     try:
       with self._path.open('a') as file:
         print(f'{now} {line}', file=file, flush=True)
         faulthandler.dump_traceback(file, all_threads=True)
         print(file=file)
-      line += f'; the stacks of all threads are in {self._path}'
+      self._say(f'the stacks of all threads are in {self._path}')
     except OSError as error:
-      line += f'; {self._path} cannot be written ({error.strerror})'
-    self._say(line)
+      self._say(f'{self._path} cannot be written ({error.strerror})')
     if self._abort:
       self._end()
 

@@ -4,7 +4,11 @@ What needs real processes is in tests/test_distributed.py.
 """
 
 import concurrent.futures
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import jax
@@ -146,7 +150,9 @@ def test_too_few_do_not_go_on(address):
   assert all(isinstance(error, MissingProcess) for error in errors)
 
 
-@pytest.mark.parametrize('given', ['host', 'host:', ':12', 'host:port'])
+@pytest.mark.parametrize(
+  'given', ['host', 'host:', ':12', 'host:port', 'h:99999']
+)
 def test_an_address_without_host_or_port(given):
   with pytest.raises(ValueError, match='give HOST:PORT'):
     meet(given, 0, Meeting(2, 1.0), print)
@@ -196,6 +202,60 @@ def test_no_cluster_is_said_with_the_flags_that_help(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', fail)
   with pytest.raises(ValueError, match='no cluster.*--num_processes'):
     processes.join(True, None, None, None)
+
+
+def test_a_stop_is_heard_once_all_have_met(monkeypatch):
+  """JAX takes SIGTERM for itself, in C, and does nothing with it."""
+
+  def initialize(*arguments, **times):
+    ignore = 1
+    processes._c_signal()(signal.SIGTERM, ignore)
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  heard, before = [], signal.getsignal(signal.SIGTERM)
+  signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+  try:
+    processes.join(True)
+    os.kill(os.getpid(), signal.SIGTERM)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize('restarts', [0, 1])
+def test_an_abort_before_all_have_met_is_one_line(restarts):
+  """JAX says a page, and has no exception for it."""
+  code = (
+    'import jax, os, sys\n'
+    'from adabatch.devices.processes import Patience, join\n'
+    'jax.distributed.initialize = lambda *a, **k: os.abort()\n'
+    f'join(True, patience=Patience(start_seconds=3, restarts={restarts}))\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == processes.RETRY
+  assert 'did not come within 3 s' in done.stderr.splitlines()[-1]
+  assert done.stderr.count('starts again') == restarts
+
+
+def test_a_first_process_that_does_not_answer_is_lost(monkeypatch):
+  """Calls to it may hang, for as long as it is stopped."""
+  ended, hangs = threading.Event(), threading.Event()
+  watch, found = processes._Watch(seconds=0.3), []
+  monkeypatch.setattr(watch, 'show', lambda beat: hangs.wait(20))
+  monkeypatch.setattr(
+    watch, '_end_with', lambda *line: (found.append(line), ended.set())
+  )
+  monkeypatch.setattr(watch, '_look', lambda: None)
+  monkeypatch.setattr(watch, '_number', 3)
+  watch.start()
+  assert ended.wait(10)
+  ((line, status),) = found
+  assert 'lost process 0 of 3' in line
+  assert status == processes.RETRY
+  hangs.set()
+  watch.join(10)
 
 
 def test_a_lost_process_is_named():
