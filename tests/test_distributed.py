@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -207,8 +208,9 @@ def wait_for_update(update, workdir, processes):
 
 
 def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
-  """One that is killed ends the other, in one line and soon; a signal that
-  reaches one stops both at the same update. They go on to the same end."""
+  """One that is killed ends the other, in one line and soon, and so does one
+  that can write no more; a signal that reaches one stops both at the same
+  update. They go on to the same end."""
   keys = {
     'log.every_updates': 1,
     'checkpoint.every_updates': 10,
@@ -230,7 +232,18 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
 
   keys['processes.lost_seconds'] = 30.0
   processes = launch_two(tmp_path, **keys)
-  wait_for_update(35, tmp_path, processes)
+  wait_for_update(30, tmp_path, processes)
+  full = 1, resource.RLIM_INFINITY
+  resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, full)
+  since = time.monotonic()
+  errors = [p.communicate(timeout=60)[1] for p in processes]
+  assert time.monotonic() - since < 30, errors
+  assert [p.returncode for p in processes] == [1, 1], errors
+  # What is full holds the lines of process 0 as well; the other has its own.
+  assert 'process 0: cannot write' in errors[1].splitlines()[-1], errors
+
+  processes = launch_two(tmp_path, **keys)
+  wait_for_update(45, tmp_path, processes)
   processes[1].send_signal(signal.SIGTERM)
   (out_0, err_0), (out_1, _) = finish(processes, status=143)
   assert 'resumed at update' in err_0

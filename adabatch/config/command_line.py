@@ -38,8 +38,14 @@ def exit_code(status: str, number: int | None = None) -> int:
 
 def fail(message: str, status: int = ERROR) -> NoReturn:
   """Ends the program with one line."""
-  print(f'error: {message}', file=sys.stderr)
+  say(f'error: {message}')
   sys.exit(status)
+
+
+def say(message: str) -> None:
+  """A line on standard error; where that is lost, or its disk full, nothing."""
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

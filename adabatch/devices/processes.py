@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax.errors import JaxRuntimeError
 
+from adabatch.config.command_line import say as _say
 from adabatch.devices.agreed import PREFIX, read, store
 from adabatch.devices.rendezvous import (
   Meeting,
@@ -173,7 +174,7 @@ def start_again(why: str, *, lost: bool = False) -> NoReturn:
     lost: whether that counts as a restart.
   """
   _say(f'{why}: starts again')
-  sys.stdout.flush()
+  _flush()
   if not lost and _watch is not None:
     _watch.leave()  # process 0 is the last
   for name in os.listdir('/proc/self/fd'):
@@ -190,8 +191,10 @@ def start_again(why: str, *, lost: bool = False) -> NoReturn:
   )
 
 
-def _say(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
+def _flush() -> None:
+  with contextlib.suppress(OSError):  # a full disk, or nobody who reads
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 # Who is there.
@@ -307,7 +310,7 @@ class _Watch(threading.Thread):
     if status == RETRY and self._again:
       start_again(line, lost=True)
     _say(f'error: {line}')
-    sys.stdout.flush()
+    _flush()
     os._exit(status)
 
   def abort(self, number: int) -> None:
@@ -354,12 +357,12 @@ def telling() -> Iterator[None]:
       cause, status = error, 1
       if isinstance(error, JaxRuntimeError) or 'Gloo' in str(error):
         time.sleep(_watch.seconds + 4 * _watch.every)
-      traceback.print_exc()
+      with contextlib.suppress(OSError):
+        traceback.print_exc()
     status = status if isinstance(status, int) else 1
     line = (str(cause).splitlines() or [type(cause).__name__])[0][:300]
     _watch.judge(f'process {jax.process_index()}: {line}', status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     _watch.leave()
     os._exit(status)  # JAX would wait for the others
 

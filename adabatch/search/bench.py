@@ -439,4 +439,5 @@ def _finite_or_nan(record: dict[str, Any]) -> dict[str, Any]:
 
 def say(message: str) -> None:
   """A line on standard error."""
-  print(message, file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):  # a terminal that is gone
+    print(message, file=sys.stderr, flush=True)

@@ -30,6 +30,7 @@ from adabatch.devices.agreed import decide
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.train.write_errors import (
+  Overheard,
   leave_out_abandoned_writes,
   writing_records,
 )
@@ -144,7 +145,7 @@ def _on_host(x: Any) -> np.ndarray:
   return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def _handlers(overheard: Overheard) -> ocp.handlers.CheckpointHandlerRegistry:
   """What writes and reads the two sides of a record."""
   of = ocp.type_handlers
   kinds = of.create_type_handler_registry(
@@ -154,10 +155,10 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
       of.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE),
     ),
   )
-  writer = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+  writer = overheard(ocp.PyTreeCheckpointHandler(type_handler_registry=kinds))
   reader = ocp.StandardCheckpointHandler()
   registry = ocp.handlers.create_default_handler_registry(
-    host=ocp.JsonCheckpointHandler()
+    host=overheard(ocp.JsonCheckpointHandler())
   )
   registry.add('state', ocp.args.PyTreeSave, writer)
   registry.add('state', ocp.args.StandardRestore, reader)
@@ -190,6 +191,7 @@ class Checkpoints:
     self._reader = ThreadPoolExecutor(1)
     self._read_back: Future[None] | None = None
     self._told = False  # what could not be written
+    self._overheard = Overheard()
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -205,7 +207,9 @@ class Checkpoints:
     refused = writing_records if writes else contextlib.nullcontext
     with refused(self._directory), _quietly():
       return ocp.CheckpointManager(
-        self._directory, options=options, handler_registry=_handlers()
+        self._directory,
+        options=options,
+        handler_registry=_handlers(self._overheard),
       )
 
   def updates(self) -> list[int]:
@@ -415,10 +419,16 @@ class Checkpoints:
     Raises:
       WriteError: if the newest record could not be written.
     """
-    if '_manager' not in vars(self) or self._manager.is_saving_in_progress():
+    if '_manager' not in vars(self):
       return
-    if self._read_back is None or self._read_back.done():
+    if self._overheard.errors or not self._busy():
       self.wait()
+
+  def _busy(self) -> bool:
+    reading = self._read_back
+    return self._manager.is_saving_in_progress() or not (
+      reading is None or reading.done()
+    )
 
   def wait(self) -> None:
     """Returns when everything saved is on disk, and was read back."""
@@ -426,6 +436,11 @@ class Checkpoints:
       return
     try:
       with writing_records(self._directory):
+        while jax.process_count() > 1 and self._busy():
+          # Orbax would wait for the others.
+          if self._overheard.errors:
+            raise self._overheard.errors[0]
+          time.sleep(0.01)
         reading, self._read_back = self._read_back, None
         if reading is not None:
           reading.result()
@@ -433,6 +448,23 @@ class Checkpoints:
     except WriteError:
       self._told = True
       raise
+
+  def abandon(self, seconds: float = 5.0) -> None:
+    """`close` where this process fails: others may not come to be waited for.
+
+    Args:
+      seconds: for a record that can be whole yet.
+    """
+    if jax.process_count() > 1 and '_manager' in vars(self):
+      ends = time.monotonic() + seconds
+      while self._busy() and time.monotonic() < ends:
+        if self._overheard.errors:
+          break
+        time.sleep(0.01)
+      if self._busy():
+        self._reader.shutdown(wait=False)
+        return
+    self.close()
 
   def close(self) -> None:
     """Waits for what is being written; says once what could not be."""

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, else lines."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -53,10 +54,12 @@ class Console:
 
   def warn(self, message: str) -> None:
     """A line of its own, on whichever process."""
-    if self._bar is not None:
-      self._bar.write(message, file=self._stream)
-    else:
-      print(message, file=self._stream, flush=True)
+    # A terminal that is gone, or a full disk, is no reason to end a run.
+    with contextlib.suppress(OSError):
+      if self._bar is not None:
+        self._bar.write(message, file=self._stream)
+      else:
+        print(message, file=self._stream, flush=True)
 
   def show(self, kind: str, record: dict) -> None:
     """Shows a record: `train`, `eval`, `skipped` or `rollback`."""
@@ -94,7 +97,8 @@ class Console:
       text += f'  {record["tokens"]:,} tokens'
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
-      self._bar.update(min(record['examples'], self._total) - self._bar.n)
+      with contextlib.suppress(OSError):
+        self._bar.update(min(record['examples'], self._total) - self._bar.n)
       return
     now = time.monotonic()
     if now - self._last_line >= self._between:
@@ -108,4 +112,5 @@ class Console:
 
   def close(self) -> None:
     if self._bar is not None:
-      self._bar.close()
+      with contextlib.suppress(OSError):
+        self._bar.close()

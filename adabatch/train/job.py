@@ -85,7 +85,7 @@ def train(
 
     console = closed(Console(parts.length.examples, enabled=first))
     watchdog = closed(_watchdog(config, files, console))
-    kept = closed(Kept(parts, files, console, stop))
+    kept = stack.enter_context(Kept(parts, files, console, stop))
     saved = kept.resume()
     summary = files.read_summary()
     if summary is not None and _complete(parts, saved, summary, cut):

@@ -1,5 +1,6 @@
 """What a run keeps while it trains: checkpoints, and the log beside them."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -123,15 +124,15 @@ class Kept:
     for checkpoints in (self._checkpoints, self._best):
       checkpoints.check()
 
-  def close(self) -> None:
-    """Waits for what is being written."""
-    try:
+  def __enter__(self) -> 'Kept':
+    return self
+
+  def __exit__(self, kind: Any, *error: Any) -> None:
+    """Waits for what is being written; not for long where the run failed."""
+    with contextlib.ExitStack() as stack:
+      for checkpoints in (self._checkpoints, self._best):
+        stack.callback(checkpoints.abandon if kind else checkpoints.close)
       self.log.close()
-    finally:
-      try:
-        self._best.close()
-      finally:
-        self._checkpoints.close()
 
 
 def _best_update(saved: Saved | None) -> int | None:

@@ -61,6 +61,45 @@ def writing_records(directory: pathlib.Path) -> Iterator[None]:
     raise WriteError(number, os.strerror(number), str(directory)) from error
 
 
+class Overheard:
+  """Handlers of Orbax whose errors are known as soon as they happen.
+
+  Orbax raises them at the next call, and before that, where there are several
+  processes, waits for the others, which wait for it: for ten minutes.
+
+  Attributes:
+    errors: of what was written in the background.
+  """
+
+  def __init__(self) -> None:
+    self.errors: list[BaseException] = []
+
+  def __call__(self, handler: Any) -> Any:
+    """The same handler, listened to."""
+    save = handler.async_save
+
+    async def async_save(*args: Any, **kwargs: Any) -> Any:
+      futures = await save(*args, **kwargs)
+      return [_Overheard(future, self.errors) for future in futures or []]
+
+    handler.async_save = async_save
+    return handler
+
+
+class _Overheard:
+  """A future whose error is added to a list."""
+
+  def __init__(self, future: Any, errors: list[BaseException]):
+    self._future, self._errors = future, errors
+
+  def result(self, timeout: float | None = None) -> Any:
+    try:
+      return self._future.result(timeout)
+    except BaseException as error:
+      self._errors.append(error)
+      raise
+
+
 def _reason(error: Exception) -> int | None:
   """The number of the system's error that it tells of; None: of none.
 
