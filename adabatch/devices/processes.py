@@ -221,6 +221,7 @@ class _Watch(threading.Thread):
     self._beats: dict[int, tuple[str, float]] = {}
     self._gone: list[int] = []  # as process 0 found
     self._answers = 0  # of process 0
+    self._status: int | None = None  # with which this process is to end
 
   def run(self) -> None:
     clock = threading.Thread(target=self._count, daemon=True)
@@ -305,18 +306,30 @@ class _Watch(threading.Thread):
 
   def _end_with(self, line: str, status: int) -> None:
     """Ends this process, whatever its other threads wait for."""
+    again = status == RETRY and self._again
+    if not again:
+      _say(f'error: {line}')
+    self.end(status, again=again, line=line)
+
+  def end(
+    self, status: int, *, again: bool = False, line: str = ''
+  ) -> NoReturn:
+    """Leaves, and ends the process, or starts it again with a line."""
+    _flush()
+    if not again:
+      self._status = status
     if not self.ended.is_set():
       self.leave()
-    if status == RETRY and self._again:
+    if again:
       start_again(line, lost=True)
-    _say(f'error: {line}')
-    _flush()
-    os._exit(status)
+    os._exit(status)  # JAX would wait for the others
 
   def abort(self, number: int) -> None:
     """Where JAX aborts the process: its service, or a partner, is gone."""
     del number
     self.ended.set()
+    if self._status is not None:  # it was to end, and all is said
+      os._exit(self._status)
     if self._again:
       start_again(_ABORTED, lost=True)
     os.write(2, f'error: {_ABORTED}\n'.encode())
@@ -362,9 +375,7 @@ def telling() -> Iterator[None]:
     status = status if isinstance(status, int) else 1
     line = (str(cause).splitlines() or [type(cause).__name__])[0][:300]
     _watch.judge(f'process {jax.process_index()}: {line}', status)
-    _flush()
-    _watch.leave()
-    os._exit(status)  # JAX would wait for the others
+    _watch.end(status)
 
 
 def _at_abort(end: Callable[[int], None]) -> int | None:
