@@ -193,7 +193,7 @@ def judge(
     return 'CRASHED', 'nothing ended'
   if isinstance(found, Exception):
     one = isinstance(found, ONE_LINE) and '\n' not in str(found)
-    why = f'{type(found).__name__}: {found}'[:300]
+    why = f'{type(found).__name__}: {found}'
     return 'refused' if one else 'TRACEBACK', why
   new = [line for line in lines if line not in expected_lines]
   differs = differences(found, expected)
@@ -235,10 +235,10 @@ class Victims:
     """One flip; an entry of the log: what was done -> outcome, and why."""
     with self.copy(kind) as copy:
       what = flip(FILES[kind](copy), rng).replace(f'{copy}/', '')
-      outcomes = {
-        name: judge(*call(way, copy), *self._expected[kind][name])
-        for name, way in ways(kind).items()
-      }
+      outcomes = {}
+      for name, way in ways(kind).items():
+        outcome, why = judge(*call(way, copy), *self._expected[kind][name])
+        outcomes[name] = outcome, why.replace(str(copy), 'WORKDIR')[:200]
     return {'kind': kind, 'what': what, 'outcomes': outcomes}
 
 
