@@ -341,7 +341,8 @@ def default() -> Config:
   c.sync.name = 'synchronous'
   c.sync.replicas = 1  # of the model, not 'synchronous'; they share each batch
   # Of several processes, some of which are lost: those that are left go on, if
-  # they train at least so many replicas (processes.restarts). None: never.
+  # they train at least so many replicas (processes.restarts), with batch sizes
+  # rounded up to equal shares. None: never.
   c.sync.min_replicas = placeholder(int)
   c.sync.local_steps = 16  # H: updates of one replica between two syncs
   c.sync.average_momentum = False  # average optimizer states at a sync as well
