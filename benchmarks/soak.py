@@ -56,8 +56,8 @@ KEYS = SMALL_CNN | {
   'controller.initial_batch_size': 8,
   'controller.max_batch_size': 64,
   'controller.every': 2,
-  # TensorStore (0.1.86) loses 24 kB at each save of eight arrays, when it tells
-  # Orbax in JSON what it wrote: a save every few seconds is one in minutes here.
+  # TensorStore (0.1.86) keeps some 24 kB of each save for ever: what it tells
+  # Orbax in JSON. So here it is one every few seconds, in life every few minutes.
   'checkpoint.every_updates': 2000,
   'eval.every_epochs': 300.0,
 }
