@@ -42,7 +42,7 @@ SAMPLES = 360
 WARM_UP = 0.1  # share of the samples that is left out
 MOST = 2.0  # percent
 # Another size every thousand examples, for longer than it takes.
-TABLE = ' '.join(f'{i}K:{(8, 64, 16, 32)[i % 4]}' for i in range(10_000))
+TABLE = ' '.join(f'{i}K:{(8, 64, 16, 32)[i % 4]}' for i in range(30_000))
 KEYS = SMALL_CNN | {
   'epochs': 1e9,
   'data.eval_split': 'val',
