@@ -24,6 +24,7 @@ try:
   from adabatch.devices.agreed import Differ
   from adabatch.devices.mesh import is_first_process
   from adabatch.devices.rendezvous import MissingProcess
+  from adabatch.plan.job import plan
   from adabatch.report.summary import describe
   from adabatch.search.job import search
   from adabatch.search.study_job import study
@@ -40,7 +41,13 @@ except ModuleNotFoundError as error:
     "pip install '.[train]'"
   )
 
-JOBS = {'train': train, 'search': search, 'study': study, 'evaluate': evaluate}
+JOBS = {
+  'train': train,
+  'search': search,
+  'study': study,
+  'evaluate': evaluate,
+  'plan': plan,
+}
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, f'The experiment. Default: {command_line.DEFAULT_CONFIG}.'
@@ -86,7 +93,8 @@ def main(argv: list[str]) -> None:
   if is_first_process():
     print(describe(summary))
     with command_line.refusing(OSError):
-      print(f'report: {report.write_report(workdir)}')
+      write = report.write_plan if JOB.value == 'plan' else report.write_report
+      print(f'report: {write(workdir)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))
 
 

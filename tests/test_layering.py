@@ -64,6 +64,8 @@ ORDER = {
     'tensorboardX',
     'tqdm',
   },
+  # What a run will be.
+  'plan': {'jax', 'numpy', 'tqdm'},
   # Many trainings.
   'search': {'jax', 'ml_collections', 'numpy', 'optuna', 'sqlalchemy', 'tqdm'},
 }

@@ -405,6 +405,10 @@ def default() -> Config:
   c.search.members = placeholder(int)
   c.search.updates_per_call = placeholder(int)  # most; None: likewise
   c.search.most_members = 16  # that are tried in measuring
+  c.plan = ConfigDict()
+  # --job=plan: the losses that a rule is shown that reads them: the directory
+  # of another run, or a power law 'FIRST LAST EXPONENT' of the examples.
+  c.plan.loss = placeholder(str)
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
   c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name

@@ -56,6 +56,7 @@ FREE = frozenset(
     'data.max_skipped_fraction',
     'data.placement',
     'data.workers',
+    'plan.loss',
     'processes.lost_seconds',
     'processes.rejoin_seconds',
     'processes.restarts',

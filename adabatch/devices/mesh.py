@@ -39,11 +39,14 @@ class Devices(NamedTuple):
     mesh: along one axis, `data`, or along two, `replica` and `data`.
     backend: `shard_map`, or `pmap` where nothing has an axis of replicas.
     options: for the compiler; `pmap` takes none.
+    abstract: nothing runs, programs are only compiled: an array is its shape
+      and its place. So devices can be those of a topology that is not there.
   """
 
   mesh: Mesh
   backend: str = 'shard_map'
   options: dict[str, Any] | None = None
+  abstract: bool = False
 
   @property
   def size(self) -> int:
@@ -168,6 +171,8 @@ class Devices(NamedTuple):
   def placer(self, where: Any = WHOLE) -> Callable[[Any], Any]:
     """`place` for what lies where it does at every update."""
     shardings = self.shardings(where)
+    if self.abstract:
+      return lambda tree: jax.tree.map(_described, shardings, tree)
     if jax.process_count() == 1:
       return partial(jax.device_put, device=shardings)
 
@@ -189,6 +194,10 @@ class Devices(NamedTuple):
     Each process gives the rows of its own devices, in the order of the mesh.
     """
     sharding = self.shardings(BY_DEVICE)
+    if self.abstract:  # the rows of all are of one shape
+      return jax.tree.map(
+        lambda x: _shape((self.size, *x.shape[1:]), x.dtype, sharding), rows
+      )
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(sharding, x), rows
     )
@@ -224,6 +233,15 @@ class Devices(NamedTuple):
   def gatherer(self) -> Callable[[jax.Array], jax.Array]:
     """A function that makes a sharded array whole on every device."""
     return jax.jit(lambda x: x, out_shardings=self.shardings(WHOLE))
+
+
+def _shape(shape: Any, dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _described(sharding: Any, tree: Any) -> Any:
+  """What arrays would be if they were placed."""
+  return jax.tree.map(lambda x: _shape(x.shape, x.dtype, sharding), tree)
 
 
 def _spec(mesh: Mesh, where: str) -> PartitionSpec:

@@ -131,7 +131,7 @@ class Trainer:
     # Where replicas lie with several processes, their reports travel only when
     # somebody wants to read them, so that they need not wait for one another.
     self.apart = recipe.replicas > 1 and jax.process_count() > 1
-    self.programs = Programs(self._lower)
+    self.programs = Programs(self.lower)
     self._bucket = self._program = None  # of the last call
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)
@@ -155,6 +155,9 @@ class Trainer:
       replicas: with how many.
     """
     recipe, have = self._recipe, self._recipe.replicas
+    if self.devices.abstract:
+      self.state: State = template(recipe, replicas)
+      return
     if restored is None:
       self.state: State = self.devices.jit(
         lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
@@ -207,7 +210,8 @@ class Trainer:
       self.state, reports = self._program(self.state, arrays, batch)
     return reports
 
-  def _lower(self, variant: Variant) -> Any:
+  def lower(self, variant: Variant) -> Any:
+    """What is compiled for a variant."""
     recipe, bucket = self._recipe, variant.bucket
     body = train_step(
       recipe, variant, self.feed.layout, unroll=self.devices.unroll

@@ -28,6 +28,7 @@ from adabatch.config.files import write_whole
 from adabatch.report.compared import read_runs
 from adabatch.report.comparison_page import build_comparison_page
 from adabatch.report.page import build_page
+from adabatch.report.plan_page import build_plan_page
 from adabatch.report.points import Task, guess_metric
 from adabatch.report.records import (
   lower_is_better,
@@ -44,6 +45,7 @@ from adabatch.study.trials import ERROR, Search, published_goal
 __all__ = [
   'read_metrics',
   'write_comparison',
+  'write_plan',
   'write_report',
   'write_study_report',
 ]
@@ -81,6 +83,20 @@ def write_report(
       name, *read_columns(workdir), summary=summary, config=config
     )
   return _write(pathlib.Path(output or workdir / PAGE), page)
+
+
+def write_plan(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes `WORKDIR/plan.html` from its `plan.json`; the page's path.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  workdir = pathlib.Path(workdir)
+  plan = read_json(workdir / 'plan.json')
+  if not plan:
+    raise FileNotFoundError(f'{workdir} holds no plan.json')
+  page = build_plan_page(workdir.resolve().name, plan)
+  return _write(workdir / 'plan.html', page)
 
 
 def write_comparison(

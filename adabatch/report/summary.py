@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from adabatch.report.plan_table import describe_plan
+
 
 def describe(summary: dict[str, Any]) -> str:
   """A run in two or three lines; a search or a study in a line for each size.
@@ -10,6 +12,8 @@ def describe(summary: dict[str, Any]) -> str:
   ...                 'epochs': 2.5, 'seconds': 1.25, 'final': {}}))
   completed: 9 updates, 1,000 examples, 2.5 epochs, 1.2 s of training
   """
+  if summary.get('job') == 'plan':
+    return describe_plan(summary)
   if 'job' in summary:
     return _describe_search(summary)
   lines = [

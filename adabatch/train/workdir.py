@@ -212,6 +212,16 @@ class Workdir:
     """`summary.json`; None if there is none, or it is not what was written."""
     return read_signed(self.path / 'summary.json')
 
+  def write_plan(self, plan: dict[str, Any]) -> None:
+    """Writes `plan.json`, where there may be no run yet.
+
+    Raises:
+      ConfigError: if it cannot be written.
+    """
+    with self._writing():
+      self.path.mkdir(parents=True, exist_ok=True)
+      write_json(self.path / 'plan.json', plan)
+
   def write_summary(self, summary: dict[str, Any]) -> None:
     """Writes `summary.json`.
 

@@ -1,0 +1,237 @@
+"""`--job=plan`: what a run will be, on paper; nothing is trained."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from adabatch import config as config_lib
+from adabatch import data
+from adabatch.config import Config
+from adabatch.config.smoke import shrink
+from adabatch.devices.mesh import is_first_process
+from adabatch.plan import network
+from adabatch.plan.outline import outline
+from adabatch.plan.rungs import Spent, rungs, spent
+from adabatch.plan.schedule import (
+  Losses,
+  Stretch,
+  constantly,
+  is_exact,
+  learning_rates,
+  read_losses,
+  walk,
+)
+from adabatch.train import agreement
+from adabatch.train.build import Parts, build, check_values, remarks
+from adabatch.train.open_splits import TextCache
+from adabatch.train.tasks import make_task
+from adabatch.train.workdir import Workdir
+
+POINTS = 1000  # of a schedule that are written down, about
+BYTES_OF_A_LINE = 400  # of metrics.jsonl, about
+
+
+def plan(
+  config: Config,
+  workdir: str | os.PathLike[str],
+  *,
+  devices: Sequence[Any] | None = None,
+  splits: tuple[data.Split, data.Split] | None = None,
+  stop: threading.Event | None = None,
+) -> dict[str, Any]:
+  """Says what a run will be, and writes `plan.json`; nothing else is changed.
+
+  Args:
+    config: of the run.
+    workdir: of the run, which need not be there.
+    devices: devices to plan for; None for all of all processes.
+    splits: arrays of the caller's own.
+    stop: not looked at.
+
+  Returns:
+    What `plan.json` holds.
+
+  Raises:
+    ConfigError: for a config that cannot be run.
+    data.DatasetError: for a data set that is not there, and of which nothing
+      is known.
+    WriteError: if the file cannot be written.
+  """
+  del stop
+  check_values(config)
+  files, config = Workdir(workdir), config.copy_and_resolve_references()
+  agreement.same_start(config, files.path)
+  losses = None if config.plan.loss is None else read_losses(config.plan.loss)
+  changed = _changed(config)
+  if config.smoke:
+    config = shrink(config)
+  with contextlib.ExitStack() as stack:
+    stack.callback(files.unlock)  # which a text set has locked
+    parts, there = _build(config, devices, splits, files)
+  found = describe(parts, losses) | {
+    'data_there': there,
+    'changed': changed,
+  }
+  if is_first_process():
+    files.write_plan(found)
+  return found
+
+
+def _build(
+  config: Config,
+  devices: Sequence[Any] | None,
+  splits: tuple[data.Split, data.Split] | None,
+  files: Workdir,
+) -> tuple[Parts, bool]:
+  """The parts, and whether their data are there."""
+  cache = TextCache(files.text_directory, is_first_process())
+  try:
+    return build(config, devices, splits, cache), True
+  except data.NotPrepared:
+    splits = outline(config, make_task(config).labels)
+    if splits is None:
+      raise
+    return build(config, devices, splits, cache), False
+
+
+def describe(parts: Parts, losses: Losses | None = None) -> dict[str, Any]:
+  """Everything about a run that can be known before it, as plain numbers."""
+  inputs, config = parts.recipe.inputs, parts.config
+  found: dict[str, Any] = {
+    'job': 'plan',
+    'status': 'completed',
+    'devices': {
+      'number': parts.recipe.devices.size,
+      'kind': parts.recipe.devices.mesh.devices.flat[0].device_kind,
+    },
+    'data': {
+      'name': config.data.name,
+      'examples': inputs.train.num_examples,
+      'evaluation_examples': inputs.evaluation.num_examples,
+      'streaming': inputs.streaming,
+      'tokens_per_example': inputs.tokens_per_example,
+    },
+    'model': network.describe(parts),
+    'remarks': list(remarks(parts)),
+  }
+  ladder = rungs(parts)
+  if is_exact(parts):
+    found['schedule'] = _schedule(parts, walk(parts), ladder)
+  else:
+    found['range'] = {
+      str(size): spent(parts, walk(constantly(parts, size))).totals()
+      for size in (ladder[0]['batch_size'], ladder[-1]['batch_size'])
+    }
+    if losses is not None:
+      found['schedule'] = _schedule(parts, walk(parts, losses), ladder)
+      found['schedule']['assumed_loss'] = config.plan.loss
+  found['exact'] = is_exact(parts)
+  found['ladder'] = ladder
+  found['disk'] = _disk(parts, found)
+  return found
+
+
+def _schedule(
+  parts: Parts, stretches: Iterable[Stretch], ladder: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Totals, what each rung gets, and points for pictures."""
+  counted, rows = Spent(parts), []
+  total = parts.length.examples
+  with tqdm(
+    total=total,
+    desc='plan',
+    unit=' examples',
+    unit_scale=True,
+    leave=False,
+    delay=1.0,
+    disable=not sys.stderr.isatty(),
+  ) as bar:
+    for stretch in stretches:
+      counted.add(stretch)
+      call = stretch.call
+      size = call.plan.batch_size
+      rows.append(
+        (call.update, call.examples, call.count, size, call.plan.nominal)
+        + (call.plan.damping * call.rate,)
+      )
+      bar.update(call.count * size)
+  for rung in ladder:
+    rung |= counted.of(rung)
+  return counted.totals() | {'points': _points(parts, np.array(rows))}
+
+
+def _points(parts: Parts, rows: np.ndarray) -> dict[str, list[Any]]:
+  """Some updates of a schedule, the first and the last among them.
+
+  Args:
+    parts: of the run.
+    rows: of stretches: updates and examples before, count, batch size, nominal,
+      damping.
+  """
+  total = rows[:, 2].sum()
+  wanted = np.unique(
+    np.concatenate(
+      [
+        np.linspace(0, total - 1, POINTS // 2).astype(np.int64),
+        # Where the size changes, as far as there is room.
+        *np.array_split(rows[:, 0].astype(np.int64), 1),
+      ]
+    )
+  )
+  if len(wanted) > 2 * POINTS:
+    wanted = wanted[np.linspace(0, len(wanted) - 1, 2 * POINTS).astype(int)]
+  which = np.searchsorted(rows[:, 0], wanted, side='right') - 1
+  update, examples, _, size, nominal, damping = rows[which].T
+  before = examples + (wanted - update) * size
+  rates = learning_rates(parts, size, damping, before)
+  after = before + size
+  return {
+    'update': (wanted + 1).tolist(),
+    'examples': after.astype(np.int64).tolist(),
+    'batch_size': size.astype(np.int64).tolist(),
+    'nominal_batch_size': nominal.tolist(),
+    'damping': damping.tolist(),
+    'learning_rate': (
+      [None] * len(wanted) if rates is None else rates.tolist()
+    ),
+  }
+
+
+def _disk(parts: Parts, found: dict[str, Any]) -> dict[str, Any]:
+  """What the directory of the run takes at most."""
+  checkpoint, log = parts.config.checkpoint, parts.due.log
+  updates = (
+    found['schedule']['updates']
+    if found['exact']
+    else max(r['updates'] for r in found['range'].values())
+  )
+  size = found['model']['state_bytes']
+  # While one is written, those before it are there still.
+  kept = checkpoint.keep + 1 + bool(checkpoint.best)
+  lines = math.ceil(updates / log)
+  return {
+    'checkpoint_bytes': size,
+    'checkpoints_at_once': kept,
+    'lines': lines,
+    'bytes': kept * size + lines * BYTES_OF_A_LINE,
+  }
+
+
+def _changed(config: Config) -> dict[str, list[Any]]:
+  """Key -> its default and its value, where they differ."""
+  old = config_lib.flatten(config_lib.default())
+  new = json.loads(json.dumps(config_lib.flatten(config), default=list))
+  old = json.loads(json.dumps(old, default=list))
+  return {
+    key: [old.get(key), value]
+    for key, value in new.items()
+    if old.get(key) != value
+  }

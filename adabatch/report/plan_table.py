@@ -1,0 +1,112 @@
+"""A plan in words, for a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adabatch.report.layout import quantity
+
+
+def in_bytes(size: Any) -> str:
+  """Bytes for a person.
+
+  >>> in_bytes(208_980), in_bytes(1.57e9), in_bytes(None)
+  ('209 kB', '1.57 GB', '–')
+  """
+  if size is None:
+    return '–'
+  for unit, name in ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
+    if size >= unit:
+      return f'{size / unit:.3g} {name}'
+  return f'{size:.0f} B'
+
+
+def flops(value: Any) -> str:
+  """Floating-point operations for a person.
+
+  >>> flops(140_397), flops(24.3e9), flops(None)
+  ('140 kFLOP', '24.3 GFLOP', '–')
+  """
+  if value is None:
+    return '–'
+  for unit, name in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= unit:
+      return f'{value / unit:.3g} {name}FLOP'
+  return f'{value:.3g} FLOP'
+
+
+def ladder_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """Columns and rows of the ladder."""
+  columns = ['batch size', 'a device at once', 'accumulated', 'devices']
+  replicas = any(rung['replicas'] > 1 for rung in plan['ladder'])
+  columns += ['replicas'] if replicas else []
+  columns += ['empty slots']
+  known = 'schedule' in plan
+  columns += ['updates', 'examples', 'from update'] if known else []
+  rows = []
+  for rung in plan['ladder']:
+    row = [
+      quantity(rung[key])
+      for key in (
+        'batch_size',
+        'microbatch_size',
+        'accumulation_steps',
+        'devices',
+        *(['replicas'] if replicas else []),
+        'empty_slots',
+      )
+    ]
+    if known:
+      row += [quantity(rung.get(key, 0)) for key in ('updates', 'examples')]
+      row.append(quantity(rung.get('first_update')))
+    rows.append(row)
+  return columns, rows
+
+
+def lines_of_totals(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+  """What is known of the schedule, and how it is called."""
+  schedule = plan.get('schedule')
+  if schedule is not None:
+    words = 'exact' if plan['exact'] else 'of the assumed loss'
+    yield words, totals(schedule)
+  for size, spent in plan.get('range', {}).items():
+    yield f'if every batch had {int(size):,}', totals(spent)
+
+
+def totals(spent: Mapping[str, Any]) -> str:
+  """What a schedule spends, in a line."""
+  return (
+    f'{spent["updates"]:,} updates, {spent["examples"]:,} examples, '
+    f'{spent["epochs"]:.4g} epochs, {spent["evaluations"]:,} evaluations, '
+    f'{spent["checkpoints"]:,} checkpoints, {spent["syncs"]:,} syncs, '
+    f'programs: {spent["programs"]}'
+  )
+
+
+def describe_plan(plan: Mapping[str, Any]) -> str:
+  """The whole plan as text."""
+  model, about, disk = plan['model'], plan['data'], plan['disk']
+  there = '' if plan.get('data_there', True) else ' (not prepared here)'
+  streaming = 'streamed' if about['streaming'] else 'on the devices'
+  lines = [
+    f'{model["name"]}: {model["parameters"]:,} parameters, '
+    f'{flops(model["flops_per_example"])} an example, state of '
+    f'{in_bytes(model["state_bytes"])}',
+    f'{about["name"]}{there}: {about["examples"]:,} examples, '
+    f'{about["evaluation_examples"]:,} to evaluate, {streaming}',
+    f'{plan["devices"]["number"]} x {plan["devices"]["kind"]}',
+  ]
+  columns, rows = ladder_table(plan)
+  lines += ['', *_aligned([columns, *rows]), '']
+  lines += [f'{name}: {text}' for name, text in lines_of_totals(plan)]
+  lines.append(
+    f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '
+    f'{in_bytes(disk["checkpoint_bytes"])}'
+  )
+  return '\n'.join([*lines, *plan['remarks']])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+    yield '  '.join(cells)
