@@ -47,14 +47,17 @@ class Stretch(NamedTuple):
 
 def is_exact(parts: Parts) -> bool:
   """Whether the sizes are known before: the rule reads progress alone."""
-  tuned = parts.config.sync.tune.enabled
-  return not (parts.controller.needs - PROGRESS or tuned)
+  return not (parts.controller.needs - PROGRESS or _is_tuned(parts))
 
 
 def follows_losses(parts: Parts) -> bool:
   """Whether a curve of the loss is all that the rule has to be given."""
   needs = parts.controller.needs - PROGRESS
-  return bool(needs) and needs <= LOSSES
+  return bool(needs) and needs <= LOSSES and not _is_tuned(parts)
+
+
+def _is_tuned(parts: Parts) -> bool:
+  return parts.config.sync.tune.enabled
 
 
 def walk(parts: Parts, losses: Losses | None = None) -> Iterator[Stretch]:
@@ -186,9 +189,10 @@ def _of_run(directory: pathlib.Path) -> Losses:
     with path.open() as file:
       for line in file:
         record = json.loads(line)
-        if record.get('kind') == 'train' and math.isfinite(record['loss']):
-          found.append((record['examples'], record['loss']))
-  except (OSError, ValueError, KeyError) as error:
+        loss = record['loss'] if record['kind'] == 'train' else None
+        if loss is not None:  # it was not finite
+          found.append((int(record['examples']), float(loss)))
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(
       f'plan.loss={str(directory)!r} is neither a directory of a run nor '
       f"'FIRST LAST EXPONENT' ({error})"
