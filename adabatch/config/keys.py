@@ -409,6 +409,9 @@ def default() -> Config:
   # --job=plan: the losses that a rule is shown that reads them: the directory
   # of another run, or a power law 'FIRST LAST EXPONENT' of the examples.
   c.plan.loss = placeholder(str)
+  # A machine that need not be there, for which every program is compiled:
+  # 'v5e:16x16', 'v5p-128', '2*v5e:16x16'. None: what is here, nothing compiled.
+  c.plan.topology = placeholder(str)
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
   c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name

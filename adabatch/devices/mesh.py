@@ -269,7 +269,13 @@ def make_devices(
   """
   devices = jax.devices() if devices is None else devices
   mesh = Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-  return Devices(mesh, backend, options)
+  return Devices(mesh, backend, options, abstract=_only_compile(devices[0]))
+
+
+def _only_compile(device: Any) -> bool:
+  """Whether a device is one of a topology that is not there."""
+  kind = getattr(device.client, 'runtime_type', None)
+  return kind == 'compile_only_runtime'
 
 
 def _own_entry(where: Any, args: Any) -> Any:

@@ -1,6 +1,7 @@
 """`--job=plan`: what a run will be, on paper; nothing is trained."""
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
@@ -14,10 +15,11 @@ from tqdm import tqdm
 
 from adabatch import config as config_lib
 from adabatch import data
-from adabatch.config import Config
+from adabatch.config import Config, ConfigError, command_line
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.plan import network
+from adabatch.plan.compiled import figures, programs
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
 from adabatch.plan.schedule import (
@@ -29,6 +31,7 @@ from adabatch.plan.schedule import (
   read_losses,
   walk,
 )
+from adabatch.plan.topology import Topology, find
 from adabatch.train import agreement
 from adabatch.train.build import Parts, build, check_values, remarks
 from adabatch.train.open_splits import TextCache
@@ -71,6 +74,15 @@ def plan(
   agreement.same_start(config, files.path)
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
+  machine = None
+  if config.plan.topology is not None:
+    if devices is not None:
+      raise ConfigError(
+        f'plan.topology={config.plan.topology!r} has devices of its own: leave '
+        'it out, or `devices`'
+      )
+    machine = find(config.plan.topology)
+    devices = machine.devices
   if config.smoke:
     config = shrink(config)
   with contextlib.ExitStack() as stack:
@@ -80,9 +92,53 @@ def plan(
     'data_there': there,
     'changed': changed,
   }
+  if machine is not None:
+    _add_machine(parts, machine, found)
   if is_first_process():
     files.write_plan(found)
   return found
+
+
+def _add_machine(
+  parts: Parts, machine: Topology, found: dict[str, Any]
+) -> None:
+  """What the compiler says of each rung, and what the run takes by that."""
+  flops = found['model']['flops_per_example']
+  rows = {rung['batch_size']: rung for rung in found['ladder']}
+  say = command_line.say if is_first_process() else lambda line: None
+  for size, program in programs(parts, say):
+    rows[size] |= figures(parts, machine, size, program, flops)
+  found['topology'] = {
+    'name': machine.name,
+    'chips': len(machine.devices),
+    'hosts': len({device.process_index for device in machine.devices}),
+    'compiler': _compiler(),
+  }
+  seconds = [rung.get('seconds') for rung in found['ladder']]
+  runs = dict(found.get('range', {}))
+  if 'schedule' in found:
+    runs['schedule'] = found['schedule']
+  for name, totals in runs.items():
+    if name == 'schedule':
+      updates = [rung.get('updates', 0) for rung in found['ladder']]
+    else:
+      updates = [
+        totals['updates'] if str(rung['batch_size']) == name else 0
+        for rung in found['ladder']
+      ]
+    if any(n and s is None for n, s in zip(updates, seconds, strict=True)):
+      continue
+    totals['seconds'] = sum(
+      n * s for n, s in zip(updates, seconds, strict=True) if n
+    )
+    totals['chip_hours'] = totals['seconds'] * len(machine.devices) / 3600
+
+
+def _compiler() -> str:
+  names = 'jax', 'jaxlib', 'libtpu'
+  return ', '.join(
+    f'{name} {importlib.metadata.version(name)}' for name in names
+  )
 
 
 def _build(

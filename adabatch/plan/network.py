@@ -41,7 +41,8 @@ def describe(parts: Parts) -> dict[str, Any]:
 def flops_per_example(parts: Parts) -> float | None:
   """Of training on one more example; None where XLA does not say."""
   recipe, group = parts.recipe, parts.ladder.group_size or 1
-  one = make_devices([recipe.devices.mesh.devices.flat[0]])
+  # Of here: not every compiler counts before it compiles.
+  one = make_devices(jax.local_devices()[:1])
   recipe = recipe._replace(
     devices=one._replace(abstract=True),
     needs=frozenset(),

@@ -24,6 +24,15 @@ from adabatch.report.plan_table import (
   in_bytes,
   ladder_table,
   lines_of_totals,
+  machine_table,
+)
+
+MEANING = (
+  'Memory and collectives are those of the compiled programs. The step is the '
+  "compiler's own estimate of its schedule, without waiting for other chips; "
+  'the all-reduce a model, a ring along each side of the torus. The bounds are '
+  "FLOPs over the chip's peak, and the bytes that the schedule moves over the "
+  'bandwidth of its memory. No chip was asked. Compiled with'
 )
 
 
@@ -101,6 +110,11 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
   body += _pictures(plan)
   body.append('<h2 class="part">The ladder</h2>')
   body += table(*ladder_table(plan), ())
+  if (machine := machine_table(plan)) is not None:
+    about = plan['topology']
+    body.append(f'<h2 class="part">On {escape(about["name"])}</h2>')
+    body += table(*machine, ())
+    body.append(f'<p class="note">{escape(MEANING)} {about["compiler"]}.</p>')
   body.append('<h2 class="part">Parameters</h2>')
   rows = [
     [group, quantity(count), f'{count / model["parameters"]:.1%}']

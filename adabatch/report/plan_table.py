@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adabatch.report.layout import quantity
+from adabatch.report.layout import duration, quantity
 
 
 def in_bytes(size: Any) -> str:
@@ -62,6 +62,53 @@ def ladder_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
   return columns, rows
 
 
+def machine_table(
+  plan: Mapping[str, Any],
+) -> tuple[list[str], list[list[str]]] | None:
+  """Columns and rows of what was compiled for a topology, if it was."""
+  if 'topology' not in plan:
+    return None
+  columns = [
+    'batch size',
+    'memory a chip',
+    'of',
+    'step (estimate)',
+    'all-reduce (model)',
+    'FLOPs bound',
+    'HBM bound',
+    'examples/s',
+    'FLOP use',
+    'collectives',
+  ]
+  rows = []
+  for rung in plan['ladder']:
+    if 'memory' not in rung:
+      rows.append([quantity(rung['batch_size']), 'too large', *['–'] * 8])
+      continue
+    use = rung.get('flops_utilisation')
+    rows.append(
+      [
+        quantity(rung['batch_size']),
+        in_bytes(rung['memory']['peak'] + rung['next_batch_bytes']),
+        in_bytes(rung['memory_limit']),
+        duration(rung['compiler_seconds']),
+        duration(rung['all_reduce_seconds']),
+        duration(rung.get('flops_bound_seconds')),
+        duration(rung['bandwidth_bound_seconds']),
+        quantity(rung.get('examples_per_second')),
+        '–' if use is None else f'{use:.1%}',
+        _collectives(rung['collectives']),
+      ]
+    )
+  return columns, rows
+
+
+def _collectives(collectives: Sequence[Mapping[str, Any]]) -> str:
+  number = sum(c['times'] for c in collectives)
+  size = sum(c['times'] * c['bytes'] for c in collectives)
+  return f'{number:,} of {in_bytes(size)}'
+
+
 def lines_of_totals(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   """What is known of the schedule, and how it is called."""
   schedule = plan.get('schedule')
@@ -79,6 +126,11 @@ def totals(spent: Mapping[str, Any]) -> str:
     f'{spent["epochs"]:.4g} epochs, {spent["evaluations"]:,} evaluations, '
     f'{spent["checkpoints"]:,} checkpoints, {spent["syncs"]:,} syncs, '
     f'programs: {spent["programs"]}'
+  ) + (
+    f'; by the estimate {duration(spent["seconds"])}, '
+    f'{spent["chip_hours"]:,.3g} chip-hours'
+    if 'seconds' in spent
+    else ''
   )
 
 
@@ -97,6 +149,8 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
   ]
   columns, rows = ladder_table(plan)
   lines += ['', *_aligned([columns, *rows]), '']
+  if (machine := machine_table(plan)) is not None:
+    lines += [*_aligned([machine[0], *machine[1]]), '']
   lines += [f'{name}: {text}' for name, text in lines_of_totals(plan)]
   lines.append(
     f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '

@@ -41,6 +41,8 @@ def of_device(made: Devices) -> float:
   """Bytes of a device; of CPUs, which share them, a part of the machine's."""
   if made.platform == 'cpu':
     return of_machine() / max(len(made.own), 1)
+  if made.abstract:  # whoever compiles for it knows
+    return math.inf
   own = [made.mesh.devices.flat[i] for i in made.own]
   known = [(device.memory_stats() or {}).get('bytes_limit') for device in own]
   return min((k for k in known if k is not None), default=math.inf)
