@@ -294,7 +294,9 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       data,
       batch._replace(position=position, batch_size=batch_size),
     )
-    sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
+    # As floats, like the others: integers would travel apart.
+    stop = batch.stop.astype(jnp.float32)
+    sums, stop = jax.lax.psum((sums, stop), DATA_AXIS)
     # Of a batch without a readable example everything is 0.
     weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 
@@ -339,7 +341,7 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       learning_rate=learning_rate * batch.damping,
       trace_covariance=estimate.trace_covariance,
       squared_norm=estimate.squared_norm,
-      stop=stop.astype(jnp.float32),
+      stop=stop,
       weight=sums.weight,
     )
     if recipe.skip:

@@ -1,0 +1,131 @@
+"""Machines that are not there: their names, and their programs."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from adabatch.config import ConfigError
+from adabatch.plan import compiled, topology
+from adabatch.plan.hlo import Collective
+from adabatch.plan.job import plan
+from adabatch.plan.topology import Topology, parse
+from adabatch.report import write_plan
+from adabatch.report.summary import describe
+from tests.experiments import digits
+
+HERE = importlib.util.find_spec('libtpu') is not None
+needs_libtpu = pytest.mark.skipif(
+  not HERE, reason='the compiler of TPUs (libtpu) is not installed'
+)
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('v5e:4x8', ('v5e', (4, 8), 1)),
+    ('v5litepod-8', ('v5e', (2, 4), 1)),
+    ('v6e-256', ('v6e', (16, 16), 1)),
+    ('v5p-8', ('v5p', (1, 2, 2), 1)),
+    ('v4-4096', ('v4', (8, 16, 16), 1)),
+    ('3*v5p:2x2x4', ('v5p', (2, 2, 4), 3)),
+  ],
+)
+def test_names(name, expected):
+  assert parse(name) == expected
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('v5x:4x4', 'unknown plan.topology'),
+    ('v5e', 'unknown plan.topology'),
+    ('', 'unknown plan.topology'),
+    ('v5e:4', 'has 2 sides'),
+    ('v5p:4x4', 'has 3 sides'),
+    ('v5e:0x4', 'has 2 sides'),
+    ('v5litepod-12', 'has 2 sides'),
+    ('0*v5e:2x2', 'has 2 sides'),
+    ('v5e:2xx2', 'has 2 sides'),
+  ],
+)
+def test_names_of_nothing(name, message):
+  with pytest.raises(ConfigError, match=message) as error:
+    parse(name)
+  assert '\n' not in str(error.value)
+
+
+def test_an_all_reduce_by_its_model():
+  """100 MB over 16 x 16 chips, four links each of 50 GB/s."""
+  machine = Topology('v5e:16x16', 'v5e', (16, 16), 1, [None] * 256)
+  whole = Collective('all-reduce', 1, 100e6, False, 256)
+  seconds = compiled.all_reduce_seconds((whole,), machine)
+  assert seconds == pytest.approx(2 * 255 / 256 * 100e6 / 200e9)
+  part = whole._replace(kind='all-gather', times=3, devices=4)
+  seconds = compiled.all_reduce_seconds((part,), machine)
+  assert seconds == pytest.approx(3 * 3 / 4 * 100e6 / 200e9)
+
+
+def test_devices_of_ones_own_do_not_go_with_a_topology(tmp_path):
+  config = digits(**{'plan.topology': 'v5e:2x2'})
+  with pytest.raises(ConfigError, match='has devices of its own'):
+    plan(config, tmp_path, devices=jax.devices()[:1])
+
+
+@pytest.mark.skipif(HERE, reason='the compiler of TPUs is installed')
+def test_without_the_compiler_it_is_said(tmp_path):
+  config = digits(**{'plan.topology': 'v5e:2x2'})
+  with pytest.raises(ConfigError, match=r"pip install 'adabatch\[tpu\]'"):
+    plan(config, tmp_path)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(('name', 'chips'), [('v5e:2x2', 4), ('v5e:4x4', 16)])
+def test_the_digits_on_a_tpu(name, chips, tmp_path):
+  config = digits(
+    **{
+      'plan.topology': name,
+      'controller.name': 'geodamp',
+      'controller.initial_batch_size': 64,
+      'buckets.max_per_device': 4,
+    }
+  )
+  found = plan(config, tmp_path)
+  assert found['topology']['chips'] == chips
+  state = 12 if config.optimizer.name == 'momentum' else None
+  for rung in found['ladder']:
+    assert rung['fits']
+    # One exchange an update, of all gradients and what is reported.
+    (exchange,) = rung['collectives']
+    assert exchange['kind'] == 'all-reduce'
+    assert exchange['times'] == 1
+    assert exchange['devices'] == chips
+    assert 4 * 2410 <= exchange['bytes'] < 4 * 2410 + 100
+    # The state is updated in place, and the resident set is not copied.
+    assert state is None or rung['donated'] >= 8
+    assert rung['memory']['temp'] < 2 * 10**6
+    assert 0 < rung['compiler_seconds'] < 1e-3
+  spent = found['schedule']
+  assert spent['seconds'] == pytest.approx(
+    sum(rung.get('updates', 0) * rung['seconds'] for rung in found['ladder'])
+  )
+  assert spent['chip_hours'] == pytest.approx(spent['seconds'] * chips / 3600)
+  assert json.loads((tmp_path / 'plan.json').read_text()) == found
+  assert 'chip-hours' in describe(found)
+  assert f'On {name}' in write_plan(tmp_path).read_text()
+
+
+@needs_libtpu
+def test_what_is_too_large_says_what_fits(tmp_path):
+  """A batch of 2^22 on four chips at once."""
+  config = digits(
+    **{
+      'plan.topology': 'v5e:2x2',
+      'controller.name': 'constant',
+      'model.mlp.hidden_sizes': (2**15,),
+    }
+  )
+  limit = topology.CHIPS['v5e'].memory
+  found = plan(config, tmp_path)
+  assert found['ladder'][0]['memory']['peak'] < limit
