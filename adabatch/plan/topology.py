@@ -3,6 +3,7 @@
 The TPU's own compiler is a package (`libtpu`) and needs no TPU.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -158,7 +159,7 @@ def find(name: str) -> Topology:
     )
   except (RuntimeError, ValueError, NotImplementedError) as error:
     text = ' '.join(str(error).split())
-    if 'libtpu' in text or 'plugin' in text.lower():
+    if importlib.util.find_spec('libtpu') is None:
       raise ConfigError(
         f'plan.topology={name!r} needs the compiler of TPUs, which is not '
         "installed: pip install 'adabatch[tpu]'"

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from adabatch.config import ConfigError
-from adabatch.plan import compiled, topology
+from adabatch.plan import compiled
 from adabatch.plan.hlo import Collective
 from adabatch.plan.job import plan
 from adabatch.plan.topology import Topology, parse
@@ -93,7 +93,6 @@ def test_the_digits_on_a_tpu(name, chips, tmp_path):
   )
   found = plan(config, tmp_path)
   assert found['topology']['chips'] == chips
-  state = 12 if config.optimizer.name == 'momentum' else None
   for rung in found['ladder']:
     assert rung['fits']
     # One exchange an update, of all gradients and what is reported.
@@ -103,7 +102,7 @@ def test_the_digits_on_a_tpu(name, chips, tmp_path):
     assert exchange['devices'] == chips
     assert 4 * 2410 <= exchange['bytes'] < 4 * 2410 + 100
     # The state is updated in place, and the resident set is not copied.
-    assert state is None or rung['donated'] >= 8
+    assert rung['donated'] >= 8
     assert rung['memory']['temp'] < 2 * 10**6
     assert 0 < rung['compiler_seconds'] < 1e-3
   spent = found['schedule']
@@ -114,18 +113,3 @@ def test_the_digits_on_a_tpu(name, chips, tmp_path):
   assert json.loads((tmp_path / 'plan.json').read_text()) == found
   assert 'chip-hours' in describe(found)
   assert f'On {name}' in write_plan(tmp_path).read_text()
-
-
-@needs_libtpu
-def test_what_is_too_large_says_what_fits(tmp_path):
-  """A batch of 2^22 on four chips at once."""
-  config = digits(
-    **{
-      'plan.topology': 'v5e:2x2',
-      'controller.name': 'constant',
-      'model.mlp.hidden_sizes': (2**15,),
-    }
-  )
-  limit = topology.CHIPS['v5e'].memory
-  found = plan(config, tmp_path)
-  assert found['ladder'][0]['memory']['peak'] < limit
