@@ -65,7 +65,7 @@ ORDER = {
     'tqdm',
   },
   # What a run will be.
-  'plan': {'jax', 'numpy', 'tqdm'},
+  'plan': {'jax', 'numpy', 'optax', 'tqdm'},
   # Many trainings.
   'search': {'jax', 'ml_collections', 'numpy', 'optuna', 'sqlalchemy', 'tqdm'},
 }

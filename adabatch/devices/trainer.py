@@ -155,11 +155,12 @@ class Trainer:
       replicas: with how many.
     """
     recipe, have = self._recipe, self._recipe.replicas
+    self.state: State
     if self.devices.abstract:
-      self.state: State = template(recipe, replicas)
+      self.state = template(recipe, replicas)
       return
     if restored is None:
-      self.state: State = self.devices.jit(
+      self.state = self.devices.jit(
         lambda rng, initial: _create(recipe, recipe.replicas, rng, initial),
         out_shardings=self.devices.shardings(self._where),
       )(data.seed_key(recipe.seed), recipe.initial)

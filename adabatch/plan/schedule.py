@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from adabatch import controllers
 from adabatch.config import ConfigError
@@ -147,7 +148,8 @@ def learning_rates(
         batch_size=batch_size,
         examples=examples,
       )
-      return state.learning_rate * damping
+      rate = optax.tree_utils.tree_get(state, 'learning_rate')
+      return rate * damping
 
     return jax.lax.map(lambda x: one(*x), (batch_size, damping, examples))
 
