@@ -8,13 +8,13 @@ the torus, both ways at once,
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.errors import JaxRuntimeError
 
-from adabatch.controllers.buckets import Bucket, bucket_for
+from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Trainer
 from adabatch.plan import hlo
@@ -38,9 +38,22 @@ class Compiled(NamedTuple):
   seconds: float
 
 
+class TooLarge(NamedTuple):
+  """A program that does not fit.
+
+  Attributes:
+    why: what the compiler says.
+    fits_with: the largest `buckets.max_per_device`, halved from what was asked
+      for, with which it does; None: none does.
+  """
+
+  why: str
+  fits_with: int | None
+
+
 def programs(
-  parts: Parts, say: Any = lambda line: None
-) -> Iterator[tuple[int, Compiled | str]]:
+  parts: Parts, say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[int, Compiled | TooLarge]]:
   """For each size of the ladder its program, or why it does not fit.
 
   Sizes that differ in how many microbatches they accumulate share a program but
@@ -54,17 +67,24 @@ def programs(
   recipe = parts.recipe._replace(needs=frozenset(), updates_per_call=1)
   trainer = Trainer(recipe)
   try:
-    made: dict[Bucket, Compiled | str] = {}
-    buckets = [bucket_for(s, parts.ladder) for s in parts.ladder.batch_sizes]
+    made: dict[Bucket, Compiled | TooLarge] = {}
+    sizes = parts.ladder.batch_sizes
+    buckets = [bucket_for(size, parts.ladder) for size in sizes]
     for bucket in _to_compile(buckets):
-      say(f'compiling {bucket.slots * parts.ladder.replicas:,} slots')
-      made[bucket] = _compile(trainer, bucket)
+      say(
+        f'compiling for {bucket.microbatch_size} examples at once on each of '
+        f'{bucket.devices} devices, {bucket.accumulation_steps} times'
+      )
+      found = _compile(trainer, bucket)
+      made[bucket] = (
+        TooLarge(found, _what_fits(trainer, sizes[-1], parts.ladder, bucket))
+        if isinstance(found, str)
+        else found
+      )
   finally:
     trainer.close()
-  for size, bucket in zip(parts.ladder.batch_sizes, buckets, strict=True):
-    if bucket not in made:
-      made[bucket] = _between(bucket, made)
-    yield size, made[bucket]
+  for size, bucket in zip(sizes, buckets, strict=True):
+    yield size, made.get(bucket) or _between(bucket, made)
 
 
 def _kind(bucket: Bucket) -> tuple[int, bool]:
@@ -81,14 +101,32 @@ def _to_compile(buckets: list[Bucket]) -> list[Bucket]:
   ]
 
 
+def _what_fits(
+  trainer: Trainer, size: int, ladder: Ladder, bucket: Bucket
+) -> int | None:
+  """How many examples at once do."""
+  most = bucket.microbatch_size
+  while (most := most // 2) >= (ladder.group_size or 1):
+    try:
+      smaller = bucket_for(size, ladder._replace(max_per_device=most))
+    except ValueError:  # groups would be cut
+      return None
+    if not isinstance(_compile(trainer, smaller), str):
+      return most
+  return None
+
+
 def _between(
-  bucket: Bucket, made: dict[Bucket, Compiled | str]
-) -> Compiled | str:
+  bucket: Bucket, made: dict[Bucket, Compiled | TooLarge]
+) -> Compiled | TooLarge:
   """What lies between two that were compiled, by its number of steps."""
   few, many = (b for b in made if _kind(b) == _kind(bucket))
   low, high = made[few], made[many]
-  if isinstance(low, str) or isinstance(high, str):
-    return low if isinstance(low, str) else str(high)
+  for one in (low, high):
+    if isinstance(one, TooLarge):
+      return one
+  assert isinstance(low, Compiled)
+  assert isinstance(high, Compiled)
   share = (bucket.accumulation_steps - few.accumulation_steps) / (
     many.accumulation_steps - few.accumulation_steps
   )
@@ -142,7 +180,7 @@ def figures(
   parts: Parts,
   machine: Topology,
   size: int,
-  program: Compiled | str,
+  program: Compiled | TooLarge,
   flops_per_example: float | None,
 ) -> dict[str, Any]:
   """Of one rung; plain numbers.
@@ -155,8 +193,8 @@ def figures(
     flops_per_example: of the network.
   """
   chip, number = machine.chip, len(machine.devices)
-  if isinstance(program, str):
-    return {'fits': False, 'why': program}
+  if isinstance(program, TooLarge):
+    return {'fits': False, **program._asdict()}
   cost = program.cost
   seconds = cost.cycles / chip.clock
   exchange = all_reduce_seconds(cost.collectives, machine)

@@ -83,7 +83,11 @@ def machine_table(
   rows = []
   for rung in plan['ladder']:
     if 'memory' not in rung:
-      rows.append([quantity(rung['batch_size']), 'too large', *['–'] * 8])
+      fits = rung.get('fits_with')
+      hint = 'nothing fits' if fits is None else f'{fits} at once fit'
+      rows.append(
+        [quantity(rung['batch_size']), f'too large: {hint}', *['–'] * 8]
+      )
       continue
     use = rung.get('flops_utilisation')
     rows.append(
