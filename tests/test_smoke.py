@@ -11,6 +11,7 @@ import pytest
 from adabatch import config as config_lib
 from adabatch import data, report
 from adabatch.config import ConfigError, smoke
+from adabatch.config.files import read_signed
 from adabatch.models import MODELS
 from adabatch.search.study_job import study
 from adabatch.search.workload import (
@@ -174,7 +175,7 @@ def test_config_without_its_data(tmp_path, capfd):
   config.data.data_dir = str(tmp_path / 'nothing')
   check_run(config, tmp_path / 'run')
   # The same command again finds the checkpoint, and nothing left to do.
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  summary = read_signed(tmp_path / 'run' / 'summary.json')
   again = train(config, tmp_path / 'run', devices=jax.devices()[:2])
   assert again == summary
   assert 'is not prepared, so data of its shape is made up' in (

@@ -81,7 +81,9 @@ def test_an_accelerator_says_how_much_it_has(limits, least):
     ]
   )
   mesh, own = SimpleNamespace(devices=devices), range(len(limits))
-  made: Any = SimpleNamespace(platform='gpu', own=own, mesh=mesh)
+  made: Any = SimpleNamespace(
+    platform='gpu', own=own, mesh=mesh, abstract=False
+  )
   assert memory.of_device(made) == least
 
 

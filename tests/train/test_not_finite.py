@@ -255,7 +255,7 @@ def test_too_many_in_a_row_end_the_run():
 def lowered(on_nonfinite):
   trainer = Trainer(make_parts(on_nonfinite, bad=()).recipe)
   (call,) = calls((BATCH, 1, 1), 0)
-  text = trainer._lower(trainer.variant(call)).as_text()
+  text = trainer.lower(trainer.variant(call)).as_text()
   trainer.close()
   return text
 
