@@ -78,16 +78,16 @@ def test_one_that_was_ended_while_it_waited_is_missing(address):
     for _ in range(100):
       try:
         with socket.create_connection((host, int(port))) as caller:
-          caller.sendall(b'{"process": 1, "of": 2}')
+          caller.sendall(b'{"process": 1, "of": 3}')
         return
       except OSError:
         threading.Event().wait(0.02)
 
   ended = threading.Thread(target=call_and_end)
   ended.start()
-  (first,), _ = met(address, (0, 2), seconds=0.7)
+  (first,), _ = met(address, (0, 3), seconds=0.7)
   ended.join()
-  assert 'process 1 of 2 did not come' in str(first)
+  assert 'processes 1, 2 of 3 did not come' in str(first)
 
 
 def test_a_stranger_is_no_process(address):

@@ -63,15 +63,17 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path):
 
 def test_it_ends_the_process_also_where_the_disk_hangs(tmp_path, monkeypatch):
   """To open the file waits here for a reader, as a lost server's disk would."""
-  ended = threading.Event()
-  monkeypatch.setattr(os, '_exit', lambda status: ended.set())
+  ended, again = threading.Event(), threading.Event()
+  monkeypatch.setattr(
+    os, '_exit', lambda status: (again if ended.is_set() else ended).set()
+  )
   monkeypatch.setattr(watchdog, 'WRITING', 0.3)
   os.mkfifo(tmp_path / 'log.txt')
   (line,) = stand_still(tmp_path / 'log.txt', 'training', abort=True)
   assert 'while training' in line
   assert ended.wait(10)
-  with (tmp_path / 'log.txt').open():  # lets the thread go
-    pass
+  with (tmp_path / 'log.txt').open():  # lets the thread go, to its own end
+    assert again.wait(10)
 
 
 def test_it_ends_the_process_where_asked_to(tmp_path, monkeypatch):
