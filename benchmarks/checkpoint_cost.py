@@ -6,9 +6,10 @@ Saves states of several sizes with and without checksums, in turn, so that a
 disturbance of the machine does not fall on one of them alone. Writes a log
 (`--log`) and prints a table: medians of the seconds that training waits, until
 all is on disk, of the checksums alone, and of reading back, which goes on in
-the background.
+the background; and what memory of the process each save takes for ever.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -34,6 +35,7 @@ REPEATS = flags.DEFINE_integer('repeats', 11, 'Saves of each kind.')
 
 MEGABYTES = 10, 100, 400
 ARRAYS = 16
+SAVES = 200  # after as many, to see what memory each takes for ever
 
 
 def make_state(megabytes: int, seed: int) -> dict[str, jax.Array]:
@@ -86,6 +88,26 @@ def measure(megabytes: int, seed: int) -> dict[str, float]:
   return found | {'checksums': time.perf_counter() - begin}
 
 
+def kept_bytes(saves: int) -> float:
+  """By which the memory of this process grows with each save."""
+  state = {str(i): jax.device_put(np.ones((10, 10))) for i in range(8)}
+  with tempfile.TemporaryDirectory() as directory:
+    written = Checkpoints(pathlib.Path(directory) / 'checkpoints', 2)
+    before = 0
+    for update in range(1, 2 * saves + 1):
+      written.save(update, state, {})
+      if update == saves:  # what is slow, or large, the first time
+        written.wait()
+        before = resident_bytes()
+    written.close()
+  return (resident_bytes() - before) / saves
+
+
+def resident_bytes() -> int:
+  pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
+  return int(pages) * os.sysconf('SC_PAGE_SIZE')
+
+
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
@@ -99,6 +121,8 @@ def main(argv: list[str]) -> None:
     f'{platform.machine()}, {os.cpu_count()} cores',
     'load': os.getloadavg()[0],  # others at work on the machine
     'jax': jax.__version__,
+    'tensorstore': importlib.metadata.version('tensorstore'),
+    'kept_bytes_of_a_save': kept_bytes(SAVES),
     'seconds': {f'{size} MB': found for size, found in runs.items()},
   }
   pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
@@ -110,6 +134,7 @@ def main(argv: list[str]) -> None:
     cells = ' | '.join(f'{middle[n]:.3f}' for n in names)
     share = middle['checksums'] / middle['on_disk without']
     print(f'| {size} | {cells} | {share:.1%} |')
+  print(f'kept of each save: {log["kept_bytes_of_a_save"] / 1e3:.1f} kB')
 
 
 if __name__ == '__main__':

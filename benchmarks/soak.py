@@ -56,7 +56,7 @@ KEYS = SMALL_CNN | {
   'controller.initial_batch_size': 8,
   'controller.max_batch_size': 64,
   'controller.every': 2,
-  # TensorStore (0.1.86) keeps some 24 kB of each save for ever, of what it
+  # TensorStore (0.1.86) keeps a part of each save for ever, of what it
   # tells Orbax in JSON. So here it is one every few seconds, not ten a second.
   'checkpoint.every_updates': 2000,
   'eval.every_epochs': 300.0,

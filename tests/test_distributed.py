@@ -238,11 +238,9 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
   since = time.monotonic()
   errors = [p.communicate(timeout=60)[1] for p in processes]
   assert time.monotonic() - since < 30, errors
-  assert processes[0].returncode == 1, errors
-  # What is full holds the lines of process 0 as well; the other has its own,
-  # unless JAX sees first that the connection is cut.
-  told = {1: 'process 0: cannot write', 75: 'JAX aborted this process'}
-  assert told[processes[1].returncode] in errors[1].splitlines()[-1], errors
+  assert [p.returncode for p in processes] == [1, 1], errors
+  # What is full holds the lines of process 0 as well; the other has its own.
+  assert 'process 0: cannot write' in errors[1].splitlines()[-1], errors
 
   processes = launch_two(tmp_path, **keys)
   wait_for_update(45, tmp_path, processes)

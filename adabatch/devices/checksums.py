@@ -115,7 +115,7 @@ def _seen(
   """By name and row, or 0: of what this process sees."""
   pieces = [p for name, x in arrays.items() for p in _pieces(name, x, by_row)]
   for piece in pieces:
-    if isinstance(piece.data, jax.Array):
+    if isinstance(piece.data, jax.Array) and not _on_host(piece.data):
       # JAX keeps the copy, so that whoever writes the array needs no other.
       piece.data.copy_to_host_async()
   size = sum(piece.data.nbytes for piece in pieces)
@@ -127,6 +127,10 @@ def _seen(
     for sums in theirs:
       found |= sums.result()
   return found
+
+
+def _on_host(array: jax.Array) -> bool:
+  return all(device.platform == 'cpu' for device in array.devices())
 
 
 def _pieces(name: str, x: Any, by_row: dict[str, bool]) -> list[_Piece]:

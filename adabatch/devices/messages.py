@@ -101,7 +101,8 @@ class Unpacked(NamedTuple):
 
   Attributes:
     indices: int32 [slots].
-    stop, first: int32 [].
+    stop: float32 [], so that it is summed with the gradients and not apart.
+    first: int32 [].
     position: uint32 [2], high and low word.
     batch_size, damping, examples: float32 [].
   """
@@ -120,7 +121,7 @@ def unpack(rows: jax.Array, header: jax.Array) -> Unpacked:
   bits = jax.lax.bitcast_convert_type
   return Unpacked(
     rows[2:],
-    rows[0],
+    rows[0].astype(jnp.float32),
     rows[1],
     bits(header[1:3], jnp.uint32),
     *bits(header[3:], jnp.float32),

@@ -265,8 +265,10 @@ class _Watch(threading.Thread):
       self.show(_LEFT)
       ends = time.monotonic() + 4 * self.every
       while self._here == 0 and time.monotonic() < ends:
-        here = self._of_all().items()
-        if all(beat == _LEFT or i in self._gone for i, beat in here):
+        # Also for those that have not shown themselves yet.
+        beats = self._of_all()
+        waited_for = set(range(self._number)) - set(self._gone)
+        if all(beats.get(i) == _LEFT for i in waited_for):
           break
         time.sleep(0.1)
 

@@ -294,9 +294,7 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       data,
       batch._replace(position=position, batch_size=batch_size),
     )
-    # As floats, like the others: integers would travel apart.
-    stop = batch.stop.astype(jnp.float32)
-    sums, stop = jax.lax.psum((sums, stop), DATA_AXIS)
+    sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
     # Of a batch without a readable example everything is 0.
     weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 

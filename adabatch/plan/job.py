@@ -26,6 +26,7 @@ from adabatch.plan.schedule import (
   Losses,
   Stretch,
   constantly,
+  follows_losses,
   is_exact,
   learning_rates,
   read_losses,
@@ -75,6 +76,11 @@ def plan(
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
   machine = None
+  if config.plan.topology is not None and config.parallel.backend == 'pmap':
+    raise ConfigError(
+      f'plan.topology={config.plan.topology!r} compiles for what is not there, '
+      "which parallel.backend='pmap' does not: choose 'shard_map'"
+    )
   if config.plan.topology is not None:
     if devices is not None:
       raise ConfigError(
@@ -161,6 +167,12 @@ def _build(
 def describe(parts: Parts, losses: Losses | None = None) -> dict[str, Any]:
   """Everything about a run that can be known before it, as plain numbers."""
   inputs, config = parts.recipe.inputs, parts.config
+  if losses is not None and not follows_losses(parts):
+    why = 'needs none' if is_exact(parts) else 'reads more than losses'
+    raise ConfigError(
+      f'plan.loss={config.plan.loss!r} has no effect on controller.name='
+      f'{config.controller.name!r}, which {why}: leave it out'
+    )
   found: dict[str, Any] = {
     'job': 'plan',
     'status': 'completed',
@@ -233,15 +245,8 @@ def _points(parts: Parts, rows: np.ndarray) -> dict[str, list[Any]]:
       damping.
   """
   total = rows[:, 2].sum()
-  wanted = np.unique(
-    np.concatenate(
-      [
-        np.linspace(0, total - 1, POINTS // 2).astype(np.int64),
-        # Where the size changes, as far as there is room.
-        *np.array_split(rows[:, 0].astype(np.int64), 1),
-      ]
-    )
-  )
+  evenly = np.linspace(0, total - 1, POINTS // 2)
+  wanted = np.unique(np.concatenate([evenly, rows[:, 0]]).astype(np.int64))
   if len(wanted) > 2 * POINTS:
     wanted = wanted[np.linspace(0, len(wanted) - 1, 2 * POINTS).astype(int)]
   which = np.searchsorted(rows[:, 0], wanted, side='right') - 1

@@ -95,11 +95,11 @@ def walk(parts: Parts, losses: Losses | None = None) -> Iterator[Stretch]:
         decisions.observe(_update(call, i, losses, decides=decides))
     elif call.decides:
       decisions.decide(at.update, at.examples)
-    over = at.over(parts.end)
-    evaluates = over or at.examples >= at.next_evaluation
+    evaluates = at.evaluates(parts.end)
     if evaluates:
+      at.evaluated = at.update
       at.next_evaluation = parts.due.next_evaluation(at.examples)
-    saves = over or at.update % parts.due.checkpoint == 0
+    saves = at.over(parts.end) or parts.due.saves(at.update)
     yield Stretch(call, evaluates, saves)
 
 

@@ -12,12 +12,7 @@ def in_bytes(size: Any) -> str:
   >>> in_bytes(208_980), in_bytes(1.57e9), in_bytes(None)
   ('209 kB', '1.57 GB', '–')
   """
-  if size is None:
-    return '–'
-  for unit, name in ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
-    if size >= unit:
-      return f'{size / unit:.3g} {name}'
-  return f'{size:.0f} B'
+  return _scaled(size, 'B')
 
 
 def flops(value: Any) -> str:
@@ -26,12 +21,16 @@ def flops(value: Any) -> str:
   >>> flops(140_397), flops(24.3e9), flops(None)
   ('140 kFLOP', '24.3 GFLOP', '–')
   """
+  return _scaled(value, 'FLOP')
+
+
+def _scaled(value: Any, unit: str) -> str:
   if value is None:
     return '–'
-  for unit, name in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if value >= unit:
-      return f'{value / unit:.3g} {name}FLOP'
-  return f'{value:.3g} FLOP'
+  for size, prefix in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= size:
+      return f'{value / size:.3g} {prefix}{unit}'
+  return f'{value:.3g} {unit}'
 
 
 def ladder_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -136,6 +136,7 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'controller.max_batch_size={asked} is capped at {top}: the training '
       f'split has {parts.extent.epoch} examples'
     )
+  yield from _rounded_up(config, parts.ladder)
   about = parts.extent.epoch, parts.extent.tokens_per_example
   if (line := without_effect(config, *about)) is not None:
     yield line
@@ -155,6 +156,17 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'{parts.length.examples} examples over which learning_rate.decay is '
       f'laid out: nobody knows before what {decides} will decide; to be sure '
       'set learning_rate.decay.length'
+    )
+
+
+def _rounded_up(config: Config, ladder: Ladder) -> Iterator[str]:
+  """Where replicas that are left after a loss cannot share what was asked."""
+  c = config.controller
+  asked = c.initial_batch_size if c.min_batch_size is None else c.min_batch_size
+  if ladder.batch_sizes[0] > asked:
+    yield (
+      f'{ladder.replicas} replicas cannot share batches of {asked} equally: '
+      f'the smallest has {ladder.batch_sizes[0]} (sync.min_replicas)'
     )
 
 

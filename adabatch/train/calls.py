@@ -53,6 +53,10 @@ class Due(NamedTuple):
   checkpoint: int
   log: int
 
+  def saves(self, update: int) -> bool:
+    """Whether a checkpoint is due after so many updates."""
+    return update % self.checkpoint == 0
+
   def next_evaluation(self, examples: int) -> int:
     """Examples after which the next evaluation is due.
 
@@ -161,6 +165,12 @@ class Progress:
       or self.reached is not None
       or self.update >= cut
     )
+
+  def evaluates(self, end: RunEnd) -> bool:
+    """Whether an evaluation is due here; where a run is cut short, none is that
+    it would not have had."""
+    due = self.over(end) or self.examples >= self.next_evaluation
+    return due and self.update > self.evaluated
 
   def evaluated_with(
     self,

@@ -8,16 +8,13 @@ are removed once it was read back.
 
 import contextlib
 import functools
-import inspect
 import itertools
 import json
-import logging
 import pathlib
 import shutil
-import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -29,9 +26,10 @@ from adabatch.config.files import WriteError
 from adabatch.devices.agreed import decide
 from adabatch.devices.checksums import checksums, differing
 from adabatch.devices.mesh import any_process, is_first_process
-from adabatch.train.write_errors import (
+from adabatch.train.orbax_errors import (
   Overheard,
   leave_out_abandoned_writes,
+  quietly,
   writing_records,
 )
 
@@ -99,41 +97,6 @@ def _verified(record: Any) -> dict[str, Any]:
       f'is of version {record["version"]}, and this adabatch reads {VERSION}'
     )
   return rest
-
-
-class _NotOfOrbax(logging.Filter):
-  """Leaves out what Orbax says, or what is said of its reads."""
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    by_orbax = 'orbax' in record.pathname
-    return not by_orbax and 'tensorstore' not in record.getMessage()
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-  """Leaves it at one line about a record that cannot be read.
-
-  Orbax logs pages about it. And when one of its reads fails it abandons the
-  others, and each of those prints a page: when it ends (its event loop is
-  closed) or is collected, so that this goes on once a read has failed.
-  """
-  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-  hook, only = sys.unraisablehook, _NotOfOrbax()
-
-  def say_the_rest(unraisable):
-    read = unraisable.object
-    of_orbax = inspect.iscoroutine(read) and 'orbax' in read.cr_code.co_filename
-    closed = str(unraisable.exc_value) == 'Event loop is closed'
-    if not (of_orbax or closed):
-      hook(unraisable)
-
-  sys.unraisablehook = say_the_rest
-  for logger in loggers:
-    logger.addFilter(only)
-  yield
-  sys.unraisablehook = hook
-  for logger in loggers:
-    logger.removeFilter(only)
 
 
 def _reason(error: Exception) -> str:
@@ -205,7 +168,7 @@ class Checkpoints:
       ),
     )
     refused = writing_records if writes else contextlib.nullcontext
-    with refused(self._directory), _quietly():
+    with refused(self._directory), quietly():
       return ocp.CheckpointManager(
         self._directory,
         options=options,
@@ -216,7 +179,7 @@ class Checkpoints:
     """Of the records that are there, from the oldest."""
     if not self._directory.is_dir():
       return []
-    with _quietly():
+    with quietly():
       self._manager.reload()  # who removes or renames does not tell it
     return sorted(self._manager.all_steps())
 
@@ -380,7 +343,7 @@ class Checkpoints:
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
     path = self._directory / str(update)
     with (
-      _quietly(),
+      quietly(),
       ocp.Checkpointer(handler, multiprocessing_options=alone) as reader,
     ):
 

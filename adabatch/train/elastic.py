@@ -50,6 +50,13 @@ def patience(
         f'sync.min_replicas needs as many replicas on each process, got '
         f'sync.replicas={config.sync.replicas} and {processes} processes'
       )
+    for key in ('initial_batch_size', 'max_batch_size', 'min_batch_size'):
+      size = config.controller[key]
+      if isinstance(size, int) and size % config.sync.replicas:
+        raise ConfigError(
+          f'controller.{key}={size} cannot be shared equally by sync.replicas='
+          f'{config.sync.replicas}: only where some are lost is it rounded up'
+        )
     each = config.sync.replicas // processes
     least = min(-(-config.sync.min_replicas // each), processes)
 

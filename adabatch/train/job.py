@@ -1,6 +1,7 @@
 """A run in its directory: checkpoints, files and console around the loop."""
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -69,9 +70,9 @@ def train(
   agreement.same_start(config, files.path, cut)
   config = _checked(config, len(jax.devices() if devices is None else devices))
   files.check(config)
-  cache = cache or TextCache(files.text_directory, first)
   with contextlib.ExitStack() as stack:
     stack.callback(files.unlock)  # which a text set has locked already
+    cache = cache or TextCache(files.text_directory, first)
     parts = build(config, devices, splits, cache)
     agreement.same_data(parts.fingerprints)
     stack.enter_context(stop_on_signals(stop))
@@ -79,10 +80,7 @@ def train(
       files.lock()
       elastic.forget_newcomers(files.path)
     files.check(config)
-
-    def closed(thing: Any) -> Any:
-      return stack.enter_context(contextlib.closing(thing))
-
+    closed = functools.partial(_closed, stack)
     console = closed(Console(parts.length.examples, enabled=first))
     watchdog = closed(_watchdog(config, files, console))
     kept = stack.enter_context(Kept(parts, files, console, stop))
@@ -110,6 +108,10 @@ def train(
     for kind, record in closed(steps):
       kept.write(kind, record)
     return record
+
+
+def _closed(stack: contextlib.ExitStack, thing: Any) -> Any:
+  return stack.enter_context(contextlib.closing(thing))
 
 
 def _checked(config: Config, devices: int) -> Config:

@@ -161,10 +161,7 @@ class Run:
     """Evaluates and keeps what is due; the status, if the run ends here."""
     at, over = self.at, self.finished()
     self.end_stretch()
-    # Where it is cut short there is no evaluation that it would not have had.
-    if at.update > at.evaluated and (
-      at.over(self.parts.end) or at.examples >= at.next_evaluation
-    ):
+    if at.evaluates(self.parts.end):
       yield from self.reports.observe()
       if over:
         yield from self.reports.log_last()
@@ -174,7 +171,7 @@ class Run:
         if self.best is not None and at.best_update == at.update:
           self.checkpoint(self.best.hold)
       over = self.finished()
-    due = at.update % self.parts.due.checkpoint == 0
+    due = self.parts.due.saves(at.update)
     if over or self.reports.stopping or (due and at.update != self.resumed_at):
       yield from self.reports.observe()
       with self.paused('saving'):

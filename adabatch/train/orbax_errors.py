@@ -1,4 +1,4 @@
-"""What Orbax says when a record cannot be written: one line instead of pages.
+"""What Orbax says when a record cannot be written or read: one line, not pages.
 
 It writes in threads of its own, logs there what goes wrong, and raises it at
 the next call.
@@ -6,6 +6,7 @@ the next call.
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import pathlib
@@ -59,6 +60,41 @@ def writing_records(directory: pathlib.Path) -> Iterator[None]:
     if number is None:
       raise
     raise WriteError(number, os.strerror(number), str(directory)) from error
+
+
+class _NotOfOrbax(logging.Filter):
+  """Leaves out what Orbax says, or what is said of its reads."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    by_orbax = 'orbax' in record.pathname
+    return not by_orbax and 'tensorstore' not in record.getMessage()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+  """Leaves it at one line about a record that cannot be read.
+
+  Orbax logs pages about it. And when one of its reads fails it abandons the
+  others, and each of those prints a page: when it ends (its event loop is
+  closed) or is collected, so that this goes on once a read has failed.
+  """
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+  hook, only = sys.unraisablehook, _NotOfOrbax()
+
+  def say_the_rest(unraisable):
+    read = unraisable.object
+    of_orbax = inspect.iscoroutine(read) and 'orbax' in read.cr_code.co_filename
+    closed = str(unraisable.exc_value) == 'Event loop is closed'
+    if not (of_orbax or closed):
+      hook(unraisable)
+
+  sys.unraisablehook = say_the_rest
+  for logger in loggers:
+    logger.addFilter(only)
+  yield
+  sys.unraisablehook = hook
+  for logger in loggers:
+    logger.removeFilter(only)
 
 
 class Overheard:
