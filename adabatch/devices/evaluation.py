@@ -12,6 +12,7 @@ from adabatch import data
 from adabatch.data.source import Data
 from adabatch.devices import evaluation_steps
 from adabatch.devices.gathered import Gathered
+from adabatch.devices.in_rows import place_split
 from adabatch.devices.mesh import BY_DEVICE, WHOLE, Devices
 from adabatch.devices.programs import CompiledOnce, Compiling
 from adabatch.devices.recipe import Recipe
@@ -31,6 +32,7 @@ class Pieces(NamedTuple):
   Attributes:
     open: () -> iterator over (data, first) of each piece, the same number of
       them on every process.
+    example: (data, first) of a piece, or their shapes.
     where: the data of a piece lie.
     slots: examples that one device takes of a piece.
     limit: examples of `data` that are real, from the first.
@@ -38,6 +40,7 @@ class Pieces(NamedTuple):
   """
 
   open: Callable[[], Iterator[tuple[Data, Any]]]
+  example: tuple[Any, Any]
   where: str
   slots: int
   limit: int
@@ -65,9 +68,8 @@ def resident_pieces(
     devices.place(row, BY_DEVICE)
     for row in firsts.reshape(chunks, devices.size)
   ]
-  return Pieces(
-    lambda: ((arrays, first) for first in placed), WHOLE, slots, limit, limit
-  )
+  pieces = [(arrays, first) for first in placed]
+  return Pieces(lambda: iter(pieces), pieces[0], WHOLE, slots, limit, limit)
 
 
 def streamed_pieces(
@@ -121,42 +123,56 @@ def streamed_pieces(
     finally:
       reader.close()
 
-  return Pieces(pieces, BY_DEVICE, slots, slots, split.num_examples)
+  sharding = devices.shardings(BY_DEVICE)
+  shapes = {
+    name: jax.ShapeDtypeStruct(
+      (devices.size, *array.shape), array.dtype, sharding=sharding
+    )
+    for name, array in empty(split.shapes, (slots,)).items()
+  }
+  example = shapes, zeros
+  return Pieces(pieces, example, BY_DEVICE, slots, slots, split.num_examples)
 
 
-def _accumulating(
-  body: Any, recipe: Recipe, pieces: Pieces, compiling: Compiling
-) -> Callable[..., Any]:
-  """(state, zeros) -> what the body sums up over all pieces.
+class _Sums:
+  """What a body sums up over all pieces of a split."""
 
-  With `gathered` as a third argument, that is given what else the body returns.
-  """
-  devices = recipe.devices
-  program = CompiledOnce(
-    devices.spmd(
+  def __init__(
+    self, body: Any, recipe: Recipe, pieces: Pieces, compiling: Compiling
+  ):
+    self._pieces, self._place = pieces, recipe.devices.placer()
+    self._function = recipe.devices.spmd(
       body,
       arguments=(WHOLE, WHOLE, pieces.where, WHOLE, BY_DEVICE),
       donate=(3,),
-    ),
-    compiling,
-  )
+    )
+    self._program = CompiledOnce(self._function, compiling)
 
-  place = devices.placer()
+  def lower(self, state: State, zeros: Any) -> Any:
+    """What is compiled, for a state or its shapes."""
+    arrays, first = self._pieces.example
+    sums = self._place(zeros)
+    return self._function.lower(
+      state.params, state.model_state, arrays, sums, first
+    )
 
-  def total(state: State, zeros: Any, gathered: Gathered | None = None) -> Any:
-    sums = place(zeros)
+  def __call__(
+    self, state: State, zeros: Any, gathered: Gathered | None = None
+  ) -> Any:
+    """The sums; `gathered` is given what else the body returns."""
+    sums, pieces = self._place(zeros), self._pieces
     for arrays, first in pieces.open():
       if pieces.where == BY_DEVICE:
         # Pieces of a large split must not pile up in the devices' memory: one
         # is at work, and the next was read and sent meanwhile.
         jax.block_until_ready(sums)
-      sums = program.run(state.params, state.model_state, arrays, sums, first)
+      sums = self._program.run(
+        state.params, state.model_state, arrays, sums, first
+      )
       if gathered is not None:
         sums, found = sums
         gathered.add(*found)
     return sums
-
-  return total
 
 
 def _zeros(tree: Any) -> Any:
@@ -190,6 +206,7 @@ class Evaluator:
 
   Attributes:
     examples: how many there are.
+    slots: how many a device takes at once.
     skipped: how many of them could not be read, the last time.
   """
 
@@ -199,11 +216,12 @@ class Evaluator:
     """Programs are compiled within what `compiling` makes, once they are first
     used."""
     self._task = recipe.task
-    self.examples, self.skipped = pieces.examples, 0
+    self.examples, self.slots = pieces.examples, pieces.slots
+    self.skipped = 0
     body = recipe.model, recipe.task, recipe.inputs.load
     size = pieces.slots, pieces.limit
     self._metrics, self._gradient = (
-      _accumulating(make(*body, *size), recipe, pieces, compiling)
+      _Sums(make(*body, *size), recipe, pieces, compiling)
       for make in (
         evaluation_steps.evaluation_step,
         evaluation_steps.gradient_step,
@@ -218,11 +236,18 @@ class Evaluator:
         f'none of the {self.examples} examples to be evaluated can be read'
       )
 
+  def _no_metrics(self) -> Any:
+    zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
+    return zeros, np.float32(0)
+
+  def lower(self, state: State) -> Any:
+    """What is compiled for `metrics`, of a state or its shapes."""
+    return self._metrics.lower(state, self._no_metrics())
+
   def metrics(self, state: State) -> dict[str, float]:
     """What the task reports of the split."""
-    zeros = dict.fromkeys(self._task.metric_names, np.float32(0))
     gathered = Gathered(self.examples) if self._task.whole else None
-    total = self._metrics(state, (zeros, np.float32(0)), gathered)
+    total = self._metrics(state, self._no_metrics(), gathered)
     sums, weight = jax.device_get(total)
     self._count(weight)
     return summary(self._task, sums, weight, gathered)
@@ -261,7 +286,7 @@ class Calibration:
       devices=recipe.devices.size,
       rng=data.seed_key(recipe.seed),
     )
-    self._sum = _accumulating(body, recipe, pieces, compiling)
+    self._sum = _Sums(body, recipe, pieces, compiling)
     finish = recipe.devices.jit(evaluation_steps.calibrated)
     self._finish = CompiledOnce(finish, compiling)
 
@@ -285,7 +310,7 @@ def _whole(recipe: Recipe, which: int, arrays: Any, skipped: Skipped) -> Pieces:
       skipped=skipped(name),
     )
   if arrays is None:
-    arrays = recipe.devices.place(split.arrays)
+    arrays = place_split(split.arrays, recipe.devices)
   return _resident(recipe, arrays, split.num_examples)
 
 
@@ -363,7 +388,7 @@ class Measurements:
 
   def _subset(self) -> Pieces:
     chosen, arrays = self._drawn(0)
-    arrays = self._recipe.devices.place(arrays)
+    arrays = place_split(arrays, self._recipe.devices)
     return _resident(self._recipe, arrays, len(chosen))
 
   def _calibration_pieces(self) -> Pieces:
@@ -373,7 +398,7 @@ class Measurements:
     arrays = {name: array[order] for name, array in arrays.items()}
     return _resident(
       self._recipe,
-      self._recipe.devices.place(arrays),
+      place_split(arrays, self._recipe.devices),
       len(chosen),
       self._recipe.group_size or 1,
     )

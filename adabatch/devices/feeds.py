@@ -13,6 +13,7 @@ from adabatch import data
 from adabatch.controllers.buckets import Bucket
 from adabatch.data.source import Data
 from adabatch.devices import layout as layouts
+from adabatch.devices.in_rows import place_split
 from adabatch.devices.mesh import BY_DEVICE, WHOLE, Devices
 from adabatch.devices.messages import Call, StepBatch, pack
 
@@ -41,7 +42,7 @@ class ResidentFeed:
     """`arrays` are those of the split, on the host."""
     self._order, self._devices = order, devices
     self._place = devices.placer(BATCH)
-    self.data: Any = devices.place(arrays)
+    self.data: Any = place_split(arrays, devices)
     self._places: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
     self.share(replicas)
 

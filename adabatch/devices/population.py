@@ -23,6 +23,7 @@ from adabatch.devices import layout as layouts
 from adabatch.devices import state as state_lib
 from adabatch.devices.evaluation import summary
 from adabatch.devices.gathered import Gathered
+from adabatch.devices.in_rows import place_split
 from adabatch.devices.mesh import BY_REPLICA, WHOLE
 from adabatch.devices.messages import Call, StepBatch, pack
 from adabatch.devices.programs import CompiledOnce
@@ -63,8 +64,8 @@ def place_splits(recipe: Recipe) -> tuple[Any, Any]:
   """Both splits, whole on every device."""
   devices = recipe.devices.with_replicas(recipe.devices.size)
   return (
-    devices.place(recipe.inputs.train.arrays),
-    devices.place(recipe.inputs.evaluation.arrays),
+    place_split(recipe.inputs.train.arrays, devices),
+    place_split(recipe.inputs.evaluation.arrays, devices),
   )
 
 

@@ -240,6 +240,11 @@ class Trainer:
       placed = self.devices.place(batch, BATCH)
       return program.lower(self.state, example, placed)
 
+  def lower_evaluation(self) -> Any:
+    """What is compiled to evaluate; of devices that are not there."""
+    shapes = jax.eval_shape(state_lib.to_evaluate, self.state)
+    return self.evaluator.lower(self.devices.place(shapes))
+
   # What replicas need beside updates.
 
   def restart(self) -> None:

@@ -1,60 +1,63 @@
-"""The programs of a ladder, compiled for a machine that need not be there.
+"""The programs of a run, compiled for a machine that need not be there.
 
 Memory and collectives are what was compiled. Times are the compiler's own
-estimate of its schedule. The all-reduce is a model: a ring along each side of
-the torus, both ways at once,
+estimate of its schedule. What chips exchange is a model: of an all-reduce of B
+bytes a ring along each side of the torus, both ways at once, of n chips; of S
+slices, the n-th part of it among them over the data-centre network,
 
-    seconds = 2 (n - 1) / n * bytes / (2 sides * link).
+    seconds = 2 (n - 1) / n * B / (2 sides * link)
+            + 2 (S - 1) / S * B / n / network,
+
+and of what is not an all-reduce the half.
 """
 
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.errors import JaxRuntimeError
 
 from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
+from adabatch.devices.in_rows import bytes_of
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Trainer
 from adabatch.plan import hlo
+from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.topology import Topology
 from adabatch.train.build import Parts
 
 
-class Compiled(NamedTuple):
-  """One program.
+class Programs(NamedTuple):
+  """Of a run.
 
   Attributes:
-    accumulation_steps: of its bucket.
-    cost: of an update.
-    memory: bytes by kind, and `peak`.
-    seconds: that compiling took.
+    rungs: that of each size of the ladder; of replicas, with a sync.
+    apart: of replicas, that without one; else empty.
+    fits_with: for a size that does not fit, the largest
+      `buckets.max_per_device`, halved from what was asked for, with which it
+      does; None: none does.
+    evaluation: that of a piece of the evaluation split.
+    evaluated_at_once: examples of a piece, on each device.
+    beside: bytes on each device while an evaluation runs, which are not its
+      program's: the rest of the state, and what else lies there.
   """
 
-  accumulation_steps: int
-  cost: hlo.Cost
-  memory: dict[str, int]
-  seconds: float
-
-
-class TooLarge(NamedTuple):
-  """A program that does not fit.
-
-  Attributes:
-    why: what the compiler says.
-    fits_with: the largest `buckets.max_per_device`, halved from what was asked
-      for, with which it does; None: none does.
-  """
-
-  why: str
-  fits_with: int | None
+  rungs: dict[int, Compiled | TooLarge]
+  apart: dict[int, Compiled | TooLarge]
+  fits_with: dict[int, int | None]
+  evaluation: Compiled | TooLarge
+  evaluated_at_once: int
+  beside: int
 
 
 def programs(
-  parts: Parts, say: Callable[[str], None] = lambda line: None
-) -> Iterator[tuple[int, Compiled | TooLarge]]:
-  """For each size of the ladder its program, or why it does not fit.
+  parts: Parts,
+  machine: Topology,
+  compiler: Compiler,
+  say: Callable[[str], None] = lambda line: None,
+) -> Programs:
+  """All that are needed, compiled.
 
   Sizes that differ in how many microbatches they accumulate share a program but
   for the length of its loop: of them the smallest and the largest are compiled,
@@ -62,29 +65,57 @@ def programs(
 
   Args:
     parts: of the run, for the devices of a topology.
+    machine: the topology.
+    compiler: of it.
     say: is told what is compiled.
   """
   recipe = parts.recipe._replace(needs=frozenset(), updates_per_call=1)
   trainer = Trainer(recipe)
   try:
-    made: dict[Bucket, Compiled | TooLarge] = {}
+
+    def compiled(bucket: Bucket, agree: bool = True) -> Compiled | TooLarge:
+      return compiler(trainer.lower(Variant(bucket, agree, trainer.replicas)))
+
     sizes = parts.ladder.batch_sizes
-    buckets = [bucket_for(size, parts.ladder) for size in sizes]
-    for bucket in _to_compile(buckets):
-      say(
-        f'compiling for {bucket.microbatch_size} examples at once on each of '
-        f'{bucket.devices} devices, {bucket.accumulation_steps} times'
+    buckets = {size: bucket_for(size, parts.ladder) for size in sizes}
+    needed = _to_compile(list(buckets.values()))
+    kinds = (True,) if recipe.sync is None else (True, False)
+    total, done = len(kinds) * len(needed) + 1, 0
+    by_size = []
+    for agree in kinds:
+      made: dict[Bucket, Compiled | TooLarge] = {}
+      for bucket in needed:
+        done += 1
+        say(
+          f'program {done} of {total}: {bucket.microbatch_size} examples at '
+          f'once on each of {bucket.devices} devices, '
+          f'{bucket.accumulation_steps} times'
+          + ('' if agree else ', without a sync')
+        )
+        made[bucket] = compiled(bucket, agree)
+      by_size.append(
+        {
+          size: made.get(bucket) or _between(bucket, made)
+          for size, bucket in buckets.items()
+        }
       )
-      found = _compile(trainer, bucket)
-      made[bucket] = (
-        TooLarge(found, _what_fits(trainer, sizes[-1], parts.ladder, bucket))
-        if isinstance(found, str)
-        else found
-      )
+    rungs, apart = by_size[0], by_size[1] if len(by_size) > 1 else {}
+    say(f'program {total} of {total}: evaluation')
+    evaluation = compiler(trainer.lower_evaluation())
+    beside = _beside_evaluation(parts, trainer)
+
+    def fits(bucket: Bucket, program: Compiled | TooLarge) -> bool:
+      return _fits(parts, machine, bucket, program)
+
+    fits_with = {
+      size: _what_fits(size, parts.ladder, lambda b: fits(b, compiled(b)))
+      for size, program in rungs.items()
+      if not fits(buckets[size], program)
+    }
   finally:
     trainer.close()
-  for size, bucket in zip(sizes, buckets, strict=True):
-    yield size, made.get(bucket) or _between(bucket, made)
+  at_once = trainer.evaluator.slots
+  return Programs(rungs, apart, fits_with, evaluation, at_once, beside)
 
 
 def _kind(bucket: Bucket) -> tuple[int, bool]:
@@ -102,16 +133,16 @@ def _to_compile(buckets: list[Bucket]) -> list[Bucket]:
 
 
 def _what_fits(
-  trainer: Trainer, size: int, ladder: Ladder, bucket: Bucket
+  size: int, ladder: Ladder, fits: Callable[[Bucket], bool]
 ) -> int | None:
   """How many examples at once do."""
-  most = bucket.microbatch_size
+  most = bucket_for(size, ladder).microbatch_size
   while (most := most // 2) >= (ladder.group_size or 1):
     try:
       smaller = bucket_for(size, ladder._replace(max_per_device=most))
     except ValueError:  # groups would be cut
       return None
-    if not isinstance(_compile(trainer, smaller), str):
+    if fits(smaller):
       return most
   return None
 
@@ -134,53 +165,95 @@ def _between(
     cycles=low.cost.cycles + share * (high.cost.cycles - low.cost.cycles),
     traffic=low.cost.traffic + share * (high.cost.traffic - low.cost.traffic),
   )
-  return high._replace(
-    accumulation_steps=bucket.accumulation_steps, cost=cost, seconds=0.0
+  return high._replace(cost=cost, seconds=0.0)
+
+
+# Memory.
+
+
+def _bytes(shapes: Any, examples: int = 1) -> int:
+  """Of arrays, or of so many examples of these shapes."""
+  return examples * sum(
+    np.dtype(x.dtype).itemsize * int(np.prod(x.shape)) for x in shapes.values()
   )
 
 
-def _compile(trainer: Trainer, bucket: Bucket) -> Compiled | str:
-  lowered = trainer.lower(Variant(bucket, True, trainer.replicas))
-  begin = time.perf_counter()
-  try:
-    compiled = lowered.compile()
-  except JaxRuntimeError as error:
-    text = ' '.join(str(error).split())
-    if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
-      raise
-    return text[:300]
-  seconds = time.perf_counter() - begin
-  found = compiled.memory_analysis()
-  kinds = 'argument', 'output', 'alias', 'temp', 'generated_code'
-  memory = {
-    kind: int(getattr(found, f'{kind}_size_in_bytes')) for kind in kinds
-  }
-  memory['peak'] = int(found.peak_memory_in_bytes)
-  cost = hlo.read(compiled.as_text())
-  return Compiled(bucket.accumulation_steps, cost, memory, seconds)
+def beside_training(parts: Parts, bucket: Bucket) -> int:
+  """Bytes on each device while an update runs that are not its program's.
+
+  Of a stream, the batch that is read ahead; else the evaluation split.
+  """
+  inputs = parts.recipe.inputs
+  if inputs.streaming:
+    replicas = parts.ladder.replicas
+    here = replicas // math.gcd(replicas, parts.recipe.devices.size)
+    return _bytes(inputs.train.shapes, here * bucket.slots_per_device)
+  return bytes_of(inputs.evaluation.arrays)
+
+
+def _beside_evaluation(parts: Parts, trainer: Trainer) -> int:
+  inputs, state = parts.recipe.inputs, trainer.state
+  whole = _on_a_device(state)
+  of_program = _on_a_device([state.params, state.model_state])
+  if inputs.streaming:
+    more = _bytes(inputs.evaluation.shapes, trainer.evaluator.slots)
+  else:
+    more = bytes_of(inputs.train.arrays)
+  return whole - of_program + more
+
+
+def _on_a_device(tree: Any) -> int:
+  return sum(
+    x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape)))
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _fits(
+  parts: Parts, machine: Topology, bucket: Bucket, program: Compiled | TooLarge
+) -> bool:
+  if isinstance(program, TooLarge):
+    return False
+  beside = beside_training(parts, bucket)
+  return program.memory['peak'] + beside <= machine.chip.memory
+
+
+# Time.
 
 
 def all_reduce_seconds(
   collectives: tuple[hlo.Collective, ...], machine: Topology
-) -> float:
-  """By the model above, of all that an update exchanges between chips."""
-  chip, number = machine.chip, len(machine.devices)
-  moved = sum(c.times * c.bytes * _ring(c, number) for c in collectives)
-  return moved / (2 * chip.sides * chip.link)
+) -> float | None:
+  """By the model above, of all that an update exchanges between chips.
+
+  None where it crosses slices whose network nobody has published.
+  """
+  seconds = [c.times * _seconds(c, machine) for c in collectives]
+  return None if any(np.isnan(seconds)) else float(sum(seconds))
 
 
-def _ring(collective: hlo.Collective, number: int) -> float:
-  """How often its bytes travel along a ring."""
-  n = collective.devices or number
-  both = 2 if collective.kind == 'all-reduce' else 1
-  return both * (n - 1) / n
+def _seconds(collective: hlo.Collective, machine: Topology) -> float:
+  """Of one; NaN: not known."""
+  chip, both = machine.chip, 2 if collective.kind == 'all-reduce' else 1
+  chips = max((collective.devices or len(machine.devices)) // chip.devices, 1)
+  each = machine.chips // machine.slices
+  n, slices = min(chips, each), -(-chips // each)
+  size = both * collective.bytes
+  seconds = (n - 1) / n * size / (2 * chip.sides * chip.link)
+  if slices > 1:
+    network = np.nan if chip.network is None else chip.network
+    seconds += (slices - 1) / slices * size / n / network
+  return seconds
+
+
+# What is written down.
 
 
 def figures(
   parts: Parts,
   machine: Topology,
+  made: Programs,
   size: int,
-  program: Compiled | TooLarge,
   flops_per_example: float | None,
 ) -> dict[str, Any]:
   """Of one rung; plain numbers.
@@ -188,52 +261,101 @@ def figures(
   Args:
     parts: of the run.
     machine: on which it is to run.
+    made: programs of it.
     size: of the batch.
-    program: of it.
     flops_per_example: of the network.
   """
-  chip, number = machine.chip, len(machine.devices)
+  chip, program = machine.chip, made.rungs[size]
+  too_large: dict[str, Any] = {}
+  if size in made.fits_with:
+    too_large = {'fits_with': made.fits_with[size]}
   if isinstance(program, TooLarge):
-    return {'fits': False, **program._asdict()}
-  cost = program.cost
-  seconds = cost.cycles / chip.clock
-  exchange = all_reduce_seconds(cost.collectives, machine)
-  whole = seconds + exchange
+    return {'fits': False, 'why': program.why, **too_large}
+  bucket = bucket_for(size, parts.ladder)
   found: dict[str, Any] = {
-    'fits': program.memory['peak'] <= chip.memory,
+    'fits': size not in made.fits_with,
+    **too_large,
+    **_memory(machine, program, beside_training(parts, bucket)),
+    **_seconds_of(machine, program),
+    'bandwidth_bound_seconds': program.cost.traffic / chip.bandwidth,
+    'donated': program.cost.aliased,
+  }
+  apart = made.apart.get(size)
+  if isinstance(apart, Compiled):
+    found['without_sync'] = _seconds_of(machine, apart)
+  if bucket.accumulation_steps == 1 and program.flops is not None:
+    all_ = program.flops * len(machine.devices)
+    found['compiled_flops_per_example'] = all_ / size
+  whole = found['seconds']
+  if whole:
+    found |= _rates(parts, machine, size, whole)
+  if flops_per_example is not None:
+    each = flops_per_example * size / len(machine.devices)
+    found['flops_bound_seconds'] = each / chip.flops
+    if whole:
+      found['flops_utilisation'] = each / chip.flops / whole
+  return found
+
+
+def _memory(
+  machine: Topology, program: Compiled, beside: int
+) -> dict[str, Any]:
+  return {
     'memory': program.memory,
-    'memory_limit': int(chip.memory),
-    'next_batch_bytes': _batch_bytes(parts, size),
-    'compiler_seconds': seconds,
+    'beside_bytes': beside,
+    'bytes': program.memory['peak'] + beside,
+    'memory_limit': int(machine.chip.memory),
+  }
+
+
+def _seconds_of(machine: Topology, program: Compiled) -> dict[str, Any]:
+  """The estimate, the model, and both together where both are known."""
+  clock, cost = machine.chip.clock, program.cost
+  estimate = None if clock is None else cost.cycles / clock
+  exchange = all_reduce_seconds(cost.collectives, machine)
+  both = None
+  if estimate is not None and exchange is not None:
+    both = estimate + exchange
+  return {
+    'compiler_seconds': estimate,
     'all_reduce_seconds': exchange,
-    'seconds': whole,
-    'bandwidth_bound_seconds': cost.traffic / chip.bandwidth,
+    'seconds': both,
     'compile_seconds': program.seconds,
     'collectives': [
       {**c._asdict(), 'bytes': c.bytes} for c in _summed(cost.collectives)
     ],
-    'donated': cost.aliased,
   }
-  if whole > 0:
-    found['examples_per_second'] = size / whole
-  if flops_per_example is not None:
-    bound = flops_per_example * size / number / chip.flops
-    found['flops_bound_seconds'] = bound
-    found['flops_utilisation'] = bound / whole if whole > 0 else None
+
+
+def _rates(
+  parts: Parts, machine: Topology, size: int, seconds: float
+) -> dict[str, float]:
+  """Examples a second, and what each host has to deliver of them."""
+  inputs = parts.recipe.inputs
+  found = {'examples_per_second': size / seconds}
+  if inputs.streaming:
+    each = size / seconds / machine.hosts
+    found['host_examples_per_second'] = each
+    found['host_bytes_per_second'] = each * _bytes(inputs.train.shapes)
   return found
 
 
-def _batch_bytes(parts: Parts, size: int) -> int:
-  """Of the batch that is read ahead, on each device; 0 where none is."""
-  inputs = parts.recipe.inputs
-  if not inputs.streaming:
-    return 0
-  bucket = bucket_for(size, parts.ladder)
-  each = sum(
-    np.dtype(s.dtype).itemsize * int(np.prod(s.shape))
-    for s in inputs.train.shapes.values()
-  )
-  return each * bucket.slots_per_device
+def evaluation_figures(
+  parts: Parts, machine: Topology, made: Programs
+) -> dict[str, Any]:
+  """Of an evaluation; plain numbers."""
+  examples = parts.recipe.inputs.evaluation.num_examples
+  at_once = made.evaluated_at_once * len(machine.devices)
+  calls, program = -(-examples // at_once), made.evaluation
+  found = {'examples_at_once': at_once, 'calls': calls}
+  if isinstance(program, TooLarge):
+    return {**found, 'fits': False, 'why': program.why}
+  found |= _memory(machine, program, made.beside)
+  found |= _seconds_of(machine, program)
+  found['fits'] = found['bytes'] <= machine.chip.memory
+  if found['seconds'] is not None:
+    found['seconds'] *= calls
+  return found
 
 
 def _summed(collectives: tuple[hlo.Collective, ...]) -> list[hlo.Collective]:

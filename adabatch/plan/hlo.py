@@ -158,6 +158,9 @@ def read(text: str) -> Cost:
             c._replace(times=c.times * times) for c in inner.collectives
           ]
         continue
+      if op in ('call-start', 'async-start'):  # on cores of its own, meanwhile
+        inner = cost(_branches(line)[0])
+        found += [c._replace(overlapped=True) for c in inner.collectives]
       traffic += _traffic(op, match, shapes)
       estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
       if estimate is not None and int(estimate[1]) < UNKNOWN:
@@ -175,7 +178,7 @@ def read(text: str) -> Cost:
 
 def _traffic(op: str, match: re.Match[str], shapes: dict[str, str]) -> float:
   """Bytes in the large memory of one instruction."""
-  if op in _FREE or op.endswith('-done'):
+  if op in _FREE or op.endswith('-done') or op == 'call-start':
     return 0.0
   if op == 'copy-start':  # what is copied, where it comes from or goes to
     return large(','.join(_arrays(match['shape'])[:2]))
@@ -223,7 +226,8 @@ def _called(line: str, what: str) -> str:
 
 def _branches(line: str) -> list[str]:
   found = re.findall(
-    r'(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)', line
+    r'(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)',
+    line,
   )
   match = re.search(r'branch_computations=\{([^}]*)\}', line)
   return found + (re.findall(r'%?([\w.\-]+)', match[1]) if match else [])

@@ -1,7 +1,6 @@
 """`--job=plan`: what a run will be, on paper; nothing is trained."""
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
@@ -16,10 +15,12 @@ from tqdm import tqdm
 from adabatch import config as config_lib
 from adabatch import data
 from adabatch.config import Config, ConfigError, command_line
+from adabatch.config.files import cache_directory
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.plan import network
-from adabatch.plan.compiled import figures, programs
+from adabatch.plan.compiled import evaluation_figures, figures, programs
+from adabatch.plan.compiler import Compiler
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
 from adabatch.plan.schedule import (
@@ -110,41 +111,48 @@ def _add_machine(
 ) -> None:
   """What the compiler says of each rung, and what the run takes by that."""
   flops = found['model']['flops_per_example']
-  rows = {rung['batch_size']: rung for rung in found['ladder']}
   say = command_line.say if is_first_process() else lambda line: None
-  for size, program in programs(parts, say):
-    rows[size] |= figures(parts, machine, size, program, flops)
+  keep = cache_directory('plans') if parts.config.compilation_cache else None
+  compiler = Compiler(machine, keep)
+  made = programs(parts, machine, compiler, say)
+  for rung in found['ladder']:
+    rung |= figures(parts, machine, made, rung['batch_size'], flops)
+  evaluation = evaluation_figures(parts, machine, made)
   found['topology'] = {
     'name': machine.name,
-    'chips': len(machine.devices),
-    'hosts': len({device.process_index for device in machine.devices}),
-    'compiler': _compiler(),
+    'chips': machine.chips,
+    'hosts': machine.hosts,
+    'evaluation': evaluation,
+    'compiler': ', '.join(' '.join(v) for v in compiler.versions.items()),
   }
-  seconds = [rung.get('seconds') for rung in found['ladder']]
-  runs = dict(found.get('range', {}))
+  runs: list[tuple[dict[str, Any], list[tuple[Any, Any]]]] = [
+    (totals, [(rung, totals)])
+    for size, totals in found.get('range', {}).items()
+    for rung in found['ladder']
+    if str(rung['batch_size']) == size
+  ]
   if 'schedule' in found:
-    runs['schedule'] = found['schedule']
-  for name, totals in runs.items():
-    if name == 'schedule':
-      updates = [rung.get('updates', 0) for rung in found['ladder']]
-    else:
-      updates = [
-        totals['updates'] if str(rung['batch_size']) == name else 0
-        for rung in found['ladder']
-      ]
-    if any(n and s is None for n, s in zip(updates, seconds, strict=True)):
+    spent_on = [(r, r) for r in found['ladder'] if r.get('updates')]
+    runs.append((found['schedule'], spent_on))
+  for totals, rungs_ in runs:
+    seconds = [_seconds(rung, spent) for rung, spent in rungs_]
+    if None in seconds:
       continue
-    totals['seconds'] = sum(
-      n * s for n, s in zip(updates, seconds, strict=True) if n
-    )
-    totals['chip_hours'] = totals['seconds'] * len(machine.devices) / 3600
+    totals['seconds'] = sum(s for s in seconds if s is not None)
+    totals['chip_hours'] = totals['seconds'] * machine.chips / 3600
+    if evaluation.get('seconds') is not None:
+      each = evaluation['seconds']
+      totals['evaluation_seconds'] = totals['evaluations'] * each
 
 
-def _compiler() -> str:
-  names = 'jax', 'jaxlib', 'libtpu'
-  return ', '.join(
-    f'{name} {importlib.metadata.version(name)}' for name in names
-  )
+def _seconds(rung: dict[str, Any], spent: dict[str, Any]) -> float | None:
+  """Of all updates and syncs of a rung; None where nobody says."""
+  together = rung.get('seconds')
+  if together is None:
+    return None
+  apart = rung.get('without_sync', rung)['seconds']
+  syncs = spent['syncs']
+  return syncs * together + (spent['updates'] - syncs) * apart
 
 
 def _build(

@@ -39,16 +39,23 @@ class Spent:
     examples = call.count * call.plan.batch_size
     rung = self._by_bucket.setdefault(
       call.plan.bucket,
-      {'updates': 0, 'examples': 0, 'first_update': call.update + 1},
+      {
+        'updates': 0,
+        'examples': 0,
+        'syncs': 0,
+        'first_update': call.update + 1,
+      },
     )
+    replicas = self._parts.recipe.sync is not None
+    syncs = call.count if call.agree or not replicas else 0
     rung['updates'] += call.count
     rung['examples'] += examples
+    rung['syncs'] += syncs
     self.updates += call.count
     self.examples += examples
     self.evaluations += stretch.evaluates
     self.checkpoints += stretch.saves
-    replicas = self._parts.recipe.sync is not None
-    self.syncs += call.count if call.agree or not replicas else 0
+    self.syncs += syncs
 
   def totals(self) -> dict[str, Any]:
     """Plain numbers."""

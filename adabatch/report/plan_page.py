@@ -24,7 +24,7 @@ from adabatch.report.plan_table import (
   in_bytes,
   ladder_table,
   lines_of_totals,
-  machine_table,
+  machine_tables,
 )
 
 MEANING = (
@@ -110,11 +110,13 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
   body += _pictures(plan)
   body.append('<h2 class="part">The ladder</h2>')
   body += table(*ladder_table(plan), ())
-  if (machine := machine_table(plan)) is not None:
-    about = plan['topology']
-    body.append(f'<h2 class="part">On {escape(about["name"])}</h2>')
-    body += table(*machine, ())
-    body.append(f'<p class="note">{escape(MEANING)} {about["compiler"]}.</p>')
+  for title, columns, rows in machine_tables(plan):
+    machine = plan['topology']['name']
+    body.append(f'<h2 class="part">{escape(f"{title}, {machine}")}</h2>')
+    body += table(columns, rows, ('how',))
+  if 'topology' in plan:
+    compiler = plan['topology']['compiler']
+    body.append(f'<p class="note">{escape(MEANING)} {escape(compiler)}.</p>')
   body.append('<h2 class="part">Parameters</h2>')
   rows = [
     [group, quantity(count), f'{count / model["parameters"]:.1%}']

@@ -1,6 +1,6 @@
 """A plan in words, for a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adabatch.report.layout import duration, quantity
@@ -61,55 +61,116 @@ def ladder_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
   return columns, rows
 
 
-def machine_table(
+def machine_tables(
   plan: Mapping[str, Any],
-) -> tuple[list[str], list[list[str]]] | None:
-  """Columns and rows of what was compiled for a topology, if it was."""
+) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+  """Title, columns and rows of what was compiled for a topology, if it was."""
   if 'topology' not in plan:
-    return None
-  columns = [
-    'batch size',
-    'memory a chip',
-    'of',
-    'step (estimate)',
-    'all-reduce (model)',
-    'FLOPs bound',
-    'HBM bound',
-    'examples/s',
-    'FLOP use',
-    'collectives',
+    return
+  devices = plan['devices']['number']
+  evaluation = plan['topology']['evaluation']
+  rungs = [(quantity(r['batch_size']), r) for r in plan['ladder']]
+  both = [*rungs, ('evaluation', evaluation)]
+  yield (
+    f'Memory of each of {devices:,} devices (exact)',
+    ['batch size', 'program', 'beside it', 'together', 'of', ''],
+    [[name, *_memory(what)] for name, what in both],
+  )
+  there = [(name, what) for name, what in both if 'memory' in what]
+  if not there:
+    return
+  yield (
+    'Time of an update, or of an evaluation',
+    [
+      'batch size',
+      'step (estimate)',
+      'exchange (model)',
+      'FLOPs bound',
+      'HBM bound',
+      'an example (compiled)',
+      'examples/s',
+      'FLOP use',
+      'a host reads',
+    ],
+    [[name, *_times(what)] for name, what in there],
+  )
+  yield (
+    'What chips exchange in an update (exact)',
+    ['batch size', 'how', 'bytes each', 'while others work', 'compiled in'],
+    [
+      [name if not i else '', *row]
+      for name, what in _programs(there, evaluation)
+      for i, row in enumerate(_exchanges(what))
+    ],
+  )
+
+
+def _programs(
+  there: Iterable[tuple[str, Any]], evaluation: Any
+) -> Iterator[tuple[str, Any]]:
+  for name, what in there:
+    if what is not evaluation:
+      yield name, what
+      if 'without_sync' in what:
+        yield f'{name}, no sync', what['without_sync']
+
+
+def _memory(what: Mapping[str, Any]) -> list[str]:
+  if 'memory' not in what:
+    return ['–', '–', 'too large', '–', _fits_with(what)]
+  return [
+    in_bytes(what['memory']['peak']),
+    in_bytes(what['beside_bytes']),
+    in_bytes(what['bytes']),
+    in_bytes(what['memory_limit']),
+    '' if what['fits'] else f'too large{_fits_with(what)}',
   ]
-  rows = []
-  for rung in plan['ladder']:
-    if 'memory' not in rung:
-      fits = rung.get('fits_with')
-      hint = 'nothing fits' if fits is None else f'{fits} at once fit'
-      rows.append(
-        [quantity(rung['batch_size']), f'too large: {hint}', *['–'] * 8]
-      )
-      continue
-    use = rung.get('flops_utilisation')
-    rows.append(
-      [
-        quantity(rung['batch_size']),
-        in_bytes(rung['memory']['peak'] + rung['next_batch_bytes']),
-        in_bytes(rung['memory_limit']),
-        duration(rung['compiler_seconds']),
-        duration(rung['all_reduce_seconds']),
-        duration(rung.get('flops_bound_seconds')),
-        duration(rung['bandwidth_bound_seconds']),
-        quantity(rung.get('examples_per_second')),
-        '–' if use is None else f'{use:.1%}',
-        _collectives(rung['collectives']),
-      ]
-    )
-  return columns, rows
 
 
-def _collectives(collectives: Sequence[Mapping[str, Any]]) -> str:
-  number = sum(c['times'] for c in collectives)
-  size = sum(c['times'] * c['bytes'] for c in collectives)
-  return f'{number:,} of {in_bytes(size)}'
+def _fits_with(what: Mapping[str, Any]) -> str:
+  if 'fits_with' not in what:
+    return ''
+  most = what['fits_with']
+  if most is None:
+    return ': nothing fits'
+  return f': buckets.max_per_device={most} fits'
+
+
+def _times(what: Mapping[str, Any]) -> list[str]:
+  use, rate = what.get('flops_utilisation'), what.get('host_bytes_per_second')
+  host = what.get('host_examples_per_second')
+  step = what['compiler_seconds']
+  calls = what.get('calls', 1)
+  return [
+    duration(None if step is None else calls * step),
+    duration(what['all_reduce_seconds']),
+    duration(what.get('flops_bound_seconds')),
+    duration(what.get('bandwidth_bound_seconds')),
+    flops(what.get('compiled_flops_per_example')),
+    quantity(_rounded(what.get('examples_per_second'))),
+    '–' if use is None else f'{use:.1%}',
+    '–' if host is None else f'{_rounded(host):,}/s, {in_bytes(rate)}/s',
+  ]
+
+
+def _rounded(value: float | None) -> float | None:
+  return value if value is None or value < 1000 else round(value)
+
+
+def _exchanges(what: Mapping[str, Any]) -> list[list[str]]:
+  took = duration(what['compile_seconds'] or None)
+  if not what['collectives']:
+    return [['nothing', '–', '–', took]]
+  return [
+    [
+      f'{c["times"]:,} x {c["kind"]}'
+      + (f' of {c["devices"]:,}' if c['devices'] else ''),
+      in_bytes(c['bytes']),
+      'yes' if c['overlapped'] else 'no',
+      '' if i else took,
+    ]
+    for i, c in enumerate(what['collectives'])
+  ]
 
 
 def lines_of_totals(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -129,12 +190,17 @@ def totals(spent: Mapping[str, Any]) -> str:
     f'{spent["epochs"]:.4g} epochs, {spent["evaluations"]:,} evaluations, '
     f'{spent["checkpoints"]:,} checkpoints, {spent["syncs"]:,} syncs, '
     f'programs: {spent["programs"]}'
-  ) + (
+  ) + _time_of(spent)
+
+
+def _time_of(spent: Mapping[str, Any]) -> str:
+  if 'seconds' not in spent:
+    return ''
+  evaluations = spent.get('evaluation_seconds')
+  return (
     f'; by the estimate {duration(spent["seconds"])}, '
     f'{spent["chip_hours"]:,.3g} chip-hours'
-    if 'seconds' in spent
-    else ''
-  )
+  ) + (f', and {duration(evaluations)} to evaluate' if evaluations else '')
 
 
 def describe_plan(plan: Mapping[str, Any]) -> str:
@@ -152,8 +218,8 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
   ]
   columns, rows = ladder_table(plan)
   lines += ['', *_aligned([columns, *rows]), '']
-  if (machine := machine_table(plan)) is not None:
-    lines += [*_aligned([machine[0], *machine[1]]), '']
+  for title, columns, rows in machine_tables(plan):
+    lines += [title, *_aligned([columns, *rows]), '']
   lines += [f'{name}: {text}' for name, text in lines_of_totals(plan)]
   lines.append(
     f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '

@@ -30,6 +30,9 @@ needs_libtpu = pytest.mark.skipif(
     ('v5p-8', ('v5p', (1, 2, 2), 1)),
     ('v4-4096', ('v4', (8, 16, 16), 1)),
     ('3*v5p:2x2x4', ('v5p', (2, 2, 4), 3)),
+    ('tpu7x:2x2x1', ('tpu7x', (2, 2, 1), 1)),
+    ('tpu7x-16', ('tpu7x', (2, 2, 2), 1)),
+    ('cuda:h100:8', ('h100', (8,), 1)),
   ],
 )
 def test_names(name, expected):
@@ -48,6 +51,10 @@ def test_names(name, expected):
     ('v5litepod-12', 'has 2 sides'),
     ('0*v5e:2x2', 'has 2 sides'),
     ('v5e:2xx2', 'has 2 sides'),
+    ('h100:8', 'unknown plan.topology'),
+    ('cuda:h100', 'give one of a100, h100'),
+    ('cuda:h100:16', '1 to 8'),
+    ('cuda:rtx:1', 'give one of a100, h100'),
   ],
 )
 def test_names_of_nothing(name, message):
@@ -65,6 +72,38 @@ def test_an_all_reduce_by_its_model():
   part = whole._replace(kind='all-gather', times=3, devices=4)
   seconds = compiled.all_reduce_seconds((part,), machine)
   assert seconds == pytest.approx(3 * 3 / 4 * 100e6 / 200e9)
+
+
+def test_an_all_reduce_between_slices():
+  """Each of 16 chips takes a 16th part of it to the other slice."""
+  machine = Topology('2*v5e:4x4', 'v5e', (4, 4), 2, [None] * 32)
+  whole = Collective('all-reduce', 1, 100e6, False, 32)
+  within = 2 * 15 / 16 * 100e6 / 200e9
+  between = 2 * 1 / 2 * 100e6 / 16 / (25e9 / 8)
+  seconds = compiled.all_reduce_seconds((whole,), machine)
+  assert seconds == pytest.approx(within + between)
+  # What stays within a slice is not slower for the other.
+  part = whole._replace(devices=16)
+  seconds = compiled.all_reduce_seconds((part,), machine)
+  assert seconds == pytest.approx(within)
+  old = Topology('2*v4:2x2x4', 'v4', (2, 2, 4), 2, [None] * 32)
+  assert compiled.all_reduce_seconds((whole,), old) is None
+  assert compiled.all_reduce_seconds((part,), old) is not None
+
+
+def test_two_devices_of_a_chip_share_its_links():
+  machine = Topology('tpu7x:2x2x1', 'tpu7x', (2, 2, 1), 1, [None] * 8)
+  assert machine.chips == 4
+  whole = Collective('all-reduce', 1, 100e6, False, 8)
+  seconds = compiled.all_reduce_seconds((whole,), machine)
+  assert seconds == pytest.approx(2 * 3 / 4 * 100e6 / 600e9)
+
+
+def test_gpus_share_a_switch():
+  machine = Topology('cuda:h100:8', 'h100', (8,), 1, [None] * 8)
+  whole = Collective('all-reduce', 1, 100e6, False, 8)
+  seconds = compiled.all_reduce_seconds((whole,), machine)
+  assert seconds == pytest.approx(2 * 7 / 8 * 100e6 / 450e9)
 
 
 def test_devices_of_ones_own_do_not_go_with_a_topology(tmp_path):
@@ -112,4 +151,4 @@ def test_the_digits_on_a_tpu(name, chips, tmp_path):
   assert spent['chip_hours'] == pytest.approx(spent['seconds'] * chips / 3600)
   assert json.loads((tmp_path / 'plan.json').read_text()) == found
   assert 'chip-hours' in describe(found)
-  assert f'On {name}' in write_plan(tmp_path).read_text()
+  assert f'(exact), {name}' in write_plan(tmp_path).read_text()
