@@ -82,8 +82,7 @@ def place_split(arrays: dict[str, Any], devices: Devices) -> Data:
 def bytes_of(arrays: dict[str, Any]) -> int:
   """What a split takes on each device."""
   return sum(
-    array.dtype.itemsize
-    * len(array)
-    * (array[0].size if array.ndim < 3 else row_length(array.shape[1:]))
-    for array in arrays.values()
+    x.dtype.itemsize
+    * (math.prod(x.shape) if x.ndim < 3 else len(x) * row_length(x.shape[1:]))
+    for x in arrays.values()
   )

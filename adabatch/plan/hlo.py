@@ -8,6 +8,7 @@ it goes round. What stands in a loop counts so many times.
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 BYTES = {
@@ -59,6 +60,10 @@ _FREE = frozenset(
     'tuple',
   ]
 )
+
+
+# What reads a part of its first operand.
+_CHOOSES = frozenset(['dynamic-slice', 'gather', 'slice'])
 
 
 class Collective(NamedTuple):
@@ -137,6 +142,10 @@ def read(text: str) -> Cost:
     raise ValueError('the text holds no ENTRY computation')
 
   @functools.cache
+  def chosen(name: str) -> dict[int, float]:
+    return _chosen(computations.get(name, ''))
+
+  @functools.cache
   def cost(name: str) -> Cost:
     cycles, traffic, unknown = 0.0, 0.0, 0
     found: list[Collective] = []
@@ -161,7 +170,7 @@ def read(text: str) -> Cost:
       if op in ('call-start', 'async-start'):  # on cores of its own, meanwhile
         inner = cost(_branches(line)[0])
         found += [c._replace(overlapped=True) for c in inner.collectives]
-      traffic += _traffic(op, match, shapes)
+      traffic += _traffic(op, match, shapes, chosen)
       estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
       if estimate is not None and int(estimate[1]) < UNKNOWN:
         cycles += int(estimate[1])
@@ -176,15 +185,54 @@ def read(text: str) -> Cost:
   return cost(entry)._replace(aliased=aliased)
 
 
-def _traffic(op: str, match: re.Match[str], shapes: dict[str, str]) -> float:
-  """Bytes in the large memory of one instruction."""
+def _traffic(
+  op: str,
+  match: re.Match[str],
+  shapes: dict[str, str],
+  chosen: Callable[[str], dict[int, float]],
+) -> float:
+  """Bytes in the large memory of one instruction.
+
+  Args:
+    op: its kind.
+    match: of its line.
+    shapes: of what was computed before it.
+    chosen: see `_chosen`.
+  """
   if op in _FREE or op.endswith('-done') or op == 'call-start':
     return 0.0
   if op == 'copy-start':  # what is copied, where it comes from or goes to
     return large(','.join(_arrays(match['shape'])[:2]))
   operands = re.findall(r'%([\w.\-]+)', match['rest'].split('), ')[0])
-  read = sum(large(shapes.get(name, '')) for name in operands)
-  return large(match['shape']) + read
+  parts: dict[int, float] = {}
+  if op in _CHOOSES:
+    parts = {0: size_of(match['shape'])}
+  elif op == 'fusion':
+    parts = chosen(_called(match['rest'], 'calls'))
+  read = (large(shapes.get(name, '')) for name in operands)
+  return large(match['shape']) + sum(
+    min(size, parts.get(i, size)) for i, size in enumerate(read)
+  )
+
+
+def _chosen(text: str) -> dict[int, float]:
+  """Of parameters of which a computation reads some rows alone, their bytes."""
+  names: dict[str, int] = {}
+  found: dict[int, float] = {}
+  for line in text.splitlines():
+    match = _INSTRUCTION.match(line)
+    if match is None:
+      continue
+    if match['op'] == 'parameter':
+      names[match['name']] = int(match['rest'].split(')')[0])
+      continue
+    operands = re.findall(r'%([\w.\-]+)', match['rest'].split('), ')[0])
+    for place, name in enumerate(operands):
+      if name in names:
+        some = match['op'] in _CHOOSES and place == 0
+        size = size_of(match['shape']) if some else math.inf
+        found[names[name]] = found.get(names[name], 0.0) + size
+  return {i: size for i, size in found.items() if math.isfinite(size)}
 
 
 def _arrays(shape: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Machines that are not there: their names, and their programs."""
 
 import importlib.util
-import json
 
 import jax
 import pytest
@@ -11,14 +10,9 @@ from adabatch.plan import compiled
 from adabatch.plan.hlo import Collective
 from adabatch.plan.job import plan
 from adabatch.plan.topology import Topology, parse
-from adabatch.report import write_plan
-from adabatch.report.summary import describe
 from tests.experiments import digits
 
 HERE = importlib.util.find_spec('libtpu') is not None
-needs_libtpu = pytest.mark.skipif(
-  not HERE, reason='the compiler of TPUs (libtpu) is not installed'
-)
 
 
 @pytest.mark.parametrize(
@@ -117,38 +111,3 @@ def test_without_the_compiler_it_is_said(tmp_path):
   config = digits(**{'plan.topology': 'v5e:2x2'})
   with pytest.raises(ConfigError, match=r"pip install 'adabatch\[tpu\]'"):
     plan(config, tmp_path)
-
-
-@needs_libtpu
-@pytest.mark.parametrize(('name', 'chips'), [('v5e:2x2', 4), ('v5e:4x4', 16)])
-def test_the_digits_on_a_tpu(name, chips, tmp_path):
-  config = digits(
-    **{
-      'plan.topology': name,
-      'controller.name': 'geodamp',
-      'controller.initial_batch_size': 64,
-      'buckets.max_per_device': 4,
-    }
-  )
-  found = plan(config, tmp_path)
-  assert found['topology']['chips'] == chips
-  for rung in found['ladder']:
-    assert rung['fits']
-    # One exchange an update, of all gradients and what is reported.
-    (exchange,) = rung['collectives']
-    assert exchange['kind'] == 'all-reduce'
-    assert exchange['times'] == 1
-    assert exchange['devices'] == chips
-    assert 4 * 2410 <= exchange['bytes'] < 4 * 2410 + 100
-    # The state is updated in place, and the resident set is not copied.
-    assert rung['donated'] >= 8
-    assert rung['memory']['temp'] < 2 * 10**6
-    assert 0 < rung['compiler_seconds'] < 1e-3
-  spent = found['schedule']
-  assert spent['seconds'] == pytest.approx(
-    sum(rung.get('updates', 0) * rung['seconds'] for rung in found['ladder'])
-  )
-  assert spent['chip_hours'] == pytest.approx(spent['seconds'] * chips / 3600)
-  assert json.loads((tmp_path / 'plan.json').read_text()) == found
-  assert 'chip-hours' in describe(found)
-  assert f'(exact), {name}' in write_plan(tmp_path).read_text()
