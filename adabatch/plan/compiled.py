@@ -139,16 +139,24 @@ def _between(
   )
 
 
+def too_large(error: Exception) -> str | None:
+  """What a compiler says of memory that does not suffice; None of the rest."""
+  text = ' '.join(str(error).split())
+  if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
+    return None
+  return text[:300]
+
+
 def _compile(trainer: Trainer, bucket: Bucket) -> Compiled | str:
   lowered = trainer.lower(Variant(bucket, True, trainer.replicas))
   begin = time.perf_counter()
   try:
     compiled = lowered.compile()
   except JaxRuntimeError as error:
-    text = ' '.join(str(error).split())
-    if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
+    why = too_large(error)
+    if why is None:
       raise
-    return text[:300]
+    return why
   seconds = time.perf_counter() - begin
   found = compiled.memory_analysis()
   kinds = 'argument', 'output', 'alias', 'temp', 'generated_code'
