@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from adabatch.config.files import cache_directory
 
@@ -176,3 +177,20 @@ def use_persistent_cache() -> None:
     path = cache_directory('programs')
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@contextlib.contextmanager
+def no_persistent_cache() -> Iterator[None]:
+  """What is compiled in it is compiled here.
+
+  On CPUs an executable that was read back from there loses its functions when
+  it is written once more, which shows where it is run.
+  """
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # JAX asks for the setting once
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()

@@ -11,6 +11,7 @@ before a file is read: JAX unpickles it, and so a directory of programs has to
 be trusted like code.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -34,7 +35,8 @@ from adabatch.config.files import (
   write_whole,
   writing,
 )
-from adabatch.devices.mesh import Devices
+from adabatch.devices.mesh import Devices, is_first_process
+from adabatch.devices.programs import no_persistent_cache
 
 INDEX = 'index.json'
 # Of JAX, which it makes the compiler's options of.
@@ -54,6 +56,7 @@ WITHOUT_EFFECT = ('--xla_dump_', '--xla_force_host_platform_device_count')
 UNREADABLE = (
   AttributeError,
   EOFError,
+  ImportError,
   JaxRuntimeError,
   LookupError,
   NotImplementedError,
@@ -73,16 +76,11 @@ def circumstances(devices: Devices) -> dict[str, Any]:
   processor lacks.
   """
   flat = list(devices.mesh.devices.flat)
-  version = importlib.metadata.version
-  compiler = flat[0].client.platform_version
-  if devices.platform == 'tpu':
-    # Of a TPU that is not there the client is another one.
-    compiler = f'libtpu {version("libtpu")}'
   settings = jax.config.values
   return {
     'jax': jax.__version__,
-    'jaxlib': version('jaxlib'),
-    'compiler': compiler,
+    'jaxlib': importlib.metadata.version('jaxlib'),
+    'compiler': _compiler(flat[0]),
     'platform': devices.platform,
     'kind': flat[0].device_kind,
     'devices': devices.size,
@@ -92,6 +90,14 @@ def circumstances(devices: Devices) -> dict[str, Any]:
     'flags': _flags(devices.platform),
     'host': _host() if devices.platform == 'cpu' else None,
   }
+
+
+def _compiler(device: Any) -> str:
+  if device.platform == 'tpu':
+    # By its package: of a TPU that is not there the client is another one.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      return f'libtpu {importlib.metadata.version("libtpu")}'
+  return device.client.platform_version
 
 
 def _flags(platform_name: str) -> list[str]:
@@ -255,16 +261,19 @@ class ProgramWriter:
     content = _read(self._directory, name, found.programs[name])
     return None if isinstance(content, str) else len(content)
 
-  def write(self, lowered: Any, compiled: Any, what: str) -> int:
-    """Its bytes.
+  def write(self, lowered: Any, what: str) -> int:
+    """Compiles it on all processes, and keeps what the first one has.
 
     Args:
-      lowered: what was compiled.
-      compiled: the executable.
+      lowered: what is compiled.
       what: it is, for a reader of the index.
+
+    Returns:
+      Its bytes; 0 on the other processes.
 
     Raises:
       ConfigError: if it is not a program alone.
+      JaxRuntimeError: if it cannot be compiled.
       WriteError: if the disk is full or fails.
     """
     if re.search(r'custom_call @\w*callback', lowered.as_text()):
@@ -272,6 +281,10 @@ class ProgramWriter:
         'plan.save cannot keep a program that calls back into Python, as a '
         'network, task or optimizer of this config does: leave plan.save out'
       )
+    with no_persistent_cache():
+      compiled = lowered.compile()
+    if not is_first_process():
+      return 0
     content, _, _ = serialize_executable.serialize(compiled)
     name, made = digest(lowered, self._made), _key(self._made)
     write_whole(_path(self._directory, name), content)

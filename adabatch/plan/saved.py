@@ -7,7 +7,7 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from adabatch.controllers.buckets import bucket_for
-from adabatch.devices.mesh import is_first_process, of_first_process
+from adabatch.devices.mesh import of_first_process
 from adabatch.devices.step import Variant
 from adabatch.devices.stored_programs import ProgramWriter
 from adabatch.devices.trainer import Trainer
@@ -71,7 +71,7 @@ def save(
       else:
         say(f'{i} of {len(wanted)}: {what}: compiling')
         try:
-          compiled = lowered.compile()
+          size = writer.write(lowered, what)
         except JaxRuntimeError as error:
           why = too_large(error)
           if why is None:
@@ -79,8 +79,6 @@ def save(
           say(f'{what} is not kept: {why}')
           found['too_large'] += 1
           continue
-        if is_first_process():
-          size = writer.write(lowered, compiled, what)
         found['compiled'] += 1
       found['number'] += 1
       found['bytes'] += size or 0
