@@ -136,6 +136,8 @@ class Programs:
       # What has not begun to compile counts for nothing.
       begun = not self._programs.pop(key).cancel()
       with self._lock:
+        if not begun:
+          self._loaded.discard(key)
         self._dropped += begun and key not in self._loaded
 
   def close(self) -> None:

@@ -212,11 +212,13 @@ class Shelf:
 
   def __init__(self, *buckets):
     self.buckets, self.asked = buckets, []
+    self.started = collections.defaultdict(threading.Event)
     self.hold = threading.Event()
     self.hold.set()
 
   def __call__(self, lowered):
     self.asked.append(lowered.bucket)
+    self.started[lowered.bucket].set()
     assert self.hold.wait(PATIENCE)
     if lowered.bucket in self.buckets:
       return f'stored {lowered.bucket}'
@@ -236,8 +238,10 @@ def test_what_is_stored_is_not_compiled(compiler):
 
 
 def test_what_was_stored_and_will_not_be_asked_for_was_not_compiled(compiler):
-  programs = Programs(compiler.lower, Shelf('now', 'never'))
+  shelf = Shelf('now', 'never')
+  programs = Programs(compiler.lower, shelf)
   programs.get('now', 'never')
+  assert shelf.started['never'].wait(PATIENCE)
   programs.drop_unused()
   programs.get('other')
   programs.drop_unused()
