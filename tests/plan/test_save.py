@@ -147,6 +147,7 @@ def test_a_resumed_run_may_begin_to_take_them(tmp_path):
   _, expected = run(config, tmp_path / 'usual')
   save(config, tmp_path / 'programs', tmp_path / 'plan')
   run(config, tmp_path / 'run', last_update=40)
+  config.plan.save = 'elsewhere'  # of the plan alone
   summary, lines = run(config, tmp_path / 'run', tmp_path / 'programs')
   assert lines == expected
   assert summary['compilations'] == 0 < summary['loaded_programs']
