@@ -101,10 +101,16 @@ def _compiler(device: Any) -> str:
 
 
 def _flags(platform_name: str) -> list[str]:
-  names = ['XLA_FLAGS']
-  names += ['LIBTPU_INIT_ARGS'] if platform_name == 'tpu' else []
-  flags = [f for name in names for f in os.environ.get(name, '').split()]
-  return sorted(flag for flag in flags if not flag.startswith(WITHOUT_EFFECT))
+  """In their order, for of two alike the last one counts."""
+  texts = [os.environ.get('XLA_FLAGS', '').strip()]
+  if texts[0] and not texts[0].startswith('-'):
+    # XLA takes it for the name of a file of flags, or ignores it.
+    with contextlib.suppress(OSError):
+      texts[0] += ' ' + pathlib.Path(texts[0]).read_text()
+  if platform_name == 'tpu':
+    texts.append(os.environ.get('LIBTPU_INIT_ARGS', ''))
+  flags = ' '.join(texts).split()
+  return [flag for flag in flags if not flag.startswith(WITHOUT_EFFECT)]
 
 
 def _host() -> list[str]:

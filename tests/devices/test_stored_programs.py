@@ -121,10 +121,23 @@ def test_circumstances_that_change_no_program(monkeypatch):
   before = circumstances(devices())
   assert json.loads(json.dumps(before)) == before
   more = '--xla_dump_to=x', '--xla_force_host_platform_device_count=9'
-  flags = *more, *before['flags'][::-1]
+  flags = *more, *before['flags']
   monkeypatch.setenv('XLA_FLAGS', ' '.join(flags))
   monkeypatch.setenv('LIBTPU_INIT_ARGS', '--xla_of_tpus=1')
   assert circumstances(devices()) == before
+
+
+def test_flags_count_in_their_order_and_from_a_file(monkeypatch, tmp_path):
+  def flags(text):
+    monkeypatch.setenv('XLA_FLAGS', text)
+    return circumstances(devices())['flags']
+
+  assert flags('--a=1 --a=2') == ['--a=1', '--a=2'] != flags('--a=2 --a=1')
+  (file := tmp_path / 'flags').write_text('--a=1\n')
+  before = flags(str(file))
+  file.write_text('--a=2\n')
+  assert flags(str(file)) != before
+  assert flags('none') == ['none']
 
 
 def of(monkeypatch, what):
