@@ -63,6 +63,10 @@ def default() -> Config:
   c.nonfinite.rollbacks = 3  # rollback: at most so often
   c.nonfinite.rate_factor = 0.5  # rollback: on the learning rate, each time
   c.compilation_cache = True  # keep compiled programs on disk between runs
+  c.compilation = ConfigDict()
+  # Directory of plan.save: what fits is taken from there, the rest compiled.
+  # Nothing guards against a program that means harm: trust it like code.
+  c.compilation.programs = placeholder(str)
   # A short try of everything: a few updates of a narrow network in two batch
   # sizes, on made-up data if the set is not there.
   c.smoke = False
@@ -324,13 +328,11 @@ def default() -> Config:
   # They then wait so long for the lost ones; with sync.min_replicas they go on
   # without, until these are started again and join at a checkpoint.
   c.processes.rejoin_seconds = 30.0
-
   c.watchdog = ConfigDict()
   # Without an update before the stacks of all threads are written to log.txt;
   # to compile, evaluate or save may take four times that. 0: never.
   c.watchdog.seconds = 1800.0
   c.watchdog.abort = False  # end the run then, with exit status 75
-
   c.parallel = ConfigDict()
   c.parallel.backend = 'shard_map'  # 'shard_map', 'pmap'
 
@@ -393,15 +395,13 @@ def default() -> Config:
   c.search.max_trials = placeholder(int)  # diverged ones too; None: 5 x trials
   # Once a trial reached the target in s updates, later ones end after s.
   c.search.early_stopping = True
-  # How often the space is widened, and as many trials are added, where the best
-  # point lies near an edge.
+  # How often the space is widened, by as many trials, if its edge is best.
   c.search.widen = 0
   # Of Optuna; None: SQLite in the workdir. 'journal:PATH', or a database's URL
   # for workers on many machines.
   c.search.storage = placeholder(str)
   c.search.grace = 120.0  # seconds without a sign of life: a worker is dead
-  # Small networks: trials at once on a device; None: whatever a short
-  # measurement finds fastest.
+  # Small networks: trials at once on a device; None: what is measured fastest.
   c.search.members = placeholder(int)
   c.search.updates_per_call = placeholder(int)  # most; None: likewise
   c.search.most_members = 16  # that are tried in measuring
@@ -412,6 +412,8 @@ def default() -> Config:
   # A machine that need not be there, for which every program is compiled:
   # 'v5e:16x16', 'v5p-128', '2*v5e:16x16'. None: what is here, nothing compiled.
   c.plan.topology = placeholder(str)
+  # Directory for all compiled programs of the run, of here or of that machine.
+  c.plan.save = placeholder(str)
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
   c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name
@@ -422,10 +424,8 @@ def default() -> Config:
   # Whether the best by target.metric (by loss, where a task has none such) is
   # kept beside them, unless it is the newest. Not of the trials of a search.
   c.checkpoint.best = True
-
   c.log = ConfigDict()
   c.log.every_updates = 50  # and at every decision
-
   c.eval = ConfigDict()
   c.eval.every_epochs = 1.0  # epochs between two evaluations
   # 1.05: between two evaluations at least 5 % more examples, so that a long run

@@ -8,8 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from adabatch.config.files import cache_directory
+
+# What is to be compiled -> its executable, where it was compiled before.
+Stored = Callable[[Any], Any]
 
 
 class Programs:
@@ -21,20 +25,31 @@ class Programs:
   other is started, so a run compiles at most one program more than it uses.
 
   Attributes:
-    compilations: programs compiled or being compiled.
-    compile_seconds: time spent lowering and compiling, in whichever thread.
+    compilations: programs compiled or being compiled; not those that were
+      compiled before and are there.
+    loaded: those.
+    compile_seconds: time spent lowering and compiling, or loading, in whichever
+      thread.
     stall_seconds: time `get` made its caller wait, the first program's apart.
     first_seconds: the wait for the first program.
   """
 
-  def __init__(self, lower: Callable[[Any], Any]):
-    """`lower` maps a key to an object with `.compile()`."""
-    self._lower = lower
+  def __init__(self, lower: Callable[[Any], Any], stored: Stored | None = None):
+    """Starts with none.
+
+    Args:
+      lower: maps a key to an object with `.compile()`.
+      stored: the executable of such an object where it was compiled before,
+        else None; asked for in the worker.
+    """
+    self._lower, self._stored = lower, stored
+    # Those that are stored, for all that is known.
+    self._loaded: set[Hashable] = set()
     self._programs: dict[Hashable, Future] = {}
     self._used: dict[Hashable, Any] = {}
     self._dropped = 0
     self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
-    # All threads add to `compile_seconds`.
+    # All threads add to `compile_seconds`, and say what is not stored.
     self._lock = threading.Lock()
     self.compile_seconds = 0.0
     self.stall_seconds = 0.0
@@ -42,7 +57,12 @@ class Programs:
 
   @property
   def compilations(self) -> int:
-    return len(self._programs) + self._dropped
+    with self._lock:
+      return len(self._programs.keys() - self._loaded) + self._dropped
+
+  @property
+  def loaded(self) -> int:
+    return len(self._loaded)
 
   @property
   def used(self) -> frozenset[Any]:
@@ -65,14 +85,22 @@ class Programs:
     with self._lock:
       self.compile_seconds += seconds
 
-  def _compile(self, lowered):
+  def _compile(self, key, lowered):
     with self._counted():
+      program = None if self._stored is None else self._stored(lowered)
+      if program is not None:
+        return program
+      with self._lock:
+        self._loaded.discard(key)
       return lowered.compile()
 
   def _start(self, key) -> Future:
     with self._counted():
       lowered = self._lower(key)
-    self._programs[key] = self._worker.submit(self._compile, lowered)
+    if self._stored is not None:
+      with self._lock:
+        self._loaded.add(key)
+    self._programs[key] = self._worker.submit(self._compile, key, lowered)
     return self._programs[key]
 
   def get(self, key, likely_next=None):
@@ -106,7 +134,11 @@ class Programs:
     """Forgets what was compiled ahead, because it will not be asked for."""
     for key in self._programs.keys() - self._used.keys():
       # What has not begun to compile counts for nothing.
-      self._dropped += not self._programs.pop(key).cancel()
+      begun = not self._programs.pop(key).cancel()
+      with self._lock:
+        if not begun:
+          self._loaded.discard(key)
+        self._dropped += begun and key not in self._loaded
 
   def close(self) -> None:
     """Drops what has not started; a compilation under way is waited for."""
@@ -147,3 +179,20 @@ def use_persistent_cache() -> None:
     path = cache_directory('programs')
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@contextlib.contextmanager
+def no_persistent_cache() -> Iterator[None]:
+  """What is compiled in it is compiled here.
+
+  On CPUs an executable that was read back from there loses its functions when
+  it is written once more, which shows where it is run.
+  """
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # JAX asks for the setting once
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()

@@ -19,7 +19,7 @@ from adabatch.devices.evaluation import (
 from adabatch.devices.feeds import BATCH, ResidentFeed
 from adabatch.devices.mesh import BY_REPLICA, WHOLE, Devices
 from adabatch.devices.messages import Call, pack
-from adabatch.devices.programs import Compiling, Programs
+from adabatch.devices.programs import Compiling, Programs, Stored
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import State, SyncState
 from adabatch.devices.step import Variant, train_step
@@ -107,6 +107,7 @@ class Trainer:
     replicas: int | None = None,
     skipped: Skipped = lambda split: lambda record, reason: None,
     compiling: Compiling = nullcontext,
+    stored: Stored | None = None,
   ):
     """Starts from fresh parameters, or from what was restored.
 
@@ -117,6 +118,7 @@ class Trainer:
       skipped: is told of records that cannot be read.
       compiling: makes what is entered while a program for measurements is
         compiled.
+      stored: where programs may be that were compiled before.
     """
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
@@ -131,7 +133,7 @@ class Trainer:
     # Where replicas lie with several processes, their reports travel only when
     # somebody wants to read them, so that they need not wait for one another.
     self.apart = recipe.replicas > 1 and jax.process_count() > 1
-    self.programs = Programs(self.lower)
+    self.programs = Programs(self.lower, stored)
     self._bucket = self._program = None  # of the last call
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)

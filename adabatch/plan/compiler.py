@@ -82,16 +82,24 @@ class Compiler:
     return _read(known)
 
 
+def too_large(error: Exception) -> str | None:
+  """What a compiler says of memory that does not suffice; None of the rest."""
+  text = ' '.join(str(error).split())
+  if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
+    return None
+  return text[:300]
+
+
 def _compile(lowered: Any) -> dict[str, Any]:
   """What the compiler says of it, or why it refuses; plain data."""
   begin = time.perf_counter()
   try:
     compiled = lowered.compile()
   except JaxRuntimeError as error:
-    text = ' '.join(str(error).split())
-    if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
+    why = too_large(error)
+    if why is None:
       raise
-    return {'why': text[:300]}
+    return {'why': why}
   seconds = time.perf_counter() - begin
   found = compiled.memory_analysis()
   memory = {

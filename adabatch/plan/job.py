@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from adabatch.plan.compiled import evaluation_figures, figures, programs
 from adabatch.plan.compiler import Compiler
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
+from adabatch.plan.saved import save
 from adabatch.plan.schedule import (
   Losses,
   Stretch,
@@ -42,6 +43,10 @@ from adabatch.train.workdir import Workdir
 
 POINTS = 1000  # of a schedule that are written down, about
 BYTES_OF_A_LINE = 400  # of metrics.jsonl, about
+OUTLINED = (
+  'the programs are for data of which their number is known alone: a run takes '
+  'them if its examples are as many and their mean and std are in the config'
+)
 
 
 def plan(
@@ -53,6 +58,8 @@ def plan(
   stop: threading.Event | None = None,
 ) -> dict[str, Any]:
   """Says what a run will be, and writes `plan.json`; nothing else is changed.
+
+  But with `plan.save` the run's programs are put in a directory.
 
   Args:
     config: of the run.
@@ -68,7 +75,7 @@ def plan(
     ConfigError: for a config that cannot be run.
     data.DatasetError: for a data set that is not there, and of which nothing
       is known.
-    WriteError: if the file cannot be written.
+    WriteError: if the file, or a program (`plan.save`), cannot be written.
   """
   del stop
   check_values(config)
@@ -77,11 +84,7 @@ def plan(
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
   machine = None
-  if config.plan.topology is not None and config.parallel.backend == 'pmap':
-    raise ConfigError(
-      f'plan.topology={config.plan.topology!r} compiles for what is not there, '
-      "which parallel.backend='pmap' does not: choose 'shard_map'"
-    )
+  _check_backend(config)
   if config.plan.topology is not None:
     if devices is not None:
       raise ConfigError(
@@ -101,9 +104,34 @@ def plan(
   }
   if machine is not None:
     _add_machine(parts, machine, found)
+  if config.plan.save is not None:
+    if not there:
+      found['remarks'].append(OUTLINED)
+    found['programs'] = save(parts, config.plan.save, _say())
   if is_first_process():
     files.write_plan(found)
   return found
+
+
+def _say() -> Callable[[str], None]:
+  """Lines of progress, once of all processes."""
+  return command_line.say if is_first_process() else lambda line: None
+
+
+def _check_backend(config: Config) -> None:
+  """Refuses what `pmap` cannot do."""
+  if config.parallel.backend != 'pmap':
+    return
+  if config.plan.topology is not None:
+    raise ConfigError(
+      f'plan.topology={config.plan.topology!r} compiles for what is not there, '
+      "which parallel.backend='pmap' does not: choose 'shard_map'"
+    )
+  if config.plan.save is not None:
+    raise ConfigError(
+      f"plan.save={config.plan.save!r}: programs of parallel.backend='pmap' "
+      "cannot be kept: choose 'shard_map', or leave it out"
+    )
 
 
 def _add_machine(
@@ -111,10 +139,9 @@ def _add_machine(
 ) -> None:
   """What the compiler says of each rung, and what the run takes by that."""
   flops = found['model']['flops_per_example']
-  say = command_line.say if is_first_process() else lambda line: None
   keep = cache_directory('plans') if parts.config.compilation_cache else None
   compiler = Compiler(machine, keep)
-  made = programs(parts, machine, compiler, say)
+  made = programs(parts, machine, compiler, _say())
   for rung in found['ladder']:
     rung |= figures(parts, machine, made, rung['batch_size'], flops)
   evaluation = evaluation_figures(parts, machine, made)

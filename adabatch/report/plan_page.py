@@ -25,6 +25,7 @@ from adabatch.report.plan_table import (
   ladder_table,
   lines_of_totals,
   machine_tables,
+  programs_line,
 )
 
 MEANING = (
@@ -106,7 +107,8 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
     f'<p class="lead">{escape(f"{name}: {text}")}</p>'
     for name, text in lines_of_totals(plan)
   ]
-  body += [f'<p>{escape(line)}</p>' for line in plan['remarks']]
+  lines = [programs_line(plan), *plan['remarks']]
+  body += [f'<p>{escape(line)}</p>' for line in lines if line is not None]
   body += _pictures(plan)
   body.append('<h2 class="part">The ladder</h2>')
   body += table(*ladder_table(plan), ())

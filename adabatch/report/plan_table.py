@@ -203,6 +203,24 @@ def _time_of(spent: Mapping[str, Any]) -> str:
   ) + (f', and {duration(evaluations)} to evaluate' if evaluations else '')
 
 
+def programs_line(plan: Mapping[str, Any]) -> str | None:
+  """What was put in a directory of programs; None where nothing was.
+
+  >>> programs_line({'programs': {'directory': 'd', 'number': 5, 'bytes': 2e6,
+  ...   'compiled': 3, 'too_large': 0, 'seconds': 9.5}})
+  'programs: 5 in d, 2 MB, 3 of them compiled now, in 9.5 s'
+  """
+  saved = plan.get('programs')
+  if saved is None:
+    return None
+  left_out = f', {saved["too_large"]} too large' if saved['too_large'] else ''
+  return (
+    f'programs: {saved["number"]:,} in {saved["directory"]}, '
+    f'{in_bytes(saved["bytes"])}, {saved["compiled"]:,} of them compiled now, '
+    f'in {duration(saved["seconds"])}{left_out}'
+  )
+
+
 def describe_plan(plan: Mapping[str, Any]) -> str:
   """The whole plan as text."""
   model, about, disk = plan['model'], plan['data'], plan['disk']
@@ -225,6 +243,8 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '
     f'{in_bytes(disk["checkpoint_bytes"])}'
   )
+  if (line := programs_line(plan)) is not None:
+    lines.append(line)
   return '\n'.join([*lines, *plan['remarks']])
 
 

@@ -245,11 +245,8 @@ def check(config: Config, devices: int) -> None:
       f'{config.sync.name!r} the anchor of the replicas is an average already: '
       'leave one of them out'
     )
-  if config.sync.name != 'synchronous' and config.parallel.backend == 'pmap':
-    raise ConfigError(
-      f'sync.name={config.sync.name!r} needs two axes of devices, and '
-      "parallel.backend='pmap' has one: choose 'shard_map'"
-    )
+  if config.parallel.backend == 'pmap':
+    _check_pmap(config)
   make_ladder(config, devices)
   make_controller(config, extent)
   make_optimizer(config, extent)
@@ -257,6 +254,21 @@ def check(config: Config, devices: int) -> None:
     # Known without the text, which may take long to turn into tokens.
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
     check_model(config, make_model(config, config.data.vocab_size), row)
+
+
+def _check_pmap(config: Config) -> None:
+  """Refuses what that backend cannot do."""
+  if config.sync.name != 'synchronous':
+    raise ConfigError(
+      f'sync.name={config.sync.name!r} needs two axes of devices, and '
+      "parallel.backend='pmap' has one: choose 'shard_map'"
+    )
+  if (directory := config.compilation.programs) is not None:
+    raise ConfigError(
+      f'compilation.programs={directory!r} has none of '
+      "parallel.backend='pmap', whose programs cannot be kept: choose "
+      "'shard_map', or leave it out"
+    )
 
 
 def _check_min_replicas(config: Config) -> None:

@@ -14,7 +14,8 @@ from adabatch import data
 from adabatch.config import Config
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
-from adabatch.devices.programs import use_persistent_cache
+from adabatch.devices.programs import Stored, use_persistent_cache
+from adabatch.devices.stored_programs import StoredPrograms
 from adabatch.train import agreement, elastic
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
@@ -75,13 +76,14 @@ def train(
     cache = cache or TextCache(files.text_directory, first)
     parts = build(config, devices, splits, cache)
     agreement.same_data(parts.fingerprints)
+    closed = functools.partial(_closed, stack)
+    console = closed(Console(parts.length.examples, enabled=first))
+    stored = _stored(parts, console)
     stack.enter_context(stop_on_signals(stop))
     if first:
       files.lock()
       elastic.forget_newcomers(files.path)
     files.check(config)
-    closed = functools.partial(_closed, stack)
-    console = closed(Console(parts.length.examples, enabled=first))
     watchdog = closed(_watchdog(config, files, console))
     kept = stack.enter_context(Kept(parts, files, console, stop))
     saved = kept.resume()
@@ -103,6 +105,7 @@ def train(
       warn=console.warn,
       doing=watchdog,
       restore=kept.go_back,
+      stored=stored,
     )
     record: dict[str, Any] = {}
     for kind, record in closed(steps):
@@ -118,6 +121,16 @@ def _checked(config: Config, devices: int) -> Config:
   """The config that is run, without the data as far as is known."""
   check(config, devices)
   return shrink(config) if config.smoke else config
+
+
+def _stored(parts: Parts, console: Console) -> Stored | None:
+  """Where programs may be that were compiled before."""
+  directory = parts.config.compilation.programs
+  if directory is None:
+    return None
+  return StoredPrograms(
+    directory, parts.recipe.devices, say=console.say, warn=console.warn
+  )
 
 
 def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:

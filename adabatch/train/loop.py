@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 
 from adabatch.devices.messages import Call
+from adabatch.devices.programs import Stored
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
@@ -41,6 +42,7 @@ def loop(
   warn: Callable[[str], None] = print,
   doing: Callable[[str, str], None] = lambda next, done: None,
   restore: Callable[[], Saved | None] = lambda: None,
+  stored: Stored | None = None,
 ) -> Generator[Record, None, None]:
   """Trains to the end; yields what happens as (kind, record), see `records`.
 
@@ -60,10 +62,11 @@ def loop(
     doing: is told what is next, and how far the run is.
     restore: the newest checkpoint, for a run that goes back where it diverged
       (`on_nonfinite`); None: to the start.
+    stored: where programs may be that were compiled before.
   """
   stop = stop or threading.Event()
   best = None if save_best is None else Best(save_best, saved)
-  run = Run(parts, saved, save, best, stop, cut, warn, doing)
+  run = Run(parts, saved, save, best, stop, cut, warn, doing, stored)
   try:
     yield from run.start(saved)
     on = True
@@ -79,7 +82,7 @@ def loop(
 class Run:
   """What a run is made of, and the phases of the loop."""
 
-  def __init__(self, parts, saved, save, best, stop, cut, warn, doing):
+  def __init__(self, parts, saved, save, best, stop, cut, warn, doing, stored):
     self.parts, self.save, self.best = parts, save, best
     self.stop, self.cut, self.doing = stop, cut, doing
     self.rolled_back: list[Record] = []
@@ -91,6 +94,7 @@ class Run:
       replicas=self.replicas.counts.replicas,
       skipped=teller(warn),
       compiling=lambda: self.paused('compiling'),
+      stored=stored,
     )
 
   def place(self, saved: Saved | None) -> Restored | None:

@@ -126,6 +126,7 @@ def summary(status: str, run: Any) -> dict[str, Any]:
     'seconds': seconds,
     'device_seconds': seconds * parts.recipe.devices.size,
     'compilations': programs.compilations,
+    'loaded_programs': programs.loaded,
     'buckets_visited': len({variant.bucket for variant in programs.used}),
     'compile_seconds': programs.compile_seconds,
     'first_compile_seconds': programs.first_seconds,

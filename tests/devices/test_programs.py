@@ -12,6 +12,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from adabatch.devices import programs as programs_lib
 from adabatch.devices.programs import CompiledOnce, Programs
@@ -206,6 +207,61 @@ def test_what_will_not_be_asked_for_makes_room(compiler, programs):
   assert programs.used == {'now'}
 
 
+class Shelf:
+  """Has what was compiled before; `hold` makes it take its time to say so."""
+
+  def __init__(self, *buckets):
+    self.buckets, self.asked = buckets, []
+    self.started = collections.defaultdict(threading.Event)
+    self.hold = threading.Event()
+    self.hold.set()
+
+  def __call__(self, lowered):
+    self.asked.append(lowered.bucket)
+    self.started[lowered.bucket].set()
+    assert self.hold.wait(PATIENCE)
+    if lowered.bucket in self.buckets:
+      return f'stored {lowered.bucket}'
+    return None
+
+
+def test_what_is_stored_is_not_compiled(compiler):
+  shelf = Shelf('a', 'c')
+  programs = Programs(compiler.lower, shelf)
+  assert programs.get('a', 'b') == 'stored a'
+  assert programs.get('b', 'c') == 'program b'
+  assert programs.get('c') == programs.get('c') == 'stored c'
+  programs.close()
+  assert compiler.compiled == {'b': 1}
+  assert shelf.asked == compiler.lowered == ['a', 'b', 'c']
+  assert (programs.compilations, programs.loaded) == (1, 2)
+
+
+def test_what_was_stored_and_will_not_be_asked_for_was_not_compiled(compiler):
+  shelf = Shelf('now', 'never')
+  programs = Programs(compiler.lower, shelf)
+  programs.get('now', 'never')
+  assert shelf.started['never'].wait(PATIENCE)
+  programs.drop_unused()
+  programs.get('other')
+  programs.drop_unused()
+  programs.close()
+  assert (programs.compilations, programs.loaded) == (1, 2)
+
+
+def test_nobody_counts_as_compiled_before_it_is_known(compiler):
+  shelf = Shelf('now')
+  programs = Programs(compiler.lower, shelf)
+  programs.get('now')
+  shelf.hold.clear()
+  programs.prefetch('next')
+  assert programs.compilations == 0
+  shelf.hold.set()
+  assert programs.get('next') == 'program next'
+  programs.close()
+  assert (programs.compilations, programs.loaded) == (1, 1)
+
+
 def test_errors_of_lowering_reach_the_caller():
   def lower(bucket):
     raise TypeError(f'cannot trace {bucket}')
@@ -354,6 +410,7 @@ def cache_settings():
   yield
   for name, value in old.items():
     jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.mark.usefixtures('cache_settings')
@@ -370,3 +427,22 @@ def test_the_persistent_cache_stays_where_the_user_put_it(tmp_path):
   jax.config.update('jax_compilation_cache_dir', str(tmp_path))
   programs_lib.use_persistent_cache()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+@pytest.mark.usefixtures('cache_settings')
+def test_without_the_persistent_cache_nothing_is_taken_from_it(tmp_path):
+  """A program that was, cannot be written again on a CPU."""
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+
+  compilation_cache.reset_cache()
+
+  def kept(factor):
+    """Files there, once one more program was compiled."""
+    jax.jit(lambda x: jnp.sin(x) * factor).lower(jnp.ones(5)).compile()
+    return len(list(tmp_path.glob('*-cache')))
+
+  before = kept(3)
+  assert before > 0
+  with programs_lib.no_persistent_cache():
+    assert kept(4) == before
+  assert kept(5) == before + 1
