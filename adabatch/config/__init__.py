@@ -1,7 +1,7 @@
 """Every key of a config: default, kind, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
-from adabatch.config.keys import COUNTED, default, flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED, default, flatten
 from adabatch.config.kinds import check_kinds
 from adabatch.config.known import (
   ARGUMENTS,
@@ -15,6 +15,7 @@ from adabatch.config.known import (
 
 __all__ = [
   'ARGUMENTS',
+  'AUTOMATIC',
   'COUNTED',
   'FREE',
   'Config',

@@ -108,7 +108,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _quote_counts(argv: list[str]) -> None:
-  """Quotes the counts with a suffix, which are texts to a config.
+  """Quotes counts with a suffix, and 'auto', which are texts to a config.
 
   Args:
     argv: all arguments; where it is `sys.argv` the flags do not see others.
@@ -120,7 +120,10 @@ def _quote_counts(argv: list[str]) -> None:
   """
   for i, argument in enumerate(argv):
     name, equals, value = argument.partition('=')
-    if equals and name.lstrip('-').removeprefix('config.') in config.COUNTED:
+    key = name.lstrip('-').removeprefix('config.')
+    if key in config.AUTOMATIC and value == 'auto':
+      argv[i] = f"{name}='auto'"
+    if equals and key in config.COUNTED:
       quoted = re.sub(
         r'(?<![\w.\'"])([\d._]+[A-Za-z])(?![\w\'"])', r"'\1'", value
       )

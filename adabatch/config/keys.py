@@ -28,6 +28,9 @@ COUNTED = frozenset(
   ]
 )
 
+# Keys that hold a number, or 'auto'.
+AUTOMATIC = frozenset(['buckets.max_per_device'])
+
 
 def default() -> Config:
   """The config that the files in `configs/` start from.
@@ -313,7 +316,8 @@ def default() -> Config:
 
   c.buckets = ConfigDict()
   # Examples a device processes at once; may be others when a run is resumed.
-  c.buckets.max_per_device = 4096
+  # 'auto': as many as fit in its memory; on CPUs, the fastest of a few.
+  c.buckets.max_per_device = FieldReference(4096, field_type=object)
   c.buckets.rounding = 'up'  # 'up', 'exact', 'nearest'
   c.buckets.growth = 2.0  # ratio of neighbouring buckets
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from adabatch.config.errors import Config, ConfigError
-from adabatch.config.keys import COUNTED, default, flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED, default, flatten
 
 
 class Kind(NamedTuple):
@@ -60,6 +60,10 @@ COUNT = Kind(
   lambda value: _is_number(value) or _is_text(value),
 )
 LINES = Kind('a text', _is_text)
+AUTO = Kind(
+  "a whole number below 2^63, or 'auto'",
+  lambda value: _is_whole(value) or value == 'auto',
+)
 # Whose texts may be written in several lines.
 TABLES = frozenset(['controller.step_table.table'])
 MOST_ENTRIES = 1000
@@ -85,6 +89,8 @@ def _kinds(table: Config, prefix: str = '') -> Iterator[tuple[str, Kind]]:
     of = table.get_type(name)
     if key == 'seed':
       kind = SEED
+    elif key in AUTOMATIC:
+      kind = AUTO
     elif of is tuple:
       entry = type(value[0]) if value else ENTRIES[key]
       kind = _several(COUNT if key in COUNTED else KINDS[entry])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adabatch.config.errors import Config, ConfigError, refusing
-from adabatch.config.keys import COUNTED, flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED, flatten
 
 # Rules that check their own arguments, such as the controllers, are left to do
 # so.
@@ -163,7 +163,7 @@ def check_numbers(config: Config, read: Callable[[Any], Any]) -> None:
   flat = flatten(config)
   for key, (allowed, accepts) in RANGES.items():
     value = flat[key]
-    if value is None:
+    if value is None or (key in AUTOMATIC and value == 'auto'):
       continue
     with refusing(key):
       for entry in value if isinstance(value, list | tuple) else [value]:

@@ -11,7 +11,6 @@ slices, the n-th part of it among them over the data-centre network,
 and of what is not an all-reduce the half.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from adabatch.plan import hlo
 from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.topology import Topology
 from adabatch.train.build import Parts
+from adabatch.train.memory import beside_training
 
 
 class Programs(NamedTuple):
@@ -178,19 +178,6 @@ def _bytes(shapes: Any, examples: int = 1) -> int:
   )
 
 
-def beside_training(parts: Parts, bucket: Bucket) -> int:
-  """Bytes on each device while an update runs that are not its program's.
-
-  Of a stream, the batch that is read ahead; else the evaluation split.
-  """
-  inputs = parts.recipe.inputs
-  if inputs.streaming:
-    replicas = parts.ladder.replicas
-    here = replicas // math.gcd(replicas, parts.recipe.devices.size)
-    return _bytes(inputs.train.shapes, here * bucket.slots_per_device)
-  return bytes_of(inputs.evaluation.arrays)
-
-
 def _beside_evaluation(parts: Parts, trainer: Trainer) -> int:
   inputs, state = parts.recipe.inputs, trainer.state
   whole = _on_a_device(state)
@@ -214,7 +201,7 @@ def _fits(
 ) -> bool:
   if isinstance(program, TooLarge):
     return False
-  beside = beside_training(parts, bucket)
+  beside = beside_training(parts.recipe, bucket)
   return program.memory['peak'] + beside <= machine.chip.memory
 
 
@@ -275,7 +262,7 @@ def figures(
   found: dict[str, Any] = {
     'fits': size not in made.fits_with,
     **too_large,
-    **_memory(machine, program, beside_training(parts, bucket)),
+    **_memory(machine, program, beside_training(parts.recipe, bucket)),
     **_seconds_of(machine, program),
     'bandwidth_bound_seconds': program.cost.traffic / chip.bandwidth,
     'donated': program.cost.aliased,

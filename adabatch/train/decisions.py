@@ -28,6 +28,7 @@ class Decisions:
   """The nominal batch size of the next update, and how it is arrived at.
 
   Attributes:
+    ladder: the sizes that are run, and on what.
     nominal: nominal batch size of the next update, in examples.
     evaluated_examples: examples evaluated only to choose batch sizes.
     measured: whether the rule reads anything that the devices have to report;
@@ -55,7 +56,7 @@ class Decisions:
       num_examples: the size of an epoch.
       saved: what `host` gave.
     """
-    self._controller, self._ladder = controller, ladder
+    self._controller, self.ladder = controller, ladder
     self._measure = measure
     self._num_examples = num_examples
     self._state = controller.init()
@@ -140,7 +141,7 @@ class Decisions:
 
   def plan(self) -> Plan:
     """What the next update runs."""
-    return buckets.plan(self.nominal, self._ladder)
+    return buckets.plan(self.nominal, self.ladder)
 
   def likely_next(
     self, update: int, examples: int, ahead: int
@@ -153,15 +154,15 @@ class Decisions:
     """
     now = self.plan().batch_size
     if self.measured:
-      above = buckets.next_rung(now, self._ladder)
-      return None if above is None else buckets.bucket_for(above, self._ladder)
+      above = buckets.next_rung(now, self.ladder)
+      return None if above is None else buckets.bucket_for(above, self.ladder)
     first = update + max(ahead // now, 1)
     later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
     if later is None:
       return None
     signals = self._progress(later, examples + ahead)
     nominal, _ = self._controller.update(self._state, signals)
-    return buckets.plan(nominal, self._ladder).bucket
+    return buckets.plan(nominal, self.ladder).bucket
 
   def _progress(self, update: int, examples: int) -> Signals:
     return Signals(update, examples, examples / self._num_examples)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from adabatch.config import Config, ConfigError
-from adabatch.controllers.buckets import Ladder, bucket_for
+from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
+from adabatch.devices.in_rows import bytes_of
 from adabatch.devices.mesh import Devices
 from adabatch.devices.recipe import Recipe
 
@@ -46,6 +47,19 @@ def of_device(made: Devices) -> float:
   own = [made.mesh.devices.flat[i] for i in made.own]
   known = [(device.memory_stats() or {}).get('bytes_limit') for device in own]
   return min((k for k in known if k is not None), default=math.inf)
+
+
+def beside_training(recipe: Recipe, bucket: Bucket) -> int:
+  """Bytes on each device while an update runs that are not its program's.
+
+  Of a stream, the batch that is read ahead; else the evaluation split.
+  """
+  if recipe.inputs.streaming:
+    # Replicas that one device trains, each with such a bucket.
+    here = recipe.replicas // math.gcd(recipe.replicas, recipe.devices.size)
+    slots = here * bucket.slots_per_device
+    return slots * size_of(list(recipe.inputs.train.shapes.values()))
+  return bytes_of(recipe.inputs.evaluation.arrays)
 
 
 def check_state(config: Config, recipe: Recipe, variables: Any) -> None:

@@ -172,17 +172,23 @@ def make_ladder(
         f'controller.{key}_batch_size={size} cannot be shared equally by '
         f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
       )
+  noise, most = estimates_noise(config, rule), b.max_per_device
+  if most == 'auto' and noise:
+    raise ConfigError(
+      "buckets.max_per_device='auto' may be another number each time, and what "
+      'is told of the gradient noise depends on it: give a number'
+    )
   with refusing('buckets'):
     return buckets.ladder(
       smallest,
       largest,
       devices=devices // math.gcd(devices, replicas),
-      max_per_device=b.max_per_device,
+      max_per_device=None if most == 'auto' else most,
       growth=b.growth,
       rounding=b.rounding,
       group_size=_group_size(config),
       replicas=replicas,
-      min_microbatches=2 if estimates_noise(config, rule) else 1,
+      min_microbatches=2 if noise else 1,
       damping_exponent=damping_exponent(config),
     )
 
