@@ -412,6 +412,9 @@ def default() -> Config:
   # A machine that need not be there, for which every program is compiled:
   # 'v5e:16x16', 'v5p-128', '2*v5e:16x16'. None: what is here, nothing compiled.
   c.plan.topology = placeholder(str)
+  # Whether at most two smaller microbatches are compiled as well, so that the
+  # times of more chips than these are known, not only bounded.
+  c.plan.scaling = False
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
   c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name

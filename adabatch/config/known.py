@@ -57,6 +57,7 @@ FREE = frozenset(
     'data.placement',
     'data.workers',
     'plan.loss',
+    'plan.scaling',
     'plan.topology',
     'processes.lost_seconds',
     'processes.rejoin_seconds',

@@ -2,9 +2,9 @@
 
 Memory and collectives are what was compiled. Times are the compiler's own
 estimate of its schedule. The all-reduce is a model: a ring along each side of
-the torus, both ways at once,
+the torus, both ways at once (`torus.links`),
 
-    seconds = 2 (n - 1) / n * bytes / (2 sides * link).
+    seconds = 2 (n - 1) / n * bytes / (links * link).
 """
 
 import time
@@ -19,6 +19,7 @@ from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Trainer
 from adabatch.plan import hlo
 from adabatch.plan.topology import Topology
+from adabatch.plan.torus import links
 from adabatch.train.build import Parts
 
 
@@ -166,7 +167,7 @@ def all_reduce_seconds(
   """By the model above, of all that an update exchanges between chips."""
   chip, number = machine.chip, len(machine.devices)
   moved = sum(c.times * c.bytes * _ring(c, number) for c in collectives)
-  return moved / (2 * chip.sides * chip.link)
+  return moved / (links(machine.shape) * chip.link)
 
 
 def _ring(collective: hlo.Collective, number: int) -> float:

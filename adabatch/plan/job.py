@@ -18,7 +18,7 @@ from adabatch import data
 from adabatch.config import Config, ConfigError, command_line
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
-from adabatch.plan import network
+from adabatch.plan import network, scaled
 from adabatch.plan.compiled import figures, programs
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
@@ -76,6 +76,7 @@ def plan(
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
   machine = None
+  scaled.check(config)
   if config.plan.topology is not None and config.parallel.backend == 'pmap':
     raise ConfigError(
       f'plan.topology={config.plan.topology!r} compiles for what is not there, '
@@ -138,6 +139,7 @@ def _add_machine(
       n * s for n, s in zip(updates, seconds, strict=True) if n
     )
     totals['chip_hours'] = totals['seconds'] * len(machine.devices) / 3600
+  found['scaling'] = scaled.describe(parts, machine, found, say)
 
 
 def _compiler() -> str:

@@ -19,6 +19,7 @@ from adabatch.report.layout import (
 )
 from adabatch.report.panels import Line, Panel
 from adabatch.report.pictures import draw
+from adabatch.report.plan_scaling import scaling_section
 from adabatch.report.plan_table import (
   flops,
   in_bytes,
@@ -115,6 +116,7 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
     body.append(f'<h2 class="part">On {escape(about["name"])}</h2>')
     body += table(*machine, ())
     body.append(f'<p class="note">{escape(MEANING)} {about["compiler"]}.</p>')
+  body += scaling_section(plan)
   body.append('<h2 class="part">Parameters</h2>')
   rows = [
     [group, quantity(count), f'{count / model["parameters"]:.1%}']

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adabatch.report.layout import duration, quantity
+from adabatch.report.plan_scaling import scaling_lines, scaling_tables
 
 
 def in_bytes(size: Any) -> str:
@@ -159,6 +160,9 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '
     f'{in_bytes(disk["checkpoint_bytes"])}'
   )
+  for title, *scaling in scaling_tables(plan):
+    lines += ['', title, *_aligned([scaling[0], *scaling[1]])]
+  lines += scaling_lines(plan)
   return '\n'.join([*lines, *plan['remarks']])
 
 
