@@ -73,6 +73,7 @@ def describe(
     'largest': rungs[-1].batch_size,
     'at_once': model.ladder.max_per_device,
     'microbatch_sizes': model.times.sizes,
+    'falls_at': model.times.falls,
     'fixed_seconds': model.times.fixed,
     'extra': [
       {

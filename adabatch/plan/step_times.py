@@ -9,7 +9,10 @@ known. Of others it is
     T(m, k)  for another m: on the line through T of the known m on either side
              beyond the largest: on the line through T of the last two, which
              does not fall; of one known m alone, in proportion
-             below the smallest: T of the smallest, which it does not exceed
+             below the smallest: T of the smallest, as if none were faster
+
+It rises with m and k where what is known does. Compilers say of small programs
+that a larger one is faster, which is then kept.
 
 `fixed` is what is done once an update, however many microbatches it has: the
 intercept of the line through two known k of one m. Where there are none, it is
@@ -17,6 +20,7 @@ unknown and taken as 0: k microbatches take k times as long as one.
 """
 
 import bisect
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -79,6 +83,12 @@ class StepTimes:
     below = self._accumulated(sizes[i - 1], steps)
     share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
     return below + share * (above - below)
+
+  @property
+  def falls(self) -> list[int]:
+    """Known sizes that are faster than the one before."""
+    pairs = itertools.pairwise(self.sizes)
+    return [high for low, high in pairs if self(high, 1) < self(low, 1)]
 
   def _fixed(self) -> float | None:
     """From the size that was accumulated most often."""

@@ -49,7 +49,7 @@ def scaling_tables(
     return
   names = _names(scaling)
   for kind, title in KINDS.items():
-    columns, rows = ['chips', 'slices'], []
+    columns, rows = ['chips', 'sides'], []
     for name in names.values():
       columns += [name, 'chip-hours', 'efficiency']
     columns += ['of the smallest'] if 'schedule' in names else []
@@ -98,12 +98,17 @@ def scaling_lines(plan: Mapping[str, Any]) -> Iterator[str]:
   if 'fewer' in outside:
     yield (
       f'≤: a chip has fewer examples than the {sizes[0]:,} at once that were '
-      'compiled, and takes at most as long; plan.scaling=True compiles fewer'
+      'compiled, and is taken to be no faster; plan.scaling=True compiles fewer'
     )
   if 'more' in outside:
     yield (
       f'~: a chip has more examples at once than the {sizes[-1]:,} that were '
       'compiled, and its time goes on by a line'
+    )
+  if falls := scaling['falls_at']:
+    yield (
+      'by the compiler a step is faster than one of fewer examples at '
+      f'{", ".join(map(quantity, falls))} at once, which the model keeps'
     )
   if scaling['fixed_seconds'] is None:
     yield (

@@ -160,8 +160,8 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     f'disk: {in_bytes(disk["bytes"])}, of which each checkpoint '
     f'{in_bytes(disk["checkpoint_bytes"])}'
   )
-  for title, *scaling in scaling_tables(plan):
-    lines += ['', title, *_aligned([scaling[0], *scaling[1]])]
+  for title, columns, rows in scaling_tables(plan):
+    lines += ['', title, *_aligned([columns, *rows])]
   lines += scaling_lines(plan)
   return '\n'.join([*lines, *plan['remarks']])
 
