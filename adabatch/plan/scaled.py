@@ -112,6 +112,7 @@ def _rung(rung: Mapping[str, Any]) -> scaling.Rung:
       for c in rung['collectives']
     ),
     rung.get('updates', 0),
+    rung['memory']['peak'] + rung['next_batch_bytes'],
   )
 
 

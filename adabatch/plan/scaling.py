@@ -9,10 +9,11 @@ chips of its kind; nothing is measured, and chips never wait for one another:
     efficiency = seconds(1) / (N * seconds(N))
 
 Strong scaling keeps the batch sizes: `bucket_for` says m and k for ceil(B / N)
-examples a chip, and where B < N the chips beyond B are idle. Weak scaling keeps
-m and k: batches have N / N0 as many examples, and there are N0 / N as many
-updates. T is that of `step_times`; the exchange that of `compiled`, between
-slices that of `torus`. Exchanges among a part of the chips are those of
+examples a chip, and where B < N the chips beyond B are idle. A chip takes at
+most as many at once as the run allows, and as it has memory for. Weak scaling
+keeps m and k: batches have N / N0 as many examples, and there are N0 / N as
+many updates. T is that of `step_times`; the exchange that of `compiled`, and
+between slices that of `torus`. Exchanges among a part of the chips are those of
 BatchNorm's groups, as often as there are microbatches; those among all come
 once an update.
 """
@@ -41,6 +42,7 @@ class Rung(NamedTuple):
     seconds: of an update on a chip, by the compiler.
     collectives: of an update.
     updates: that the schedule makes with it.
+    memory: bytes of a chip at its peak.
   """
 
   batch_size: int
@@ -48,6 +50,7 @@ class Rung(NamedTuple):
   seconds: float
   collectives: tuple[Collective, ...]
   updates: int = 0
+  memory: float = 0.0
 
 
 class Update(NamedTuple):
@@ -91,8 +94,7 @@ def make(
 
   Args:
     machine: in one slice.
-    ladder: of the run. Where it has no limit of examples at once, that is the
-      most that were compiled: of more it is not known whether they fit.
+    ladder: of the run. Its limit of examples at once is lowered to what fits.
     rungs: at least one.
     extra: compiled only to know more.
   """
@@ -101,10 +103,29 @@ def make(
     for rung in (*extra, *rungs)
   }
   times = StepTimes(Point(m, k, r.seconds) for (m, k), r in programs.items())
-  most = max(rung.bucket.microbatch_size for rung in rungs)
-  ladder = ladder._replace(max_per_device=ladder.max_per_device or most)
+  fit = most_at_once(machine.chip.memory, programs.values())
+  most = min(ladder.max_per_device or fit, fit)
+  ladder = ladder._replace(max_per_device=most)
   exchanged = {key: rung.collectives for key, rung in programs.items()}
   return Model(machine, ladder, rungs, times, exchanged)
+
+
+def most_at_once(memory: float, programs: Iterable[Rung]) -> int:
+  """Examples at once that a chip has memory for.
+
+  By the line through the two largest that were compiled; at least as many as
+  they. Where it does not rise, or there is one alone, of more nothing is known.
+  """
+  peaks: dict[int, float] = {}
+  for rung in programs:
+    size = rung.bucket.microbatch_size
+    peaks[size] = max(rung.memory, peaks.get(size, 0.0))
+  sizes = sorted(peaks)
+  if len(sizes) == 1 or peaks[sizes[-1]] <= peaks[sizes[-2]]:
+    return sizes[-1]
+  low, high = sizes[-2:]
+  each = (peaks[high] - peaks[low]) / (high - low)
+  return high + max(int((memory - peaks[high]) / each), 0)
 
 
 def strong(model: Model, rung: Rung, chips: int) -> Update | None:
