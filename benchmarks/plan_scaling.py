@@ -15,8 +15,9 @@ work of one, take
 
 and what they exchange is taken to cost nothing. Processes take turns, a
 measurement of each at a time, so that a disturbance does not fall on one of
-them alone; a time is the median of several. Writes a log (`--log`) and prints
-a table.
+them alone; a time is the median of several, and because others use the machine
+too, the same is done with the least of several. Writes a log (`--log`) and
+prints a table.
 """
 
 import json
@@ -171,31 +172,45 @@ def measure(network: str) -> dict[str, list[dict[str, float]]]:
   return found
 
 
+def predict(
+  found: dict[str, list[dict[str, float]]], cores: int, statistic: Any
+) -> tuple[dict[str, float], dict[str, float], float]:
+  """Measured and predicted seconds by name, and cores of one device.
+
+  Args:
+    found: all measurements.
+    cores: that there are.
+    statistic: of several measurements the one that counts.
+  """
+  measured = {
+    name: statistic([x['seconds'] for x in some])
+    for name, some in found.items()
+  }
+  alone = {(m, k): f'1 x {m} x {k}' for m, k in KNOWN}
+  busy = statistics.median(
+    statistic([x['busy'] for x in found[name]]) / measured[name]
+    for name in alone.values()
+  )
+  times = StepTimes(Point(m, k, measured[n]) for (m, k), n in alone.items())
+  predicted = {}
+  for name in found:
+    devices, size, steps = map(int, name.split(' x '))
+    predicted[name] = times(size, steps) * max(1.0, devices * busy / cores)
+  return measured, predicted, busy
+
+
 def compare(
   found: dict[str, list[dict[str, float]]], cores: int
 ) -> list[dict[str, Any]]:
   """Rows of what was predicted beside what was measured."""
-  median = {
-    name: statistics.median(x['seconds'] for x in some)
-    for name, some in found.items()
-  }
-  alone = [
-    x
-    for name, some in found.items()
-    for x in some
-    if name in {f'1 x {m} x {k}' for m, k in KNOWN}
-  ]
-  busy = statistics.median(x['busy'] / x['seconds'] for x in alone)
-  times = StepTimes(Point(m, k, median[f'1 x {m} x {k}']) for m, k in KNOWN)
+  measured, predicted, busy = predict(found, cores, statistics.median)
+  least, least_predicted, _ = predict(found, cores, min)
   rows = []
   for devices in DEVICES:
     rungs = buckets.Ladder(BATCH_SIZES, devices, MAX_PER_DEVICE, 'up')
     for batch_size in BATCH_SIZES:
       size, steps, _ = buckets.bucket_for(batch_size, rungs)
       name = f'{devices} x {size} x {steps}'
-      share = max(1.0, devices * busy / cores)
-      seconds = sorted(x['seconds'] for x in found[name])
-      predicted = times(size, steps) * share
       rows.append(
         {
           'devices': devices,
@@ -203,11 +218,12 @@ def compare(
           'microbatch_size': size,
           'accumulation_steps': steps,
           'fitted': devices == 1 and (size, steps) in KNOWN,
-          'measured': median[name],
-          'least': seconds[0],
-          'most': seconds[-1],
-          'predicted': predicted,
-          'ratio': predicted / median[name],
+          'measured': measured[name],
+          'least': least[name],
+          'most': max(x['seconds'] for x in found[name]),
+          'predicted': predicted[name],
+          'ratio': predicted[name] / measured[name],
+          'ratio_of_least': least_predicted[name] / least[name],
           'cores_of_one_device': busy,
         }
       )
@@ -233,8 +249,9 @@ def main(argv: list[str]) -> None:
     log['networks'][network] = {'rows': rows, 'measurements': found}
     log['load'].append(os.getloadavg())
     print(f'\n{network}: milliseconds of an update, median (least, most)\n')
-    print('| devices | batch size | m x k | measured | predicted | ratio |')
-    print('|---' * 6 + '|')
+    columns = 'devices', 'batch size', 'm x k', 'measured', 'predicted'
+    print(f'| {" | ".join(columns)} | ratio | of the least |')
+    print('|---' * 7 + '|')
     for row in rows:
       ms = {k: 1e3 * row[k] for k in ('measured', 'least', 'most', 'predicted')}
       print(
@@ -242,7 +259,8 @@ def main(argv: list[str]) -> None:
         f'| {row["microbatch_size"]} x {row["accumulation_steps"]} '
         f'| {ms["measured"]:.1f} ({ms["least"]:.1f}–{ms["most"]:.1f}) '
         f'| {ms["predicted"]:.1f} | {row["ratio"]:.2f}'
-        f'{" (fitted)" if row["fitted"] else ""} |'
+        f'{" (fitted)" if row["fitted"] else ""} '
+        f'| {row["ratio_of_least"]:.2f} |'
       )
   pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
 

@@ -129,7 +129,12 @@ def _wins(scaling: Mapping[str, Any]) -> str:
     return 'by the model: nothing of the schedule, part of which does not fit'
   if smallest == largest:
     return 'by the model: nothing is won where the batch never grows'
-  rows = [row for row in scaling['strong'] if row['schedule'] is not None]
+  # Not where more than a bound is unknown.
+  rows = [
+    row
+    for row in scaling['strong']
+    if all(row[name] and row[name]['outside'] != 'fewer' for name in RUNS)
+  ]
   first = scaling['wins_from']
   if first is None or not rows:
     return (
@@ -138,22 +143,15 @@ def _wins(scaling: Mapping[str, Any]) -> str:
       f'of {smallest:,}'
     )
   last = rows[-1]
-  text = (
+  ours, theirs = (last[name]['of_smallest'] for name in ('schedule', 'largest'))
+  less = 'less still' if theirs < ours else 'no less'
+  return (
     f'by the model, not by a measurement: from {first:,} chips on the schedule '
     'takes at least 10 % less time than as many examples in batches of '
-    f'{smallest:,}'
-  )
-  shares = {
-    row['chips']: row['schedule']['of_smallest']
-    for row in rows
-    if row['chips'] == first or row is last
-  }
-  text += ' (' + ', '.join(f'{s:.2f} of it on {n:,}' for n, s in shares.items())
-  share = last['largest']['seconds'] / last['smallest']['seconds']
-  return text + (
-    f'); batches of {largest:,} throughout take less still ({share:.2f} on '
-    f'{last["chips"]:,}): that small batches early need fewer examples is what '
-    'the schedule is for, and the model knows nothing of it'
+    f'{smallest:,} ({ours:.2f} of it on {last["chips"]:,}); batches of '
+    f'{largest:,} throughout take {less} ({theirs:.2f}): that small batches '
+    'early need fewer examples is what the schedule is for, and the model '
+    'knows nothing of it'
   )
 
 
