@@ -297,8 +297,8 @@ def wins_from(rows: Sequence[Mapping[str, Any]]) -> int | None:
 def between(sizes: Iterable[int], can: Callable[[int], bool]) -> list[int]:
   """At most two microbatch sizes to compile as well.
 
-  The smallest that can be, and, where that makes fewer than three, what lies in
-  the middle of the widest gap by ratio.
+  The smallest that can be run, and, where that makes two, the one in the middle
+  by ratio.
 
   Args:
     sizes: that are compiled anyway.
@@ -307,19 +307,11 @@ def between(sizes: Iterable[int], can: Callable[[int], bool]) -> list[int]:
   >>> between([32], lambda size: True), between([1, 8, 64], lambda size: True)
   ([1, 6], [])
   """
-  known, more = set(sizes), []
-  below = range(1, min(known))
-  smallest = next((size for size in below if can(size)), None)
-  if smallest is not None:
-    more.append(smallest)
-  while len(known | {*more}) < 3 and len(more) < 2:
-    ends = sorted(known | {*more})
-    gaps = [
-      (high / low, middle)
-      for low, high in zip(ends, ends[1:], strict=False)
-      if low < (middle := round(math.sqrt(low * high))) < high and can(middle)
-    ]
-    if not gaps:
-      break
-    more.append(max(gaps)[1])
+  known = set(sizes)
+  smallest = next((m for m in range(1, min(known)) if can(m)), None)
+  more = [] if smallest is None else [smallest]
+  if len(ends := sorted({*known, *more})) == 2:
+    middle = round(math.sqrt(math.prod(ends)))
+    if middle not in ends and can(middle):
+      more.append(middle)
   return more

@@ -91,6 +91,9 @@ def test_what_is_once_an_update_is_counted_once():
   assert times.fixed == 2
   assert times(4, 3) == 2 + 3 * (5 - 2)
   assert times(8, 1) == 7
+  # One microbatch alone has no loop: the others say what is once.
+  times = StepTimes([Point(8, 1, 6.0), Point(8, 2, 12.0), Point(8, 4, 22.0)])
+  assert times.fixed == 2
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,7 @@ def slowly(model, updates, chips, weak):
     ((2, 2), 4, 1000, 16, (9, 1, 1, 1, 1, 2, 2, 2, 3)),
     ((4, 4), 16, 300, 4, (1, 2, 3, 4, 5, 6)),
     ((1, 1), 1, 64, 4, (3,) * 7),
+    ((4, 4), 8, 64, 2, (3, 2, 1, 1)),  # half of the chips are idle
   ],
 )
 def test_runs_are_their_updates_one_by_one(
@@ -282,6 +286,25 @@ def test_fewer_examples_than_were_compiled_are_only_bounded():
   rows = scaling.predict(model, 448, schedule=True)['strong']
   assert rows[0]['largest']['outside'] == 'more'
   assert rows[0]['largest']['seconds'] > rows[2]['largest']['seconds']
+
+
+@pytest.mark.parametrize(
+  ('peaks', 'expected'),
+  [
+    ({4: 10}, 4),
+    ({4: 10, 8: 20}, 8 + 32),
+    ({4: 10, 8: 20, 16: 30}, 16 + 56),  # of the last two
+    ({4: 10, 8: 10}, 8),
+    ({4: 10, 8: 150}, 8),  # too large, and compiled all the same
+  ],
+)
+def test_what_a_chip_has_memory_for(peaks, expected):
+  programs = [
+    scaling.Rung(1, Bucket(size, steps, 1), 1.0, (), 0, peak - 1 + steps / 2)
+    for size, peak in peaks.items()
+    for steps in (1, 2)
+  ]
+  assert scaling.most_at_once(100, programs) == expected
 
 
 def test_from_where_on_a_schedule_wins():
