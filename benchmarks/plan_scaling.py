@@ -8,16 +8,24 @@ of one device at some microbatches make the plan's own `StepTimes`; from them
 the other numbers of devices are predicted, and batch sizes between.
 
 Unlike chips, virtual devices share the cores. One device keeps u of c cores
-busy (its processor time by its time), so that n devices, which have n times the
-work of one, take
+busy (its processor time by its time), and n devices have n times the work of
+one, so that they take, where nobody else wants the cores,
 
-    predicted = T(m, k) * max(1, n u / c),
+    free = T(m, k) * max(1, n u / c),
 
-and what they exchange is taken to cost nothing. Processes take turns, a
-measurement of each at a time, so that a disturbance does not fall on one of
-them alone; a time is the median of several, and because others use the machine
-too, the same is done with the least of several. Writes a log (`--log`) and
-prints a table.
+and where others leave them no more than they left the one,
+
+    taken = n T(m, k).
+
+Processor time does not depend on others, or hardly: that of n devices should be
+
+    work = n W(m, k),
+
+where W is the same model of one device's processor times. What devices exchange
+is taken to cost nothing. Processes take turns, a measurement of each at a time,
+so that a disturbance does not fall on one of them alone; a time is the median
+of several. Writes a log (`--log`) and prints a table (`--from_log`: of what the
+log holds); ratios are predicted by measured.
 """
 
 import json
@@ -50,6 +58,7 @@ LOG = flags.DEFINE_string(
 )
 REPEATS = flags.DEFINE_integer('repeats', 7, 'Measurements of each time.')
 SECONDS = flags.DEFINE_float('seconds', 0.6, 'That a measurement takes, about.')
+FROM_LOG = flags.DEFINE_bool('from_log', False, 'Measures nothing.')
 WORKER = flags.DEFINE_string('worker', '', 'Of its own use: the network.')
 
 DEVICES = (1, 2, 4, 8)
@@ -172,45 +181,32 @@ def measure(network: str) -> dict[str, list[dict[str, float]]]:
   return found
 
 
-def predict(
-  found: dict[str, list[dict[str, float]]], cores: int, statistic: Any
-) -> tuple[dict[str, float], dict[str, float], float]:
-  """Measured and predicted seconds by name, and cores of one device.
-
-  Args:
-    found: all measurements.
-    cores: that there are.
-    statistic: of several measurements the one that counts.
-  """
-  measured = {
-    name: statistic([x['seconds'] for x in some])
-    for name, some in found.items()
-  }
-  alone = {(m, k): f'1 x {m} x {k}' for m, k in KNOWN}
-  busy = statistics.median(
-    statistic([x['busy'] for x in found[name]]) / measured[name]
-    for name in alone.values()
-  )
-  times = StepTimes(Point(m, k, measured[n]) for (m, k), n in alone.items())
-  predicted = {}
-  for name in found:
-    devices, size, steps = map(int, name.split(' x '))
-    predicted[name] = times(size, steps) * max(1.0, devices * busy / cores)
-  return measured, predicted, busy
-
-
 def compare(
   found: dict[str, list[dict[str, float]]], cores: int
 ) -> list[dict[str, Any]]:
   """Rows of what was predicted beside what was measured."""
-  measured, predicted, busy = predict(found, cores, statistics.median)
-  least, least_predicted, _ = predict(found, cores, min)
+  median = {
+    what: {n: statistics.median(x[what] for x in v) for n, v in found.items()}
+    for what in ('seconds', 'busy')
+  }
+  alone = {(m, k): f'1 x {m} x {k}' for m, k in KNOWN}
+  times, work = (
+    StepTimes(Point(m, k, median[what][n]) for (m, k), n in alone.items())
+    for what in ('seconds', 'busy')
+  )
+  used = statistics.median(
+    median['busy'][name] / median['seconds'][name] for name in alone.values()
+  )
   rows = []
   for devices in DEVICES:
     rungs = buckets.Ladder(BATCH_SIZES, devices, MAX_PER_DEVICE, 'up')
     for batch_size in BATCH_SIZES:
       size, steps, _ = buckets.bucket_for(batch_size, rungs)
       name = f'{devices} x {size} x {steps}'
+      seconds = [x['seconds'] for x in found[name]]
+      measured, busy = median['seconds'][name], median['busy'][name]
+      one = times(size, steps)
+      free = one * max(1.0, devices * used / cores)
       rows.append(
         {
           'devices': devices,
@@ -218,16 +214,46 @@ def compare(
           'microbatch_size': size,
           'accumulation_steps': steps,
           'fitted': devices == 1 and (size, steps) in KNOWN,
-          'measured': measured[name],
-          'least': least[name],
-          'most': max(x['seconds'] for x in found[name]),
-          'predicted': predicted[name],
-          'ratio': predicted[name] / measured[name],
-          'ratio_of_least': least_predicted[name] / least[name],
-          'cores_of_one_device': busy,
+          'measured': measured,
+          'least': min(seconds),
+          'most': max(seconds),
+          'cores_used': busy / measured,
+          'free': free,
+          'free_ratio': free / measured,
+          'taken': devices * one,
+          'taken_ratio': devices * one / measured,
+          'measured_work': busy,
+          'work': devices * work(size, steps),
+          'work_ratio': devices * work(size, steps) / busy,
         }
       )
   return rows
+
+
+def show(network: str, rows: list[dict[str, Any]]) -> None:
+  """A table, and how many predictions are near."""
+  print(f'\n{network}: milliseconds of an update, median (least, most)\n')
+  columns = 'devices', 'batch size', 'm x k', 'measured', 'cores used'
+  print(f'| {" | ".join(columns)} | free | taken | work |')
+  print('|---' * 8 + '|')
+  for row in rows:
+    ms = {k: 1e3 * row[k] for k in ('measured', 'least', 'most')}
+    print(
+      f'| {row["devices"]} | {row["batch_size"]} '
+      f'| {row["microbatch_size"]} x {row["accumulation_steps"]} '
+      f'| {ms["measured"]:.1f} ({ms["least"]:.1f}–{ms["most"]:.1f}) '
+      f'| {row["cores_used"]:.2f} | {row["free_ratio"]:.2f} '
+      f'| {row["taken_ratio"]:.2f} | {row["work_ratio"]:.2f}'
+      f'{" (fitted)" if row["fitted"] else ""} |'
+    )
+  new = [row for row in rows if not row['fitted']]
+  for kind in ('free', 'taken', 'work'):
+    ratios = [row[f'{kind}_ratio'] for row in new]
+    near = sum(0.8 <= ratio <= 1.2 for ratio in ratios)
+    print(
+      f'{kind}: {near} of {len(ratios)} within 20 %, from {min(ratios):.2f} to '
+      f'{max(ratios):.2f}'
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -235,34 +261,26 @@ def main(argv: list[str]) -> None:
   if WORKER.value:
     worker(WORKER.value)
     return
-  cores = len(os.sched_getaffinity(0))
-  log: dict[str, Any] = {
-    'hardware': f'{platform.machine()}, {cores} cores, shared with others',
-    'jax': jax.__version__,
-    'load': [os.getloadavg()],
-    'repeats': REPEATS.value,
-    'networks': {},
-  }
-  for network in NETWORKS:
-    found = measure(network)
-    rows = compare(found, cores)
-    log['networks'][network] = {'rows': rows, 'measurements': found}
-    log['load'].append(os.getloadavg())
-    print(f'\n{network}: milliseconds of an update, median (least, most)\n')
-    columns = 'devices', 'batch size', 'm x k', 'measured', 'predicted'
-    print(f'| {" | ".join(columns)} | ratio | of the least |')
-    print('|---' * 7 + '|')
-    for row in rows:
-      ms = {k: 1e3 * row[k] for k in ('measured', 'least', 'most', 'predicted')}
-      print(
-        f'| {row["devices"]} | {row["batch_size"]} '
-        f'| {row["microbatch_size"]} x {row["accumulation_steps"]} '
-        f'| {ms["measured"]:.1f} ({ms["least"]:.1f}–{ms["most"]:.1f}) '
-        f'| {ms["predicted"]:.1f} | {row["ratio"]:.2f}'
-        f'{" (fitted)" if row["fitted"] else ""} '
-        f'| {row["ratio_of_least"]:.2f} |'
-      )
-  pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
+  path, cores = pathlib.Path(LOG.value), len(os.sched_getaffinity(0))
+  if FROM_LOG.value:
+    log = json.loads(path.read_text())
+    cores = log['cores']
+  else:
+    log = {
+      'hardware': f'{platform.machine()}, {cores} cores, shared with others',
+      'cores': cores,
+      'jax': jax.__version__,
+      'load': [os.getloadavg()[0]],  # of the last minute, before and after
+      'repeats': REPEATS.value,
+      'networks': {},
+    }
+    for network in NETWORKS:
+      log['networks'][network] = {'measurements': measure(network)}
+      log['load'].append(os.getloadavg()[0])
+  for network, of_one in log['networks'].items():
+    of_one['rows'] = compare(of_one['measurements'], cores)
+    show(network, of_one['rows'])
+  path.write_text(json.dumps(log, indent=1) + '\n')
 
 
 if __name__ == '__main__':
