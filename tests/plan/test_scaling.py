@@ -217,6 +217,8 @@ def test_fewer_examples_than_were_compiled_are_only_bounded():
   # More at once than were compiled, where the run allows it and there is room.
   model = model_of(v5e(4, 4), 64, 256, (1, 1, 1), 64, 0.3 * 2**30)
   assert model.ladder.max_per_device == 52
+  less = model_of(v5e(4, 4), 64, 256, (1, 1, 1), 40, 0.3 * 2**30)
+  assert less.ladder.max_per_device == 40
   rows = scaling.predict(model, 448, schedule=True)['strong']
   assert rows[0]['largest']['outside'] == 'more'
   assert rows[0]['largest']['seconds'] > rows[2]['largest']['seconds']
@@ -234,9 +236,9 @@ def test_fewer_examples_than_were_compiled_are_only_bounded():
 )
 def test_what_a_chip_has_memory_for(peaks, expected):
   programs = [
-    scaling.Rung(1, Bucket(size, steps, 1), 1.0, (), 0, peak - 1 + steps / 2)
+    scaling.Rung(1, Bucket(size, steps, 1), 1.0, (), 0, peak * steps / 2)
     for size, peak in peaks.items()
-    for steps in (1, 2)
+    for steps in (2, 1)
   ]
   assert scaling.most_at_once(100, programs) == expected
 
