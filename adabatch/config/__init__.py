@@ -1,7 +1,8 @@
 """Every key of a config: default, kind, range, smoke value, flag."""
 
 from adabatch.config.errors import Config, ConfigError, choose, refusing
-from adabatch.config.keys import AUTOMATIC, COUNTED, default, flatten
+from adabatch.config.flat import flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED, default
 from adabatch.config.kinds import check_kinds
 from adabatch.config.known import (
   ARGUMENTS,

@@ -7,9 +7,6 @@ own parameters stand in the sub-table of that name; the others are ignored.
 None means: not set. Counts of the keys in COUNTED may be texts with a suffix.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
@@ -418,6 +415,9 @@ def default() -> Config:
   c.plan.topology = placeholder(str)
   # Directory for all compiled programs of the run, of here or of that machine.
   c.plan.save = placeholder(str)
+  # Whether at most two smaller microbatches are compiled as well, so that the
+  # times of more chips than these are known, not only bounded.
+  c.plan.scaling = False
   c.study = ConfigDict()
   c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
   c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name
@@ -437,18 +437,3 @@ def default() -> Config:
   c.eval.growth = 1.0
   c.eval.max_per_device = 1024  # examples a device evaluates at once
   return c
-
-
-def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-  """Dotted keys and plain values.
-
-  >>> flatten(default())['optimizer.name']
-  'momentum'
-  """
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping | ConfigDict):
-      flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
-    else:
-      flat[key] = value
-  return flat

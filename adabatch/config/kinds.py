@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from adabatch.config.errors import Config, ConfigError
-from adabatch.config.keys import AUTOMATIC, COUNTED, default, flatten
+from adabatch.config.flat import flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED, default
 
 
 class Kind(NamedTuple):

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from adabatch.config.errors import Config, ConfigError
-from adabatch.config.keys import default, flatten
+from adabatch.config.flat import flatten
+from adabatch.config.keys import default
 
 # The table of the arguments of another library's optimizer.
 ARGUMENTS = 'optimizer.args.'
@@ -59,6 +60,7 @@ FREE = frozenset(
     'data.workers',
     'plan.loss',
     'plan.save',
+    'plan.scaling',
     'plan.topology',
     'processes.lost_seconds',
     'processes.rejoin_seconds',

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from adabatch.config.errors import Config, ConfigError, refusing
-from adabatch.config.keys import AUTOMATIC, COUNTED, flatten
+from adabatch.config.flat import flatten
+from adabatch.config.keys import AUTOMATIC, COUNTED
 
 # Rules that check their own arguments, such as the controllers, are left to do
 # so.

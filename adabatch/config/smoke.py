@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from adabatch.config.errors import Config
-from adabatch.config.keys import flatten
+from adabatch.config.flat import flatten
 
 # Largest values; of a tuple, of each entry. Smaller ones stay.
 MOST = {

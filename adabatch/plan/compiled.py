@@ -2,8 +2,9 @@
 
 Memory and collectives are what was compiled. Times are the compiler's own
 estimate of its schedule. What chips exchange is a model: of an all-reduce of B
-bytes a ring along each side of the torus, both ways at once, of n chips; of S
-slices, the n-th part of it among them over the data-centre network,
+bytes among n chips a ring along each side of the torus, both ways at once
+(`torus.links`); of S slices the n-th part of it among them, over the network of
+the data centre,
 
     seconds = 2 (n - 1) / n * B / (2 sides * link)
             + 2 (S - 1) / S * B / n / network,
@@ -24,6 +25,7 @@ from adabatch.devices.trainer import Trainer
 from adabatch.plan import hlo
 from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.topology import Topology
+from adabatch.plan.torus import links
 from adabatch.train.build import Parts
 from adabatch.train.memory import beside_training
 
@@ -37,18 +39,37 @@ class Programs(NamedTuple):
     fits_with: for a size that does not fit, the largest
       `buckets.max_per_device`, halved from what was asked for, with which it
       does; None: none does.
-    evaluation: that of a piece of the evaluation split.
-    evaluated_at_once: examples of a piece, on each device.
-    beside: bytes on each device while an evaluation runs, which are not its
-      program's: the rest of the state, and what else lies there.
   """
 
   rungs: dict[int, Compiled | TooLarge]
   apart: dict[int, Compiled | TooLarge]
   fits_with: dict[int, int | None]
-  evaluation: Compiled | TooLarge
-  evaluated_at_once: int
+
+
+class Evaluation(NamedTuple):
+  """Of a piece of the evaluation split.
+
+  Attributes:
+    program: of it.
+    at_once: its examples, on each device.
+    beside: bytes on each device while it runs that are not its program's: the
+      rest of the state, and what else lies there.
+  """
+
+  program: Compiled | TooLarge
+  at_once: int
   beside: int
+
+
+def evaluation(parts: Parts, compiler: Compiler) -> Evaluation:
+  """Its program, compiled."""
+  trainer = Trainer(parts.recipe._replace(needs=frozenset()))
+  try:
+    program = compiler(trainer.lower_evaluation())
+    beside = _beside_evaluation(parts, trainer)
+  finally:
+    trainer.close()
+  return Evaluation(program, trainer.evaluator.slots, beside)
 
 
 def programs(
@@ -57,7 +78,7 @@ def programs(
   compiler: Compiler,
   say: Callable[[str], None] = lambda line: None,
 ) -> Programs:
-  """All that are needed, compiled.
+  """All that train, compiled.
 
   Sizes that differ in how many microbatches they accumulate share a program but
   for the length of its loop: of them the smallest and the largest are compiled,
@@ -80,7 +101,7 @@ def programs(
     buckets = {size: bucket_for(size, parts.ladder) for size in sizes}
     needed = _to_compile(list(buckets.values()))
     kinds = (True,) if recipe.sync is None else (True, False)
-    total, done = len(kinds) * len(needed) + 1, 0
+    total, done = len(kinds) * len(needed), 0
     by_size = []
     for agree in kinds:
       made: dict[Bucket, Compiled | TooLarge] = {}
@@ -100,9 +121,6 @@ def programs(
         }
       )
     rungs, apart = by_size[0], by_size[1] if len(by_size) > 1 else {}
-    say(f'program {total} of {total}: evaluation')
-    evaluation = compiler(trainer.lower_evaluation())
-    beside = _beside_evaluation(parts, trainer)
 
     def fits(bucket: Bucket, program: Compiled | TooLarge) -> bool:
       return _fits(parts, machine, bucket, program)
@@ -114,8 +132,7 @@ def programs(
     }
   finally:
     trainer.close()
-  at_once = trainer.evaluator.slots
-  return Programs(rungs, apart, fits_with, evaluation, at_once, beside)
+  return Programs(rungs, apart, fits_with)
 
 
 def _kind(bucket: Bucket) -> tuple[int, bool]:
@@ -226,7 +243,8 @@ def _seconds(collective: hlo.Collective, machine: Topology) -> float:
   each = machine.chips // machine.slices
   n, slices = min(chips, each), -(-chips // each)
   size = both * collective.bytes
-  seconds = (n - 1) / n * size / (2 * chip.sides * chip.link)
+  used = 2 if chip.sides == 1 else links(machine.shape)  # a switch has all
+  seconds = (n - 1) / n * size / (used * chip.link)
   if slices > 1:
     network = np.nan if chip.network is None else chip.network
     seconds += (slices - 1) / slices * size / n / network
@@ -328,12 +346,12 @@ def _rates(
 
 
 def evaluation_figures(
-  parts: Parts, machine: Topology, made: Programs
+  parts: Parts, machine: Topology, made: Evaluation
 ) -> dict[str, Any]:
   """Of an evaluation; plain numbers."""
   examples = parts.recipe.inputs.evaluation.num_examples
-  at_once = made.evaluated_at_once * len(machine.devices)
-  calls, program = -(-examples // at_once), made.evaluation
+  at_once = made.at_once * len(machine.devices)
+  calls, program = -(-examples // at_once), made.program
   found = {'examples_at_once': at_once, 'calls': calls}
   if isinstance(program, TooLarge):
     return {**found, 'fits': False, 'why': program.why}

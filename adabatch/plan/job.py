@@ -18,8 +18,13 @@ from adabatch.config import Config, ConfigError, command_line
 from adabatch.config.files import cache_directory
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
-from adabatch.plan import network
-from adabatch.plan.compiled import evaluation_figures, figures, programs
+from adabatch.plan import network, scaled
+from adabatch.plan.compiled import (
+  evaluation,
+  evaluation_figures,
+  figures,
+  programs,
+)
 from adabatch.plan.compiler import Compiler
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
@@ -84,6 +89,7 @@ def plan(
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
   machine = None
+  scaled.check(config)
   _check_backend(config)
   if config.plan.topology is not None:
     if devices is not None:
@@ -144,12 +150,13 @@ def _add_machine(
   made = programs(parts, machine, compiler, _say())
   for rung in found['ladder']:
     rung |= figures(parts, machine, made, rung['batch_size'], flops)
-  evaluation = evaluation_figures(parts, machine, made)
+  _say()('evaluation')
+  evaluated = evaluation_figures(parts, machine, evaluation(parts, compiler))
   found['topology'] = {
     'name': machine.name,
     'chips': machine.chips,
     'hosts': machine.hosts,
-    'evaluation': evaluation,
+    'evaluation': evaluated,
     'compiler': ', '.join(' '.join(v) for v in compiler.versions.items()),
   }
   runs: list[tuple[dict[str, Any], list[tuple[Any, Any]]]] = [
@@ -167,9 +174,10 @@ def _add_machine(
       continue
     totals['seconds'] = sum(s for s in seconds if s is not None)
     totals['chip_hours'] = totals['seconds'] * machine.chips / 3600
-    if evaluation.get('seconds') is not None:
-      each = evaluation['seconds']
+    if evaluated.get('seconds') is not None:
+      each = evaluated['seconds']
       totals['evaluation_seconds'] = totals['evaluations'] * each
+  found['scaling'] = scaled.describe(parts, machine, found, compiler, _say())
 
 
 def _seconds(rung: dict[str, Any], spent: dict[str, Any]) -> float | None:

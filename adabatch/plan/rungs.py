@@ -1,5 +1,6 @@
 """The ladder of a run, and what it spends on each rung."""
 
+import bisect
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,15 +31,21 @@ class Spent:
 
   def __init__(self, parts: Parts):
     self._parts = parts
+    # Rungs may share a bucket: small ones on many devices do.
+    self._sizes: dict[buckets.Bucket, list[int]] = {}
+    for size in parts.ladder.batch_sizes:
+      bucket = buckets.bucket_for(size, parts.ladder)
+      self._sizes.setdefault(bucket, []).append(size)
     self.updates = self.examples = 0
     self.evaluations = self.checkpoints = self.syncs = 0
-    self._by_bucket: dict[Any, dict[str, int]] = {}
+    self._by_size: dict[int, dict[str, int]] = {}
+    self._buckets: set[buckets.Bucket] = set()
 
   def add(self, stretch: Stretch) -> None:
     call = stretch.call
     examples = call.count * call.plan.batch_size
-    rung = self._by_bucket.setdefault(
-      call.plan.bucket,
+    rung = self._by_size.setdefault(
+      self._rung(call.plan),
       {
         'updates': 0,
         'examples': 0,
@@ -51,6 +58,7 @@ class Spent:
     rung['updates'] += call.count
     rung['examples'] += examples
     rung['syncs'] += syncs
+    self._buckets.add(call.plan.bucket)
     self.updates += call.count
     self.examples += examples
     self.evaluations += stretch.evaluates
@@ -66,15 +74,22 @@ class Spent:
       'evaluations': self.evaluations,
       'checkpoints': self.checkpoints,
       'syncs': self.syncs,
-      'programs': len(self._by_bucket),
+      'programs': len(self._buckets),
     }
 
   def of(self, rung: dict[str, Any]) -> dict[str, int]:
     """Of one of `rungs`; empty if none of it is run."""
-    bucket = buckets.Bucket(
-      rung['microbatch_size'], rung['accumulation_steps'], rung['devices']
-    )
-    return self._by_bucket.get(bucket, {})
+    return self._by_size.get(rung['batch_size'], {})
+
+  def _rung(self, plan: buckets.Plan) -> int:
+    """Of those in its bucket the smallest that holds it.
+
+    The last batch of a run may have fewer examples than any of them, and
+    replicas that join more.
+    """
+    sizes = self._sizes[plan.bucket]
+    i = bisect.bisect_left(sizes, plan.batch_size)
+    return sizes[min(i, len(sizes) - 1)]
 
 
 def spent(parts: Parts, stretches: Iterable[Stretch]) -> Spent:

@@ -19,6 +19,7 @@ from adabatch.report.layout import (
 )
 from adabatch.report.panels import Line, Panel
 from adabatch.report.pictures import draw
+from adabatch.report.plan_scaling import scaling_section
 from adabatch.report.plan_table import (
   flops,
   in_bytes,
@@ -119,6 +120,7 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
   if 'topology' in plan:
     compiler = plan['topology']['compiler']
     body.append(f'<p class="note">{escape(MEANING)} {escape(compiler)}.</p>')
+  body += scaling_section(plan)
   body.append('<h2 class="part">Parameters</h2>')
   rows = [
     [group, quantity(count), f'{count / model["parameters"]:.1%}']

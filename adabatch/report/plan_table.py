@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adabatch.report.layout import duration, quantity
+from adabatch.report.plan_scaling import scaling_lines, scaling_tables
 
 
 def in_bytes(size: Any) -> str:
@@ -245,6 +246,9 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
   )
   if (line := programs_line(plan)) is not None:
     lines.append(line)
+  for title, columns, rows in scaling_tables(plan):
+    lines += ['', title, *_aligned([columns, *rows])]
+  lines += scaling_lines(plan)
   return '\n'.join([*lines, *plan['remarks']])
 
 

@@ -90,7 +90,7 @@ def test_two_devices_of_a_chip_share_its_links():
   assert machine.chips == 4
   whole = Collective('all-reduce', 1, 100e6, False, 8)
   seconds = compiled.all_reduce_seconds((whole,), machine)
-  assert seconds == pytest.approx(2 * 3 / 4 * 100e6 / 600e9)
+  assert seconds == pytest.approx(2 * 3 / 4 * 100e6 / 200e9)
 
 
 def test_gpus_share_a_switch():
