@@ -114,6 +114,17 @@ DIFFER = {
     'in their data: training is ',
   ),
 }
+# The second process has no memory for 16 at once on a device, and later for 8.
+GROWING = {
+  'controller.name': 'padadamp',
+  'controller.padadamp.rate': 1.0,
+  'controller.every': 5,
+}
+ROOM = {
+  'given': GROWING | {'buckets.max_per_device': 4},
+  'found': GROWING
+  | {'buckets.max_per_device': 'auto', 'room': [[0, 8], [3, 4]]},
+}
 # Of the run that is stopped below.
 LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}
 
@@ -136,7 +147,7 @@ def two(tmp_path_factory):
   moved = {'one then two': LONG, 'two then one': LONG | {'last_update': 50}}
   jobs = [
     (str(directory / name), job)
-    for name, job in (placed | {'long': LONG} | moved).items()
+    for name, job in (placed | {'long': LONG} | moved | ROOM).items()
   ]
   make_sets(directory)
 
@@ -162,6 +173,7 @@ def two(tmp_path_factory):
   for text in (out_1, err_1):
     assert 'epoch' not in text, 'only the first process reports'
   (directory / 'differ.txt').write_text(out_0 + out_1)
+  (directory / 'said.txt').write_text(err_0)
   return directory
 
 
@@ -187,6 +199,19 @@ def test_same_as_one_process(two, tmp_path):
     losses = np.array([[x['loss'] for x in r] for r in (a, b)])
     np.testing.assert_allclose(*losses[:, :1], rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=name)
+
+
+def test_processes_take_fewer_examples_at_once_together(two):
+  """At the start, and at a larger batch size later; nothing is lost."""
+  text = (two / 'said.txt').read_text()
+  assert "auto': 8 examples at once on each device (the fastest of 8)" in text
+  assert 'no memory for 8 examples at once on each device, 4 from now' in text
+  given, found = (
+    [[r[k] for k in ('update', 'batch_size', 'loss')] for r in records(two / n)]
+    for n in ROOM
+  )
+  assert {batch_size for _, batch_size, _ in given} == {16, 32, 64}
+  assert found == given
 
 
 def test_one_and_two_processes_go_on_with_each_other(two):

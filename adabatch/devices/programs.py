@@ -124,6 +124,15 @@ class Programs:
       self.stall_seconds += waited
     return program
 
+  def look(self, key) -> Any:
+    """A program that may never be run: `get` and not counted as used."""
+    return (self._programs.get(key) or self._start(key)).result()
+
+  def forget(self, key) -> None:
+    """One that cannot be run was never used."""
+    self._used.pop(key, None)
+    self._dropped += self._programs.pop(key, None) is not None
+
   def prefetch(self, key) -> None:
     """Starts to compile a program, unless another still waits to be used."""
     waiting = self._programs.keys() - self._used.keys()
@@ -167,6 +176,30 @@ class CompiledOnce:
     with self._compiling():
       self.run = self._function.lower(*args).compile()
     return self.run(*args)
+
+
+def memory_of(program: Any, platform: str) -> int | None:
+  """Bytes that a program needs on each device, its arguments among them.
+
+  Args:
+    program: that was compiled.
+    platform: of the devices. XLA knows of a TPU's program when it needs how
+      much; elsewhere all that is temporary is had at once.
+
+  Returns:
+    None where XLA does not say.
+  """
+  found = program.memory_analysis()
+  if found is None:
+    return None
+  if platform == 'tpu':
+    return int(found.peak_memory_in_bytes)
+  return int(
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes
+    + found.temp_size_in_bytes
+  )
 
 
 def use_persistent_cache() -> None:

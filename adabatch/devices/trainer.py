@@ -1,14 +1,17 @@
 """A train state on the devices, and all that is done with it."""
 
+import math
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 from adabatch import data
-from adabatch.controllers.buckets import Plan
+from adabatch.controllers.buckets import Bucket, Plan
 from adabatch.devices import replicas as replicas_lib
 from adabatch.devices import state as state_lib
 from adabatch.devices.evaluation import (
@@ -18,8 +21,8 @@ from adabatch.devices.evaluation import (
 )
 from adabatch.devices.feeds import BATCH, ResidentFeed
 from adabatch.devices.mesh import BY_REPLICA, WHOLE, Devices
-from adabatch.devices.messages import Call, pack
-from adabatch.devices.programs import Compiling, Programs, Stored
+from adabatch.devices.messages import Call, StepBatch, pack
+from adabatch.devices.programs import Compiling, Programs, Stored, memory_of
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import State, SyncState
 from adabatch.devices.step import Variant, train_step
@@ -173,7 +176,8 @@ class Trainer:
 
   def release(self) -> None:
     """Frees the state, so that there is room for another one."""
-    jax.block_until_ready(self.state)
+    with suppress(JaxRuntimeError):  # an update that failed, and left nothing
+      jax.block_until_ready(self.state)
     jax.tree.map(lambda x: x.delete(), self.state)
 
   # Updates.
@@ -213,6 +217,40 @@ class Trainer:
       self.state, reports = self._program(self.state, arrays, batch)
     return reports
 
+  # Whether a program can be run at all.
+
+  def memory(self, variant: Variant) -> int | None:
+    """Bytes of a program on each device; None: the compiler does not say.
+
+    Raises:
+      JaxRuntimeError: if it refuses.
+    """
+    return memory_of(self.programs.look(variant), self.devices.platform)
+
+  def try_out(self, variant: Variant, times: int = 1) -> float:
+    """Seconds of an update, the least of several; the state is spent."""
+    program = self.programs.look(variant)
+    data, batch = self._made_up(variant.bucket, place=True)
+    least = math.inf
+    for _ in range(times):
+      begin = time.perf_counter()
+      self.state, reports = program(self.state, data, batch)
+      jax.block_until_ready(reports)
+      least = min(least, time.perf_counter() - begin)
+    return least
+
+  def _made_up(self, bucket: Bucket, *, place: bool) -> tuple[Any, StepBatch]:
+    """What a program is given, of the right shapes."""
+    first = self.feed.layout.lane
+    slots = *first.shape, self.updates_per_call, bucket.slots_per_device
+    call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
+    batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
+    example = self.feed.example(bucket)
+    if place:
+      example = self.devices.zeros(example)
+    with jax.transfer_guard('allow'):
+      return example, self.devices.place(batch, BATCH)
+
   def lower(self, variant: Variant) -> Any:
     """What is compiled for a variant."""
     recipe, bucket = self._recipe, variant.bucket
@@ -230,17 +268,10 @@ class Trainer:
       results=(self._where, BY_REPLICA if several else WHOLE),
       donate=(0,),
     )
-    # A batch of the right shapes, for what is in it does not matter.
-    first = self.feed.layout.lane
-    slots = *first.shape, self.updates_per_call, bucket.slots_per_device
-    call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
-    batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
-    example = self.feed.example(bucket)
-    if self.devices.backend == 'pmap':
-      example = self.devices.zeros(example)  # shapes are not enough
+    # To `pmap` shapes are not enough.
+    made_up = self._made_up(bucket, place=self.devices.backend == 'pmap')
     with jax.transfer_guard('allow'):
-      placed = self.devices.place(batch, BATCH)
-      return program.lower(self.state, example, placed)
+      return program.lower(self.state, *made_up)
 
   def lower_evaluation(self) -> Any:
     """What is compiled to evaluate; of devices that are not there."""

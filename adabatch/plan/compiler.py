@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from jax.errors import JaxRuntimeError
 
 from adabatch.config.files import read_signed, write_signed, writing
+from adabatch.devices.programs import memory_of
 from adabatch.plan import hlo
 from adabatch.plan.topology import Topology
 
@@ -62,20 +63,20 @@ class Compiler:
     self.versions = {
       name: importlib.metadata.version(name) for name in packages
     }
-    self._keep = keep
+    self._keep, self._platform = keep, machine.devices[0].platform
     place = machine.generation, machine.shape, machine.slices
     self._about = repr((self.versions, place))
 
   def __call__(self, lowered: Any) -> Compiled | TooLarge:
     """Compiles it, if it was not compiled before."""
     if self._keep is None:
-      return _read(_compile(lowered))
+      return _read(_compile(lowered, self._platform))
     digest = hashlib.blake2b(self._about.encode(), digest_size=16)
     digest.update(lowered.as_text().encode())
     path = self._keep / f'{digest.hexdigest()}.json'
     known = read_signed(path)
     if known is None:
-      known = _compile(lowered)
+      known = _compile(lowered, self._platform)
       with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
       write_signed(path, known)
@@ -90,7 +91,7 @@ def too_large(error: Exception) -> str | None:
   return text[:300]
 
 
-def _compile(lowered: Any) -> dict[str, Any]:
+def _compile(lowered: Any, platform: str) -> dict[str, Any]:
   """What the compiler says of it, or why it refuses; plain data."""
   begin = time.perf_counter()
   try:
@@ -105,7 +106,7 @@ def _compile(lowered: Any) -> dict[str, Any]:
   memory = {
     kind: int(getattr(found, f'{kind}_size_in_bytes')) for kind in MEMORY
   }
-  memory['peak'] = int(found.peak_memory_in_bytes)
+  memory['peak'] = memory_of(compiled, platform) or 0
   flops = (compiled.cost_analysis() or {}).get('flops')
   packed = base64.b64encode(zlib.compress(compiled.as_text().encode()))
   return {

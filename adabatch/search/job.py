@@ -242,6 +242,11 @@ def run_job(
 def check_tasks(tasks: Iterable[Task], devices: int) -> None:
   """Refuses searches whose configs, or ends of whose spaces, cannot be run."""
   for task in tasks:
+    if task.config.buckets.max_per_device == 'auto':
+      raise ConfigError(
+        "buckets.max_per_device='auto' is for a single run, and would be "
+        'looked for in every trial: give a number'
+      )
     check(task.config, devices)
     for end in (0.0, 1.0):
       ends = {key: p.at(end) for key, p in task.space.items()}

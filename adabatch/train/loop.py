@@ -14,9 +14,13 @@ import math
 import threading
 from collections.abc import Callable, Generator, Iterator
 
+from jax.errors import JaxRuntimeError
+
 from adabatch.devices.messages import Call
 from adabatch.devices.programs import Stored
+from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Restored, Trainer
+from adabatch.train import at_once
 from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
@@ -75,8 +79,14 @@ def loop(
         on = yield from run.train()
       except Diverged as error:
         on = yield from go_back(run, error, restore)
+      except JaxRuntimeError as error:
+        yield from at_once.recover(run, error, restore)
   finally:
     run.trainer.close()
+
+
+# (where the run goes on, where it was)
+Keep = Callable[[Progress, Progress], None]
 
 
 class Run:
@@ -88,6 +98,7 @@ class Run:
     self.rolled_back: list[Record] = []
     restored = self.place(saved)
     self.clock = Clock(self.at.seconds)
+    self.fitting: set[Variant] = set()  # programs for which there is room
     self.trainer = Trainer(
       parts.recipe,
       restored,
@@ -127,13 +138,38 @@ class Run:
 
   def start(self, saved: Saved | None) -> Iterator[Record]:
     """Decides, or goes on; then all is accepted."""
+    found = at_once.begin(self, saved)
     self.decide(saved)
     at, over = self.at, self.finished()
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
     self.clock = Clock(at.seconds)
     yield from self.listen()
-    for line in remarks(self.parts):
+    for line in (*found, *remarks(self.parts)):
       yield note(at, line)
+
+  def again(
+    self, restore: Callable[[], Saved | None], keep: Keep
+  ) -> Iterator[Record]:
+    """From the newest checkpoint, or the start.
+
+    Args:
+      restore: the checkpoint; None: there is none.
+      keep: where the run goes on is told of where it was.
+    """
+    with self.clock.paused():
+      self.trainer.release()
+      saved, before = restore(), self.at
+      self.trainer.go_on(self.place(saved), self.replicas.counts.replicas)
+      keep(self.at, before)
+      self.at.seconds, self.replicas.rate = self.clock.seconds, self.at.rate
+      self.decide(saved)
+      if self.best is not None:
+        self.best = self.best.after(saved)
+    update = self.at.update
+    yield 'cut', {'update': update}
+    # Earlier ones are cut with the rest where the checkpoint is the same.
+    yield from (r for r in self.rolled_back if r[1]['update'] > update)
+    yield from self.listen()
 
   def listen(self) -> Iterator[Record]:
     """Nothing is under way; reports are to come, and examples are read."""
@@ -171,7 +207,9 @@ class Run:
         yield from self.reports.log_last()
       with self.paused('evaluating'):
         self.at.seconds = self.clock.seconds
-        yield evaluate(self.trainer, self.parts, at)
+        with at_once.evaluating(self.parts):
+          record = evaluate(self.trainer, self.parts, at)
+        yield record
         if self.best is not None and at.best_update == at.update:
           self.checkpoint(self.best.hold)
       over = self.finished()
@@ -196,17 +234,23 @@ class Run:
   def plan(self) -> Iterator[Record]:
     """As many updates alike as there are until anything else is due."""
     at, trainer = self.at, self.trainer
-    rules = self.parts, self.decisions, self.replicas
     yield from regroup(self)
     # While their number is looked for a window may end after every call.
     most = math.inf if self.replicas.settled else trainer.updates_per_call
-    self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)
-    self.left = stretch.count
-    if not trainer.ready(stretch):
+    while True:
+      rules = self.parts, self.decisions, self.replicas
+      self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)
+      self.left = stretch.count
+      if trainer.ready(stretch):
+        return
       # Nothing is under way while it compiles.
       yield from self.reports.observe()
       with self.paused('compiling'):
-        trainer.compile(stretch, likely_next(stretch, *rules, trainer))
+        ahead = likely_next(stretch, *rules, trainer)
+        line = at_once.compiled(self, stretch, ahead)
+      if line is None:
+        return
+      yield note(at, line)
 
   def dispatch(self) -> Iterator[Record]:
     """The next call; decides at once if that needs no report."""
@@ -235,6 +279,7 @@ class Run:
       'decisions': self.decisions.host(),
       'replicas': self.replicas.host(),
       'data': self.parts.fingerprints,
+      'at_once': at_once.kept(self.parts, self.trainer),
     }
     save(self.at.update, self.trainer.to_save(), host)
 

@@ -114,20 +114,11 @@ def go_back(
     found = {'diverged_update': error.update, 'message': str(error)}
     yield 'summary', summary('diverged', run) | found
     return False
-  with run.clock.paused():
-    run.trainer.release()
-    saved, before = restore(), run.at
-    run.trainer.go_on(run.place(saved), run.replicas.counts.replicas)
-    run.rolled_back.append(_rolled_back(run.at, before, error, config))
-    run.at.seconds, run.replicas.rate = run.clock.seconds, run.at.rate
-    run.decide(saved)
-    if run.best is not None:
-      run.best = run.best.after(saved)
-  update = run.at.update
-  yield 'cut', {'update': update}
-  # Earlier ones are cut with the rest where the checkpoint is the same.
-  yield from (r for r in run.rolled_back if r[1]['update'] > update)
-  yield from run.listen()
+
+  def keep(at: Progress, before: Progress) -> None:
+    run.rolled_back.append(_rolled_back(at, before, error, config))
+
+  yield from run.again(restore, keep)
   return True
 
 
