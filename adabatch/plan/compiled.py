@@ -135,6 +135,26 @@ def programs(
   return Programs(rungs, apart, fits_with)
 
 
+def at_most(
+  parts: Parts,
+  machine: Topology,
+  compiler: Compiler,
+  say: Callable[[str], None] = lambda line: None,
+) -> Parts:
+  """The same run with the most examples at once for which there is memory.
+
+  As `buckets.max_per_device='auto'` finds it there: by its largest batch.
+  """
+  ladder = parts.ladder
+  one = parts._replace(
+    ladder=ladder._replace(batch_sizes=ladder.batch_sizes[-1:])
+  )
+  made = programs(one, machine, compiler, say)
+  for most in made.fits_with.values():
+    return parts._replace(ladder=ladder._replace(max_per_device=most))
+  return parts
+
+
 def _kind(bucket: Bucket) -> tuple[int, bool]:
   return bucket.microbatch_size, bucket.accumulation_steps > 1
 

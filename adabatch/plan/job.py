@@ -20,6 +20,7 @@ from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.plan import network, scaled
 from adabatch.plan.compiled import (
+  at_most,
   evaluation,
   evaluation_figures,
   figures,
@@ -104,12 +105,18 @@ def plan(
   with contextlib.ExitStack() as stack:
     stack.callback(files.unlock)  # which a text set has locked
     parts, there = _build(config, devices, splits, files)
+  compiler = None
+  if machine is not None:
+    keep = cache_directory('plans') if config.compilation_cache else None
+    compiler = Compiler(machine, keep)
+    if config.buckets.max_per_device == 'auto':
+      parts = at_most(parts, machine, compiler, _say())
   found = describe(parts, losses) | {
     'data_there': there,
     'changed': changed,
   }
-  if machine is not None:
-    _add_machine(parts, machine, found)
+  if machine is not None and compiler is not None:
+    _add_machine(parts, machine, compiler, found)
   if config.plan.save is not None:
     if not there:
       found['remarks'].append(OUTLINED)
@@ -141,12 +148,10 @@ def _check_backend(config: Config) -> None:
 
 
 def _add_machine(
-  parts: Parts, machine: Topology, found: dict[str, Any]
+  parts: Parts, machine: Topology, compiler: Compiler, found: dict[str, Any]
 ) -> None:
   """What the compiler says of each rung, and what the run takes by that."""
   flops = found['model']['flops_per_example']
-  keep = cache_directory('plans') if parts.config.compilation_cache else None
-  compiler = Compiler(machine, keep)
   made = programs(parts, machine, compiler, _say())
   for rung in found['ladder']:
     rung |= figures(parts, machine, made, rung['batch_size'], flops)

@@ -6,6 +6,8 @@ from typing import Any
 from adabatch.report.layout import duration, quantity
 from adabatch.report.plan_scaling import scaling_lines, scaling_tables
 
+MOST_EXCHANGES = 3  # kinds that are told apart
+
 
 def in_bytes(size: Any) -> str:
   """Bytes for a person.
@@ -97,7 +99,7 @@ def machine_tables(
   )
   yield (
     'What chips exchange in an update (exact)',
-    ['batch size', 'how', 'bytes each', 'while others work', 'compiled in'],
+    ['batch size', 'how', 'bytes each', 'asynchronous', 'compiled in'],
     [
       [name if not i else '', *row]
       for name, what in _programs(there, evaluation)
@@ -162,7 +164,7 @@ def _exchanges(what: Mapping[str, Any]) -> list[list[str]]:
   took = duration(what['compile_seconds'] or None)
   if not what['collectives']:
     return [['nothing', '–', '–', took]]
-  return [
+  rows = [
     [
       f'{c["times"]:,} x {c["kind"]}'
       + (f' of {c["devices"]:,}' if c['devices'] else ''),
@@ -171,6 +173,15 @@ def _exchanges(what: Mapping[str, Any]) -> list[list[str]]:
       '' if i else took,
     ]
     for i, c in enumerate(what['collectives'])
+  ]
+  if len(rows) <= MOST_EXCHANGES:
+    return rows
+  rest = what['collectives'][MOST_EXCHANGES - 1 :]
+  times = sum(c['times'] for c in rest)
+  size = in_bytes(sum(c['times'] * c['bytes'] for c in rest))
+  return [
+    *rows[: MOST_EXCHANGES - 1],
+    [f'{times:,} smaller ones', f'{size} in all', '', ''],
   ]
 
 
