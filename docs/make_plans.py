@@ -14,8 +14,6 @@ import pathlib
 import sys
 import tempfile
 
-from absl import app
-
 from adabatch.plan.job import plan
 from adabatch.report.plan_scaling import scaling_lines, scaling_tables
 from adabatch.report.plan_table import (
@@ -31,14 +29,17 @@ MACHINES = 'v5e:16x16', 'v5p:4x4x4'
 # Of a rule that reads losses: an assumed one, from guessing to a good network.
 CONFIGS = {
   'resnet50_imagenet.py:8k': None,
-  'resnet50_imagenet_adadamp.py': '6.9 1.5 0.3',
-  'transformer_lm1b.py': '10.4 3.9 0.2',
+  'resnet50_imagenet_adadamp.py': '6.9 0.5 0.1',
+  'transformer_lm1b.py': '10.4 2.0 0.1',
   'resnet20_cifar10_post_local.py': None,
 }
-ABOUT = """# Plans for TPUs
-
-Made by `python docs/make_plans.py` ([log](plans.json)); nothing of it was measured on a TPU. What each figure is, and the formulas: [plan.md](plan.md). All in bfloat16. The assumed losses fall as a power of the examples, `{losses}` (first, last, exponent): they are no measurement, and stand for what AdaDamp would be shown. Compiled with {compiler}.
-"""
+ABOUT = (
+  '# Plans for TPUs\n\nMade by `python docs/make_plans.py` ([log](plans.json))'
+  '; nothing of it was measured on a TPU. What each figure is, and the formulas: '
+  '[plan.md](plan.md). All in bfloat16. The assumed losses fall as a power of '
+  'the examples, `{losses}` (first, last, exponent): they are no measurement, '
+  'and stand for what AdaDamp would be shown. Compiled with {compiler}.\n'
+)
 
 
 def load(name):
@@ -115,5 +116,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  sys.argv = [sys.argv[0], '--', *sys.argv[1:]]
-  app.run(main)
+  main(sys.argv)

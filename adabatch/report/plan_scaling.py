@@ -86,11 +86,11 @@ def scaling_lines(plan: Mapping[str, Any]) -> Iterator[str]:
   scaling = plan.get('scaling')
   if scaling is None:
     return
-  for one in scaling['left_out']:
-    yield (f'scaling leaves out batches of {one["batch_size"]:,}: {one["why"]}')
   if 'why_not' in scaling:
     yield f'scaling is not predicted: {scaling["why_not"]}'
     return
+  for one in scaling['left_out']:
+    yield (f'scaling leaves out batches of {one["batch_size"]:,}: {one["why"]}')
   yield _wins(scaling)
   runs = [row[name] for row in scaling['strong'] for name in _names(scaling)]
   outside = {run['outside'] for run in runs if run is not None}

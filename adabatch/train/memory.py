@@ -10,6 +10,7 @@ import resource
 from typing import Any
 
 import jax
+import numpy as np
 
 from adabatch.config import Config, ConfigError
 from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
@@ -58,7 +59,9 @@ def beside_training(recipe: Recipe, bucket: Bucket) -> int:
     # Replicas that one device trains, each with such a bucket.
     here = recipe.replicas // math.gcd(recipe.replicas, recipe.devices.size)
     slots = here * bucket.slots_per_device
-    return slots * size_of(list(recipe.inputs.train.shapes.values()))
+    shapes = recipe.inputs.train.shapes.values()
+    each = (math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in shapes)
+    return slots * sum(each)
   return bytes_of(recipe.inputs.evaluation.arrays)
 
 

@@ -75,3 +75,53 @@ def test_a_program_is_counted(known, times):
 def test_what_is_no_program():
   with pytest.raises(ValueError, match='no ENTRY'):
     hlo.read('HloModule nothing')
+
+
+GATHERING = """HloModule m
+
+%fused (param_0: u8[1000,128], param_1: s32[4]) -> u8[4,128] {
+  %param_0 = u8[1000,128]{1,0} parameter(0)
+  %param_1 = s32[4]{0} parameter(1)
+  ROOT %gather.1 = u8[4,128]{1,0} gather(%param_0, %param_1), offset_dims={1}
+}
+
+%both (param_0: f32[100]) -> f32[100] {
+  %param_0 = f32[100]{0} parameter(0)
+  %some = f32[10]{0} dynamic-slice(%param_0), dynamic_slice_sizes={10}
+  ROOT %all = f32[100]{0} negate(%param_0)
+}
+
+ENTRY %main (p: u8[1000,128], i: s32[4], x: f32[100]) -> u8[4,128] {
+  %p = u8[1000,128]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %x = f32[100]{0} parameter(2)
+  %y = f32[100]{0} fusion(%x), kind=kLoop, calls=%both
+  ROOT %r = u8[4,128]{1,0} fusion(%p, %i), kind=kCustom, calls=%fused
+}
+"""
+
+
+def test_of_what_is_gathered_from_only_rows_are_read():
+  traffic = hlo.read(GATHERING).traffic
+  # What is read as a whole as well counts as a whole.
+  assert traffic == (400 + 400) + (512 + 512 + 16)
+
+
+ASYNCHRONOUS = """HloModule m
+
+%called (param_0: f32[64]) -> f32[64] {
+  %param_0 = f32[64]{0} parameter(0)
+  ROOT %r = f32[64]{0} all-reduce(%param_0), replica_groups={{0,1,2,3}}
+}
+
+ENTRY %main (p: f32[64]) -> f32[64] {
+  %p = f32[64]{0} parameter(0)
+  %s = ((f32[64]{0}), f32[64]{0}) call-start(%p), to_apply=%called
+  ROOT %d = f32[64]{0} call-done(%s)
+}
+"""
+
+
+def test_what_other_cores_exchange_meanwhile():
+  (exchange,) = hlo.read(ASYNCHRONOUS).collectives
+  assert exchange == Collective('all-reduce', 1, 256.0, True, 4)
