@@ -8,9 +8,9 @@ kept, so that it takes minutes afterwards. `--from_log` writes the tables anew
 from docs/plans.json.
 """
 
-import importlib.util
 import json
 import pathlib
+import runpy
 import sys
 import tempfile
 
@@ -35,9 +35,9 @@ CONFIGS = {
 }
 ABOUT = (
   '# Plans for TPUs\n\nMade by `python docs/make_plans.py` ([log](plans.json))'
-  '; nothing of it was measured on a TPU. What each figure is, and the formulas: '
-  '[plan.md](plan.md). All in bfloat16. The assumed losses fall as a power of '
-  'the examples, `{losses}` (first, last, exponent): they are no measurement, '
+  '; nothing of it was measured on a TPU. What each figure is, and the '
+  'formulas: [plan.md](plan.md). All in bfloat16. The assumed losses fall as a '
+  'power of the examples, `{losses}` (first, last, exponent): they are no measurement, '
   'and stand for what AdaDamp would be shown. Compiled with {compiler}.\n'
 )
 
@@ -46,10 +46,8 @@ def load(name):
   """The config of a file in configs/, with its variant."""
   file, _, variant = name.partition(':')
   path = HERE.parent / 'configs' / file
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*([variant] if variant else []))
+  get_config = runpy.run_path(str(path))['get_config']
+  return get_config(*([variant] if variant else []))
 
 
 def made(name, loss, machine):

@@ -12,7 +12,7 @@ from adabatch.devices.mesh import make_devices
 def split(shape, dtype):
   rng = np.random.default_rng(0)
   values = rng.integers(0, 256, (20, *shape)).astype(dtype)
-  return {'image': values, 'label': np.arange(20)}
+  return {'image': values, 'label': np.arange(20, dtype=np.int32)}
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
