@@ -131,7 +131,9 @@ class Programs:
   def forget(self, key) -> None:
     """One that cannot be run was never used."""
     self._used.pop(key, None)
-    self._dropped += self._programs.pop(key, None) is not None
+    there = self._programs.pop(key, None) is not None
+    with self._lock:
+      self._dropped += there and key not in self._loaded
 
   def prefetch(self, key) -> None:
     """Starts to compile a program, unless another still waits to be used."""

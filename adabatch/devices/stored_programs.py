@@ -76,7 +76,6 @@ def circumstances(devices: Devices) -> dict[str, Any]:
   processor lacks.
   """
   flat = list(devices.mesh.devices.flat)
-  settings = jax.config.values
   return {
     'jax': jax.__version__,
     'jaxlib': importlib.metadata.version('jaxlib'),
@@ -86,9 +85,17 @@ def circumstances(devices: Devices) -> dict[str, Any]:
     'devices': devices.size,
     'places': ' '.join(f'{d.id}/{d.process_index}' for d in flat),
     'options': {k: str(v) for k, v in (devices.options or {}).items()},
-    'settings': {k: str(settings[k]) for k in SETTINGS if k in settings},
-    'flags': _flags(devices.platform),
+    **settings(devices.platform),
     'host': _host() if devices.platform == 'cpu' else None,
+  }
+
+
+def settings(platform_name: str) -> dict[str, Any]:
+  """`settings` of JAX and `flags` of the environment that compilers heed."""
+  values = jax.config.values
+  return {
+    'settings': {k: str(values[k]) for k in SETTINGS if k in values},
+    'flags': _flags(platform_name),
   }
 
 

@@ -26,6 +26,7 @@ from adabatch.plan import hlo
 from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.topology import Topology
 from adabatch.plan.torus import links
+from adabatch.train import at_once
 from adabatch.train.build import Parts
 from adabatch.train.memory import beside_training
 
@@ -173,15 +174,10 @@ def _what_fits(
   size: int, ladder: Ladder, fits: Callable[[Bucket], bool]
 ) -> int | None:
   """How many examples at once do."""
-  most = bucket_for(size, ladder).microbatch_size
-  while (most := most // 2) >= (ladder.group_size or 1):
-    try:
-      smaller = bucket_for(size, ladder._replace(max_per_device=most))
-    except ValueError:  # groups would be cut
-      return None
-    if fits(smaller):
-      return most
-  return None
+  smaller = at_once.halved(bucket_for(size, ladder), ladder)
+  if smaller is not None:
+    smaller = at_once.most_that_fit(smaller, size, fits)
+  return None if smaller is None else smaller.max_per_device
 
 
 def _between(
@@ -199,10 +195,30 @@ def _between(
     many.accumulation_steps - few.accumulation_steps
   )
   cost = high.cost._replace(
+    collectives=_collectives_between(
+      low.cost.collectives, high.cost.collectives, share
+    ),
     cycles=low.cost.cycles + share * (high.cost.cycles - low.cost.cycles),
     traffic=low.cost.traffic + share * (high.cost.traffic - low.cost.traffic),
   )
   return high._replace(cost=cost, seconds=0.0)
+
+
+def _collectives_between(
+  low: tuple[hlo.Collective, ...],
+  high: tuple[hlo.Collective, ...],
+  share: float,
+) -> tuple[hlo.Collective, ...]:
+  """What comes once a microbatch is as many more as there are more of those."""
+  few, many = (
+    {c._replace(times=1): c.times for c in _summed(some)}
+    for some in (low, high)
+  )
+  times = {
+    c: round(few.get(c, 0) + share * (many.get(c, 0) - few.get(c, 0)))
+    for c in few | many
+  }
+  return tuple(c._replace(times=n) for c, n in times.items() if n)
 
 
 # Memory.
@@ -378,8 +394,9 @@ def evaluation_figures(
   found |= _memory(machine, program, made.beside)
   found |= _seconds_of(machine, program)
   found['fits'] = found['bytes'] <= machine.chip.memory
-  if found['seconds'] is not None:
-    found['seconds'] *= calls
+  for kind in ('compiler_seconds', 'all_reduce_seconds', 'seconds'):
+    if found[kind] is not None:
+      found[kind] *= calls
   return found
 
 

@@ -17,6 +17,7 @@ from jax.errors import JaxRuntimeError
 
 from adabatch.config.files import read_signed, write_signed, writing
 from adabatch.devices.programs import memory_of
+from adabatch.devices.stored_programs import settings
 from adabatch.plan import hlo
 from adabatch.plan.topology import Topology
 
@@ -64,8 +65,8 @@ class Compiler:
       name: importlib.metadata.version(name) for name in packages
     }
     self._keep, self._platform = keep, machine.devices[0].platform
-    place = machine.generation, machine.shape, machine.slices
-    self._about = repr((self.versions, place))
+    place = machine.generation, machine.shape, machine.slices, machine.target
+    self._about = repr((self.versions, place, settings(self._platform)))
 
   def __call__(self, lowered: Any) -> Compiled | TooLarge:
     """Compiles it, if it was not compiled before."""

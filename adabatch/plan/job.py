@@ -54,6 +54,11 @@ OUTLINED = (
   'them if its examples are as many and their mean and std are in the config'
 )
 
+FOUND_LATER = (
+  "buckets.max_per_device='auto': how many examples a device takes at once is "
+  'found when it runs; here it takes all'
+)
+
 
 def plan(
   config: Config,
@@ -92,6 +97,7 @@ def plan(
   machine = None
   scaled.check(config)
   _check_backend(config)
+  _check_save(config)
   if config.plan.topology is not None:
     if devices is not None:
       raise ConfigError(
@@ -117,6 +123,8 @@ def plan(
   }
   if machine is not None and compiler is not None:
     _add_machine(parts, machine, compiler, found)
+  elif config.buckets.max_per_device == 'auto':
+    found['remarks'].append(FOUND_LATER)
   if config.plan.save is not None:
     if not there:
       found['remarks'].append(OUTLINED)
@@ -129,6 +137,17 @@ def plan(
 def _say() -> Callable[[str], None]:
   """Lines of progress, once of all processes."""
   return command_line.say if is_first_process() else lambda line: None
+
+
+def _check_save(config: Config) -> None:
+  """Refuses to keep what nobody knows yet."""
+  here = config.plan.save is not None and config.plan.topology is None
+  if here and config.buckets.max_per_device == 'auto':
+    raise ConfigError(
+      f'plan.save={config.plan.save!r} keeps programs of a number of examples '
+      "at once, which buckets.max_per_device='auto' finds when it runs: give "
+      'the number'
+    )
 
 
 def _check_backend(config: Config) -> None:
@@ -188,7 +207,7 @@ def _add_machine(
 def _seconds(rung: dict[str, Any], spent: dict[str, Any]) -> float | None:
   """Of all updates and syncs of a rung; None where nobody says."""
   together = rung.get('seconds')
-  if together is None:
+  if together is None or not rung['fits']:
     return None
   apart = rung.get('without_sync', rung)['seconds']
   syncs = spent['syncs']

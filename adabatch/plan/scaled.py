@@ -43,8 +43,9 @@ def describe(
   """
   rungs, left_out = [], []
   for rung in found['ladder']:
-    if rung.get('compiler_seconds') is None:
-      why = 'too large' if not rung.get('fits', True) else 'no estimate'
+    fits = rung.get('fits', True)
+    if not fits or rung.get('compiler_seconds') is None:
+      why = 'no estimate' if fits else 'too large'
       left_out.append({'batch_size': rung['batch_size'], 'why': why})
       continue
     rungs.append(_rung(rung))

@@ -145,6 +145,7 @@ class Topology(NamedTuple):
     slices: how many there are.
     devices: for the compiler.
     compiler: its packages.
+    target: what the compiler is told of a device, where it is.
   """
 
   name: str
@@ -153,6 +154,7 @@ class Topology(NamedTuple):
   slices: int
   devices: Sequence[Any]
   compiler: tuple[str, ...] = ('libtpu',)
+  target: str = ''
 
   @property
   def chip(self) -> Chip:
@@ -266,10 +268,11 @@ def find(name: str) -> Topology:
 
 
 def _find_gpus(name: str, kind: str, shape: tuple[int, ...]) -> Topology:
+  target = _target(GPUS[kind])
   try:
     described = topologies.get_topology_desc(
       platform='cuda',
-      target_config=_target(GPUS[kind]),
+      target_config=target,
       topology=f'1x1x{shape[0]}',
     )
   except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -281,7 +284,8 @@ def _find_gpus(name: str, kind: str, shape: tuple[int, ...]) -> Topology:
       ) from None
     raise ConfigError(f'plan.topology={name!r}: {text[:200]}') from None
   devices = tuple(described.devices)
-  return Topology(name, kind, shape, 1, devices, ('jax-cuda12-plugin',))
+  packages = ('jax-cuda12-plugin',)
+  return Topology(name, kind, shape, 1, devices, packages, target)
 
 
 def _target(gpu: Gpu) -> str:

@@ -40,13 +40,15 @@ def duration(seconds: Any) -> str:
 
   >>> [duration(s) for s in (0.25, 12.3, 754, 7_500, 200_000, None)]
   ['0.25 s', '12.3 s', '12 min 34 s', '2 h 05 min', '2 d 7 h', '–']
-  >>> [duration(s) for s in (0.0258, 6.3e-6, 0)]
-  ['25.8 ms', '6.3 µs', '0 s']
+  >>> [duration(s) for s in (0.0258, 6.3e-6, 2e-9, 0)]
+  ['25.8 ms', '6.3 µs', '2 ns', '0 s']
   """
   seconds = number(seconds)
   if 0 < seconds < 0.0999:
     small = 1e3 * seconds
-    return f'{small:.3g} ms' if small >= 0.1 else f'{1e3 * small:.3g} µs'
+    if small >= 0.1:
+      return f'{small:.3g} ms'
+    return f'{1e3 * small:.3g} µs' if small >= 1e-4 else f'{1e6 * small:.3g} ns'
   if not seconds >= 60:
     return '–' if math.isnan(seconds) else f'{seconds:.3g} s'
   minutes, rest = divmod(round(seconds), 60)

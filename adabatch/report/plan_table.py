@@ -142,17 +142,15 @@ def _fits_with(what: Mapping[str, Any]) -> str:
 def _times(what: Mapping[str, Any]) -> list[str]:
   use, rate = what.get('flops_utilisation'), what.get('host_bytes_per_second')
   host = what.get('host_examples_per_second')
-  step = what['compiler_seconds']
-  calls = what.get('calls', 1)
   return [
-    duration(None if step is None else calls * step),
+    duration(what['compiler_seconds']),
     duration(what['all_reduce_seconds']),
     duration(what.get('flops_bound_seconds')),
     duration(what.get('bandwidth_bound_seconds')),
     flops(what.get('compiled_flops_per_example')),
     quantity(_rounded(what.get('examples_per_second'))),
     '–' if use is None else f'{use:.1%}',
-    '–' if host is None else f'{_rounded(host):,}/s, {in_bytes(rate)}/s',
+    '–' if host is None else f'{host:,.0f}/s, {in_bytes(rate)}/s',
   ]
 
 

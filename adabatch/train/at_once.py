@@ -43,36 +43,60 @@ def is_found(config: Config) -> bool:
 def out_of_memory(error: Exception) -> bool:
   """Whether XLA says so.
 
+  And of what is done with the results of an update that failed so.
+
   >>> out_of_memory(JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'))
   True
   """
+  if not isinstance(error, JaxRuntimeError):
+    return False
   text = str(error)
-  return isinstance(error, JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in text
+  return 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower()
 
 
 def halved(bucket: Bucket, ladder: Ladder) -> Ladder | None:
   """The same sizes with at most half as many examples at once.
+
+  Where BatchNorm's groups would be cut by so few, with as few as keep them
+  whole.
 
   Args:
     bucket: that is too large.
     ladder: that it is of.
 
   Returns:
-    None where no fewer can be had, or BatchNorm's groups would be cut.
+    None where no fewer can be had.
 
   >>> from adabatch.controllers.buckets import ladder
   >>> halved(Bucket(64, 1, 2), ladder(16, 128, devices=2)).max_per_device
   32
+  >>> groups = ladder(60, 60, devices=1, group_size=32)
+  >>> halved(Bucket(64, 1, 1), groups).max_per_device
+  32
   """
-  smaller = ladder._replace(max_per_device=bucket.microbatch_size // 2)
-  if not smaller.max_per_device:
-    return None
-  try:
-    for size in ladder.batch_sizes:
-      bucket_for(size, smaller)
-  except ValueError:
-    return None
-  return smaller
+  half = bucket.microbatch_size // 2
+  for most in (*range(half, 0, -1), *range(half + 1, bucket.microbatch_size)):
+    smaller = ladder._replace(max_per_device=most)
+    try:
+      for size in ladder.batch_sizes:
+        bucket_for(size, smaller)
+    except ValueError:
+      continue
+    return smaller
+  return None
+
+
+def most_that_fit(
+  ladder: Ladder, size: int, fits: Callable[[Bucket], bool]
+) -> Ladder | None:
+  """The ladder with a limit with which a batch size fits; None: none does.
+
+  From the ladder's own limit, or all examples at once, halved until it fits.
+  """
+  now: Ladder | None = ladder
+  while now is not None and not fits(bucket_for(size, now)):
+    now = halved(bucket_for(size, now), now)
+  return now
 
 
 def kept(parts: Parts, trainer: Trainer) -> dict[str, Any] | None:
@@ -85,7 +109,8 @@ def kept(parts: Parts, trainer: Trainer) -> dict[str, Any] | None:
 
 def _described(trainer: Trainer) -> list[Any]:
   devices = trainer.devices
-  return [devices.mesh.devices.flat[0].device_kind, devices.size]
+  kind = devices.mesh.devices.flat[0].device_kind
+  return [kind, devices.size, trainer.replicas]
 
 
 def _is_cpu(trainer: Trainer) -> bool:
@@ -116,21 +141,26 @@ def begin(run: Any, saved: Saved | None) -> list[str]:
     with run.paused('compiling'):
       ladder, line = find(parts, trainer)
       trainer.programs.drop_unused()  # most of them are of no use
-      trainer.release()
-      trainer.go_on(None, run.replicas.counts.replicas)
+      _start_anew(trainer)
     _use(run, ladder)
     return [line]
   known = saved.host.get('at_once')
   if known is not None and known['devices'] == _described(trainer):
     _use(run, parts.ladder._replace(max_per_device=known['most']))
     return []
-  # Of other devices nothing is known; the state is not to be spent.
+  # Of these devices nothing is known; the state is not to be spent.
   ladder = _unlimited(parts.ladder)
   if _is_cpu(trainer):
     most = min(ladder.max_per_device or 1, CPU_DEFAULT)
     ladder = ladder._replace(max_per_device=most)
   _use(run, ladder)
-  return [_line(ladder, 'other devices than before: halved if it is too much')]
+  why = 'not looked for on these devices: halved if it is too much'
+  return [_line(ladder, why)]
+
+
+def _start_anew(trainer: Trainer) -> None:
+  trainer.release()
+  trainer.go_on(None, trainer.replicas)
 
 
 def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
@@ -153,12 +183,17 @@ def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
     except JaxRuntimeError as error:
       raise _told(error, call) from error
     return None
+  try:
+    trainer.compile(call, ahead)
+  except JaxRuntimeError as error:
+    if not out_of_memory(error):
+      raise
+  # Asked by all processes, also by one whose compiler refused.
   if variant not in run.fitting and not fits(parts, trainer, variant):
     trainer.programs.forget(variant)
     _halve(run, bucket)
     return _halved_line(call, run.parts.ladder)
   run.fitting.add(variant)
-  trainer.compile(call, ahead)
   return None
 
 
@@ -179,13 +214,12 @@ def recover(
     ConfigError: in one line, where the number was given, or where other
       processes wait for the update.
   """
-  call = run.stretch
-  if call is None or not out_of_memory(error):
+  if run.last is None or not out_of_memory(error):
     raise error
-  call = call._replace(update=run.at.update)
+  call = run.last
   if not is_found(run.parts.config) or jax.process_count() > 1:
     raise _told(error, call) from error
-  run.end_stretch()
+  run.stretch = None  # what was dispatched of it does not count
   _halve(run, call.plan.bucket)
   line = _halved_line(call, run.parts.ladder)
   yield from run.again(restore, _keep)
@@ -201,6 +235,8 @@ def _halve(run: Any, bucket: Bucket) -> None:
   ladder = halved(bucket, run.parts.ladder)
   if ladder is None:
     raise _no_room(bucket, run.parts)
+  # What was compiled ahead for the old limit will not be asked for.
+  run.trainer.programs.drop_unused()
   _use(run, ladder)
 
 
@@ -219,15 +255,14 @@ def _told(error: Exception, call: Call) -> Exception:
   size = call.plan.bucket.microbatch_size
   return ConfigError(
     f'update {call.update + 1}: no memory for {size} examples at once on each '
-    f'device: set buckets.max_per_device={max(size // 2, 1)}, or eval.'
-    "max_per_device where it is an evaluation's, and start the same command "
-    'again'
+    f'device: set buckets.max_per_device={max(size // 2, 1)} and start the '
+    'same command again'
   )
 
 
 @contextlib.contextmanager
 def evaluating(parts: Parts) -> Iterator[None]:
-  """Says in one line that there is no memory for an evaluation."""
+  """Says in one line that there is no memory to evaluate, or to measure."""
   try:
     yield
   except JaxRuntimeError as error:
@@ -236,7 +271,7 @@ def evaluating(parts: Parts) -> Iterator[None]:
     most = parts.config.eval.max_per_device
     raise ConfigError(
       f'no memory to evaluate {most} examples at once on each device: lower '
-      'eval.max_per_device and start anew'
+      'eval.max_per_device, in another workdir'
     ) from error
 
 
@@ -257,16 +292,13 @@ def find(parts: Parts, trainer: Trainer) -> tuple[Ladder, str]:
   Raises:
     NoRoom: if nothing fits.
   """
-  largest = parts.ladder.batch_sizes[-1]
-  ladder = _unlimited(parts.ladder)
-  while True:
-    bucket = bucket_for(largest, ladder)
-    if _tried(parts, trainer, bucket):
-      break
-    smaller = halved(bucket, ladder)
-    if smaller is None:
-      raise _no_room(bucket, parts)
-    ladder = smaller
+  ladder = most_that_fit(
+    _unlimited(parts.ladder),
+    parts.ladder.batch_sizes[-1],
+    lambda bucket: _tried(parts, trainer, bucket),
+  )
+  if ladder is None:
+    raise _no_room(Bucket(1, 1, 1), parts)
   if not _is_cpu(trainer):
     return ladder, _line(ladder, 'the most that fit')
   return _fastest(parts, ladder, trainer)
@@ -290,6 +322,7 @@ def _tried(parts: Parts, trainer: Trainer, bucket: Bucket) -> bool:
   except JaxRuntimeError as error:
     if not out_of_memory(error) or jax.process_count() > 1:
       raise  # the others wait for this process in the update
+    _start_anew(trainer)  # its state went with it
     return False
   return True
 

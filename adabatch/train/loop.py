@@ -120,6 +120,7 @@ class Run:
     # What comes next, and how many of its updates were not dispatched yet.
     self.stretch: Call | None = None
     self.left = 0
+    self.last: Call | None = None  # that was dispatched
     if saved is None:
       return None
     before = host['replicas']['replicas']
@@ -130,8 +131,9 @@ class Run:
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
     host = {} if saved is None else saved.host
+    with_words = at_once.evaluating(self.parts)
     self.decisions = make_decisions(
-      self.parts, self.trainer.measure, host.get('decisions')
+      self.parts, with_words(self.trainer.measure), host.get('decisions')
     )
     if saved is None:
       self.decisions.decide(0, 0)
@@ -264,6 +266,7 @@ class Run:
     )
     if self.parts.recipe.inputs.streaming:
       self.doing('reading', f'update {at.update}')
+    self.last = call
     reports = self.trainer.dispatch(call, stop=self.stop.is_set())
     self.doing('training', f'update {call.update}')
     at.update, at.examples = call.after(count)

@@ -353,6 +353,12 @@ def test_a_rung_that_does_not_fit_is_left_out():
   assert found['schedule'] == 'too large'
   assert 'schedule' not in found['strong'][0]
   assert found['at_once'] == 16  # 15.75 GiB, but these were compiled
+  # What the compiler accepts, but not with what lies beside it.
+  beside = {'fits': False, 'fits_with': 16}
+  plan_ = made_up(parts, 3)
+  plan_['ladder'][-1] |= beside
+  found = scaled.describe(parts, v5e(2, 2), plan_, None)
+  assert found['left_out'] == [{'batch_size': 128, 'why': 'too large'}]
   # Nothing is amiss where the schedule does not come so far.
   plan_ = made_up(parts, 3, _128=large)
   del plan_['ladder'][-1]['updates']

@@ -4,12 +4,15 @@ import math
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
 from adabatch.config import ConfigError
+from adabatch.controllers import buckets
 from adabatch.controllers.buckets import bucket_for
+from adabatch.devices.programs import Programs
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Trainer
 from adabatch.plan.job import plan
@@ -122,28 +125,57 @@ def test_it_is_halved_in_mid_run(tmp_path, with_64, limit, monkeypatch, capfd):
   assert lines(tmp_path) == with_64  # no update is done twice, none is lost
 
 
-@pytest.mark.parametrize('every', [7, 1000])
+def poison(tree):
+  """What an update leaves that finds no memory: results that never come, and
+  nothing of what it was given."""
+
+  def compute(tree):
+    large = jax.lax.sort(jnp.sin(jnp.arange(2**44, dtype=jnp.float32)))
+    return jax.tree.map(lambda x: x + large[3].astype(x.dtype), tree)
+
+  return jax.jit(compute, donate_argnums=0)(tree)
+
+
+@pytest.fixture(name='fails')
+def _fails(monkeypatch):
+  """update -> it finds no memory, once; the calls that did."""
+  dispatch, done = Trainer.dispatch, []
+
+  def at(update):
+    def failing(self, call, **how):
+      reports = dispatch(self, call, **how)
+      if call.update <= update < call.update + call.count and not done:
+        done.append(call)
+        self.state, reports = poison((self.state, reports))
+      return reports
+
+    monkeypatch.setattr(Trainer, 'dispatch', failing)
+    return done
+
+  return at
+
+
+@pytest.mark.parametrize(
+  ('every', 'update', 'start'),
+  [
+    (7, 39, 35),
+    (7, 41, 35),  # the last one before a checkpoint
+    (1000, 45, 0),
+  ],
+)
 def test_an_update_finds_no_memory(
-  every, tmp_path, with_64, monkeypatch, capfd
+  every, update, start, tmp_path, with_64, fails, monkeypatch, capfd
 ):
   """From the newest checkpoint, or from the start, to the same end."""
   monkeypatch.setattr(at_once, 'CANDIDATES', ())
-
-  def fail(trainer, call):
-    if call.plan.bucket.microbatch_size == 128:
-      trainer.release()  # what was donated is gone
-      raise FULL
-
-  failed = after(45, monkeypatch, fail)
+  failed = fails(update)
   config = growing(**AUTO, **{'checkpoint.every_updates': every})
   summary = train(config, tmp_path, devices=one())
-  assert failed[0].plan.batch_size == 128
+  assert failed[0].plan.bucket.microbatch_size == 128
   assert summary['status'] == 'completed'
-  start = 42 if every == 7 else 0
-  assert (
-    f"from now on (buckets.max_per_device='auto'); on from update {start}"
-    in (capfd.readouterr().err)
-  )
+  text = capfd.readouterr().err
+  assert 'no memory for 128 examples at once on each device, 64 from' in text
+  assert f'; on from update {start}\n' in text
   found = lines(tmp_path)
   assert [line[0] for line in found] == list(range(1, 61))
   for line, other in zip(found, with_64, strict=True):
@@ -151,6 +183,41 @@ def test_an_update_finds_no_memory(
     np.testing.assert_allclose(line[3:], other[3:], rtol=1e-5)
   if start == 0:  # nothing is left of what was done with 128 at once
     assert found == with_64
+
+
+@pytest.mark.parametrize('update', [39, 41])
+def test_of_a_given_number_too(update, tmp_path, fails):
+  fails(update)
+  config = growing(**{'checkpoint.every_updates': 7})
+  match = r'no memory for 128 .* set buckets\.max_per_device=64 '
+  with pytest.raises(ConfigError, match=match) as error:
+    train(config, tmp_path, devices=one())
+  assert '\n' not in str(error.value)
+
+
+def test_the_update_that_is_tried_finds_no_memory(
+  tmp_path, with_64, monkeypatch, capfd
+):
+  """On an accelerator; the state that it spoils is made anew."""
+  look = Programs.look
+
+  class NoMemory:
+    def __init__(self, program):
+      self.program, self.memory_analysis = program, program.memory_analysis
+
+    def __call__(self, *args):
+      return poison(self.program(*args))
+
+  def failing(self, key):
+    program = look(self, key)
+    return program if key.bucket.microbatch_size <= 64 else NoMemory(program)
+
+  monkeypatch.setattr(Programs, 'look', failing)
+  monkeypatch.setattr(at_once, '_is_cpu', lambda trainer: False)
+  train(growing(**AUTO), tmp_path, devices=one())
+  text = capfd.readouterr().err
+  assert '64 examples at once on each device (the most that fit)' in text
+  assert lines(tmp_path) == with_64
 
 
 def test_a_given_number_is_kept_and_one_line_says_what_to_do(
@@ -202,7 +269,7 @@ def test_what_was_found_is_kept_in_checkpoints(
 def test_on_other_devices_it_goes_on_and_says_so(tmp_path, with_64, capfd):
   train(growing(**AUTO), tmp_path, devices=one(), last_update=30)
   train(growing(**AUTO), tmp_path, devices=jax.devices()[:2])
-  assert 'other devices than before' in capfd.readouterr().err
+  assert 'not looked for on these devices' in capfd.readouterr().err
   for line, other in zip(lines(tmp_path), with_64, strict=True):
     assert line[:3] == other[:3]
     np.testing.assert_allclose(line[3:], other[3:], rtol=1e-4)
@@ -265,6 +332,10 @@ def test_where_it_would_change_results_it_is_refused(tmp_path):
 def test_a_plan_knows_of_no_limit(tmp_path):
   found = plan(growing(**AUTO), tmp_path, devices=one())
   assert [r['accumulation_steps'] for r in found['ladder']] == [1] * 4
+  assert any('is found when it runs' in line for line in found['remarks'])
+  config = growing(**AUTO, **{'plan.save': str(tmp_path / 'programs')})
+  with pytest.raises(ConfigError, match='finds when it runs: give the number'):
+    plan(config, tmp_path, devices=one())
 
 
 @pytest.mark.parametrize('value', ['automatic', 0, 1.5, None])
@@ -286,3 +357,50 @@ def test_halving_keeps_groups_whole():
     assert bucket.microbatch_size % 16 == 0
     ladder = at_once.halved(bucket, ladder)
   assert sizes == [64, 32, 16]
+
+
+def test_halving_as_far_as_groups_allow():
+  """Half of 60 would cut groups of 32, and 32 do not."""
+  ladder = buckets.ladder(60, 60, devices=1, group_size=32)
+  found = at_once.most_that_fit(
+    ladder, 60, lambda bucket: bucket.microbatch_size <= 32
+  )
+  assert found.max_per_device == 32
+  assert at_once.halved(bucket_for(60, found), found) is None
+  # On two devices a group may be shared.
+  ladder = buckets.ladder(256, 256, devices=2, group_size=32)
+  found = at_once.most_that_fit(
+    ladder, 256, lambda bucket: bucket.microbatch_size <= 16
+  )
+  assert bucket_for(256, found).microbatch_size == 16
+
+
+def test_what_was_compiled_ahead_is_forgotten(tmp_path, monkeypatch):
+  """Or nothing more would ever be compiled ahead."""
+  monkeypatch.setattr(at_once, 'CANDIDATES', ())
+  most, needed, asked = [128], Trainer.memory, []
+
+  def told(self, variant):
+    too_many = variant.bucket.microbatch_size > most[0]
+    return 2**60 if too_many else needed(self, variant)
+
+  monkeypatch.setattr(Trainer, 'memory', told)
+  after(3, monkeypatch, lambda *_: most.insert(0, 32))
+  prefetch = Programs.prefetch
+
+  def noting(self, key):
+    waiting = self._programs.keys() - self._used.keys()
+    asked.append((key, [k.bucket.microbatch_size for k in waiting]))
+    prefetch(self, key)
+
+  monkeypatch.setattr(Programs, 'prefetch', noting)
+  train(growing(**AUTO), tmp_path, devices=one())
+  assert asked[-1][1] == []
+
+
+def test_the_wait_for_programs_is_counted(tmp_path):
+  for name, more in (('auto', AUTO), ('given', {})):
+    config = growing(**more, compilation_cache=False)
+    summary = train(config, tmp_path / name, devices=one())
+    assert summary['first_compile_seconds'] > 0.05
+    assert summary['stall_seconds'] > 0.05
