@@ -61,6 +61,7 @@ def made(name, loss, machine):
   with tempfile.TemporaryDirectory() as workdir:
     found = plan(config, workdir)
   found.pop('changed')
+  found.pop('config')
   if 'schedule' in found:
     found['schedule'].pop('points')
   return found

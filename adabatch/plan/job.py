@@ -120,6 +120,7 @@ def plan(
   found = describe(parts, losses) | {
     'data_there': there,
     'changed': changed,
+    'config': json.loads(json.dumps(config_lib.flatten(config), default=list)),
   }
   if machine is not None and compiler is not None:
     _add_machine(parts, machine, compiler, found)
@@ -258,17 +259,17 @@ def describe(parts: Parts, losses: Losses | None = None) -> dict[str, Any]:
     'remarks': list(remarks(parts)),
   }
   ladder = rungs(parts)
-  if is_exact(parts):
-    found['schedule'] = _schedule(parts, walk(parts), ladder)
-  else:
+  exact = is_exact(parts)
+  if exact or losses is not None:
+    found['schedule'] = _schedule(parts, walk(parts, losses), ladder)
+  if losses is not None:
+    found['schedule']['assumed_loss'] = config.plan.loss
+  if not exact or len(ladder) > 1:  # at equal examples
     found['range'] = {
       str(size): spent(parts, walk(constantly(parts, size))).totals()
       for size in (ladder[0]['batch_size'], ladder[-1]['batch_size'])
     }
-    if losses is not None:
-      found['schedule'] = _schedule(parts, walk(parts, losses), ladder)
-      found['schedule']['assumed_loss'] = config.plan.loss
-  found['exact'] = is_exact(parts)
+  found['exact'] = exact
   found['ladder'] = ladder
   found['disk'] = _disk(parts, found)
   return found

@@ -131,4 +131,5 @@ def build_plan_page(name: str, plan: Mapping[str, Any]) -> str:
     key: f'{new} (default {old})' for key, (old, new) in plan['changed'].items()
   }
   body += details('What differs from the defaults', changed)
+  body += details('Config', plan['config'])
   return document(name, body)

@@ -131,3 +131,22 @@ def test_mistakes_are_those_of_a_run(tmp_path):
   with pytest.raises(ConfigError, match='initial_batch_size=16 is above'):
     plan(config, tmp_path / 'w')
   assert not (tmp_path / 'w').exists()
+
+
+def test_beside_a_schedule_stand_its_ends(tmp_path):
+  """At equal examples; and the whole config is told."""
+  config = digits(**{'controller.name': 'geodamp', 'epochs': 20.0})
+  found = plan(config, tmp_path, devices=jax.devices()[:1])
+  assert found['exact']
+  assert list(found['range']) == ['16', '128']
+  assert {spent['examples'] for spent in found['range'].values()} == {
+    found['schedule']['examples']
+  }
+  text = describe(found)
+  assert 'if every batch had 16: ' in text
+  assert 'if every batch had 128: ' in text
+  assert found['config']['controller.name'] == 'geodamp'
+  assert found['changed']['controller.name'] == ['adadamp', 'geodamp']
+  config.controller.name = 'constant'
+  found = plan(config, tmp_path, devices=jax.devices()[:1])
+  assert 'range' not in found
