@@ -7,6 +7,8 @@ whatever batch and on whatever device it lands, and differently in each epoch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,17 +149,56 @@ def random_crop_flip(
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(images, sides)
     places = (words[:, :2] % jnp.uint32(2 * padding + 1)).astype(jnp.int32)
-
-    def crop(image, place):
-      return jax.lax.dynamic_slice(
-        image, (place[0], place[1], 0), images.shape[1:]
-      )
-
-    images = jax.vmap(crop)(padded, places)
+    # Both give the same. Of slices a TPU makes a loop over the images, by its
+    # compiler twenty times as slow; of selections a CPU fifty times.
+    images = jax.lax.platform_dependent(
+      padded,
+      places,
+      tpu=partial(crop_by_selection, padding=padding),
+      default=partial(crop_by_slices, padding=padding),
+    )
   if flip:
     mirrored = (words[:, 2] & 1).astype(bool).reshape(-1, 1, 1, 1)
     images = jnp.where(mirrored, images[:, :, ::-1], images)
   return images
+
+
+def crop_by_slices(
+  padded: jax.Array, places: jax.Array, padding: int
+) -> jax.Array:
+  """Images without 2 * padding rows and columns.
+
+  Args:
+    padded: [B, H, W, C].
+    places: int32 [B, 2], the first row and column, in [0, 2 * padding].
+    padding: on each side.
+  """
+  height, width, channels = padded.shape[1:]
+  sides = height - 2 * padding, width - 2 * padding, channels
+
+  def crop(image, place):
+    return jax.lax.dynamic_slice(image, (place[0], place[1], 0), sides)
+
+  return jax.vmap(crop)(padded, places)
+
+
+def crop_by_selection(
+  padded: jax.Array, places: jax.Array, padding: int
+) -> jax.Array:
+  """The same: of all places the one that is wanted, first by row."""
+  cropped = padded
+  for axis in (1, 2):
+    size = padded.shape[axis] - 2 * padding
+    place = places[:, axis - 1].reshape(-1, 1, 1, 1)
+    shifted = [
+      jax.lax.slice_in_dim(cropped, k, k + size, axis=axis)
+      for k in range(2 * padding + 1)
+    ]
+    chosen = shifted[0]
+    for k, candidate in enumerate(shifted[1:], 1):
+      chosen = jnp.where(place == k, candidate, chosen)
+    cropped = chosen
+  return cropped
 
 
 def stream_of(keys: jax.Array, number: int) -> jax.Array:

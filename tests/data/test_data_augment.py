@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from adabatch.data.augment import (
+  crop_by_selection,
+  crop_by_slices,
   position_halves,
   position_keys,
   random_crop_flip,
@@ -149,3 +151,27 @@ def test_errors():
   images, keys = _images(2), _keys(np.arange(2))
   with pytest.raises(ValueError, match='padding=-1'):
     random_crop_flip(images, keys, padding=-1, flip=True)
+
+
+@pytest.mark.parametrize('padding', [1, 4])
+@pytest.mark.parametrize('shape', [(6, 9, 3), (5, 5, 1)])
+def test_a_crop_is_the_same_by_either_way(shape, padding):
+  """All places of it; a TPU selects what others slice."""
+  height, width, _ = shape
+  rng = np.random.default_rng(padding)
+  places = np.argwhere(np.ones((2 * padding + 1, 2 * padding + 1)))
+  padded = rng.integers(
+    0,
+    256,
+    (len(places), height + 2 * padding, width + 2 * padding, shape[-1]),
+    dtype=np.uint8,
+  )
+  slow = np.stack(
+    [
+      image[y : y + height, x : x + width]
+      for image, (y, x) in zip(padded, places, strict=True)
+    ]
+  )
+  for crop in (crop_by_slices, crop_by_selection):
+    found = jax.jit(crop, static_argnums=2)(padded, places, padding)
+    np.testing.assert_array_equal(found, slow)
