@@ -97,6 +97,7 @@ class Trainer:
     programs: the compiled programs.
     updates_per_call: most updates that one call does.
     calls_in_flight: how many may be under way.
+    evaluates: whether it is evaluating, or failed at it.
     apart: whether a process sees the reports of its own replicas alone.
     sync_bytes: what a replica gives to an average; see
       `replicas.agreed_bytes`.
@@ -138,6 +139,7 @@ class Trainer:
     self.apart = recipe.replicas > 1 and jax.process_count() > 1
     self.programs = Programs(self.lower, stored)
     self._bucket = self._program = None  # of the last call
+    self.evaluates = False
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)
     self.sync_bytes = replicas_lib.agreed_bytes(
@@ -306,11 +308,17 @@ class Trainer:
 
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
-    return self.evaluator.metrics(state_lib.to_evaluate(self.state))
+    self.evaluates = True
+    found = self.evaluator.metrics(state_lib.to_evaluate(self.state))
+    self.evaluates = False
+    return found
 
   def measure(self) -> tuple[dict[str, float], int]:
     """The signals that cost a pass over data; see `Measurements`."""
-    return self._measurements.take(self.state)
+    self.evaluates = True
+    found = self._measurements.take(self.state)
+    self.evaluates = False
+    return found
 
   def finite(self) -> bool:
     """Whether parameters, statistics and optimizers hold finite numbers."""

@@ -11,7 +11,6 @@ What a device takes at once changes no batch size and no learning rate; losses
 differ by the order of their sums.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -214,8 +213,8 @@ def recover(
     ConfigError: in one line, where the number was given, or where other
       processes wait for the update.
   """
-  if run.last is None or not out_of_memory(error):
-    raise error
+  if run.trainer.evaluates or run.last is None or not out_of_memory(error):
+    raise in_words(run, error)
   call = run.last
   if not is_found(run.parts.config) or jax.process_count() > 1:
     raise _told(error, call) from error
@@ -260,19 +259,15 @@ def _told(error: Exception, call: Call) -> Exception:
   )
 
 
-@contextlib.contextmanager
-def evaluating(parts: Parts) -> Iterator[None]:
-  """Says in one line that there is no memory to evaluate, or to measure."""
-  try:
-    yield
-  except JaxRuntimeError as error:
-    if not out_of_memory(error):
-      raise
-    most = parts.config.eval.max_per_device
-    raise ConfigError(
-      f'no memory to evaluate {most} examples at once on each device: lower '
-      'eval.max_per_device, in another workdir'
-    ) from error
+def in_words(run: Any, error: Exception) -> Exception:
+  """One line about memory for an evaluation, or the error itself."""
+  if not run.trainer.evaluates or not out_of_memory(error):
+    return error
+  most = run.parts.config.eval.max_per_device
+  return ConfigError(
+    f'no memory to evaluate {most} examples at once on each device: lower '
+    'eval.max_per_device, in another workdir'
+  )
 
 
 class NoRoom(ConfigError):

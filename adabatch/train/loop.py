@@ -72,7 +72,10 @@ def loop(
   best = None if save_best is None else Best(save_best, saved)
   run = Run(parts, saved, save, best, stop, cut, warn, doing, stored)
   try:
-    yield from run.start(saved)
+    try:
+      yield from run.start(saved)
+    except JaxRuntimeError as error:
+      raise at_once.in_words(run, error) from error
     on = True
     while on:
       try:
@@ -131,9 +134,8 @@ class Run:
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
     host = {} if saved is None else saved.host
-    with_words = at_once.evaluating(self.parts)
     self.decisions = make_decisions(
-      self.parts, with_words(self.trainer.measure), host.get('decisions')
+      self.parts, self.trainer.measure, host.get('decisions')
     )
     if saved is None:
       self.decisions.decide(0, 0)
@@ -209,9 +211,7 @@ class Run:
         yield from self.reports.log_last()
       with self.paused('evaluating'):
         self.at.seconds = self.clock.seconds
-        with at_once.evaluating(self.parts):
-          record = evaluate(self.trainer, self.parts, at)
-        yield record
+        yield evaluate(self.trainer, self.parts, at)
         if self.best is not None and at.best_update == at.update:
           self.checkpoint(self.best.hold)
       over = self.finished()

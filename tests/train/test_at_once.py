@@ -12,6 +12,7 @@ from jax.errors import JaxRuntimeError
 from adabatch.config import ConfigError
 from adabatch.controllers import buckets
 from adabatch.controllers.buckets import bucket_for
+from adabatch.devices.evaluation import Evaluator
 from adabatch.devices.programs import Programs
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Trainer
@@ -233,13 +234,30 @@ def test_a_given_number_is_kept_and_one_line_says_what_to_do(
   assert '\n' not in str(error.value)
 
 
-def test_an_evaluation_finds_no_memory(tmp_path, monkeypatch):
-  def fail(self):
-    raise FULL
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    {},
+    AUTO,
+    # What such a rule measures at x_0, and later.
+    {'controller.name': 'adadamp', 'controller.adadamp.loss_source': 'full'},
+  ],
+)
+@pytest.mark.parametrize('before', [0, 1])
+def test_an_evaluation_finds_no_memory(
+  overrides, before, tmp_path, monkeypatch
+):
+  metrics, done = Evaluator.metrics, []
 
-  monkeypatch.setattr(Trainer, 'evaluate', fail)
+  def failing(self, state):
+    if len(done) == before:
+      raise FULL
+    done.append(state)
+    return metrics(self, state)
+
+  monkeypatch.setattr(Evaluator, 'metrics', failing)
   with pytest.raises(ConfigError, match=r'lower eval\.max_per_device'):
-    train(growing(), tmp_path, devices=one())
+    train(growing(**overrides), tmp_path, devices=one())
 
 
 def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
