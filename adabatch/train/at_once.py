@@ -180,7 +180,7 @@ def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
     try:
       trainer.compile(call, ahead)
     except JaxRuntimeError as error:
-      raise _told(error, call) from error
+      raise _told(error, call.update, bucket) from error
     return None
   try:
     trainer.compile(call, ahead)
@@ -217,7 +217,7 @@ def recover(
     raise in_words(run, error)
   call = run.last
   if not is_found(run.parts.config) or jax.process_count() > 1:
-    raise _told(error, call) from error
+    raise _told(error, call.update, call.plan.bucket) from error
   run.stretch = None  # what was dispatched of it does not count
   _halve(run, call.plan.bucket)
   line = _halved_line(call, run.parts.ladder)
@@ -247,13 +247,13 @@ def _halved_line(call: Call, ladder: Ladder) -> str:
   )
 
 
-def _told(error: Exception, call: Call) -> Exception:
-  """One line about memory, or the error itself."""
+def _told(error: Exception, update: int, bucket: Bucket) -> Exception:
+  """One line about memory after so many updates, or the error itself."""
   if not out_of_memory(error):
     return error
-  size = call.plan.bucket.microbatch_size
+  size = bucket.microbatch_size
   return ConfigError(
-    f'update {call.update + 1}: no memory for {size} examples at once on each '
+    f'update {update + 1}: no memory for {size} examples at once on each '
     f'device: set buckets.max_per_device={max(size // 2, 1)} and start the '
     'same command again'
   )
@@ -270,10 +270,6 @@ def in_words(run: Any, error: Exception) -> Exception:
   )
 
 
-class NoRoom(ConfigError):
-  """Not even the fewest examples fit."""
-
-
 def find(parts: Parts, trainer: Trainer) -> tuple[Ladder, str]:
   """Looks for it; the trainer's state is spent.
 
@@ -285,7 +281,7 @@ def find(parts: Parts, trainer: Trainer) -> tuple[Ladder, str]:
     The ladder with the limit, and a line that says it.
 
   Raises:
-    NoRoom: if nothing fits.
+    ConfigError: if nothing fits.
   """
   ladder = most_that_fit(
     _unlimited(parts.ladder),
@@ -315,8 +311,10 @@ def _tried(parts: Parts, trainer: Trainer, bucket: Bucket) -> bool:
   try:
     trainer.try_out(variant)
   except JaxRuntimeError as error:
-    if not out_of_memory(error) or jax.process_count() > 1:
-      raise  # the others wait for this process in the update
+    if not out_of_memory(error):
+      raise
+    if jax.process_count() > 1:  # the others wait for it in the update
+      raise _told(error, 0, bucket) from error
     _start_anew(trainer)  # its state went with it
     return False
   return True
@@ -369,9 +367,9 @@ def _line(ladder: Ladder, why: str) -> str:
   )
 
 
-def _no_room(bucket: Bucket, parts: Parts) -> NoRoom:
+def _no_room(bucket: Bucket, parts: Parts) -> ConfigError:
   room = memory.of_device(parts.recipe.devices)
-  return NoRoom(
+  return ConfigError(
     f'an update with {bucket.microbatch_size} examples at once on each device '
     f'does not fit in its {room / 1e9:.3g} GB, and fewer cannot be had: make '
     'the network smaller'
