@@ -155,6 +155,12 @@ def test_the_digits(name, chips, tmp_path):
   assert evaluation['fits']
   assert evaluation['calls'] * evaluation['examples_at_once'] >= 359
   assert evaluation['memory']['argument'] >= 359 * 128
+  # The momenta and the training split lie there as well.
+  beside = 4 * 2410 + 1438 * (128 + 4)
+  assert beside <= evaluation['beside_bytes'] < beside + 1000
+  assert evaluation['bytes'] == (
+    evaluation['memory']['peak'] + evaluation['beside_bytes']
+  )
   # Again without compiling: what the compiler said is kept.
   assert plan(config, tmp_path) == found
 
