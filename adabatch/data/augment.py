@@ -149,8 +149,8 @@ def random_crop_flip(
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(images, sides)
     places = (words[:, :2] % jnp.uint32(2 * padding + 1)).astype(jnp.int32)
-    # Both give the same. Of slices a TPU makes a loop over the images, by its
-    # compiler twenty times as slow; of selections a CPU fifty times.
+    # Both give the same. Of slices a TPU makes a loop over the images; for CPUs
+    # selections are far slower.
     images = jax.lax.platform_dependent(
       padded,
       places,

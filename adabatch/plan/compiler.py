@@ -20,6 +20,7 @@ from adabatch.devices.programs import memory_of
 from adabatch.devices.stored_programs import settings
 from adabatch.plan import hlo
 from adabatch.plan.topology import Topology
+from adabatch.train.memory import out_of_memory
 
 MEMORY = ('argument', 'output', 'alias', 'temp', 'generated_code')
 
@@ -87,9 +88,7 @@ class Compiler:
 def too_large(error: Exception) -> str | None:
   """What a compiler says of memory that does not suffice; None of the rest."""
   text = ' '.join(str(error).split())
-  if 'RESOURCE_EXHAUSTED' not in text and 'memory' not in text.lower():
-    return None
-  return text[:300]
+  return text[:300] if out_of_memory(error) else None
 
 
 def _compile(lowered: Any, platform: str) -> dict[str, Any]:

@@ -18,15 +18,15 @@ from adabatch.config import Config, ConfigError, command_line
 from adabatch.config.files import cache_directory
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
-from adabatch.plan import network, scaled
-from adabatch.plan.compiled import (
+from adabatch.plan import network, scaling
+from adabatch.plan.compiler import Compiler
+from adabatch.plan.figures import (
   at_most,
   evaluation,
   evaluation_figures,
   figures,
   programs,
 )
-from adabatch.plan.compiler import Compiler
 from adabatch.plan.outline import outline
 from adabatch.plan.rungs import Spent, rungs, spent
 from adabatch.plan.saved import save
@@ -44,6 +44,7 @@ from adabatch.plan.topology import Topology, find
 from adabatch.train import agreement
 from adabatch.train.build import Parts, build, check_values, remarks
 from adabatch.train.open_splits import TextCache
+from adabatch.train.rules import finds_limit
 from adabatch.train.tasks import make_task
 from adabatch.train.workdir import Workdir
 
@@ -95,7 +96,7 @@ def plan(
   losses = None if config.plan.loss is None else read_losses(config.plan.loss)
   changed = _changed(config)
   machine = None
-  scaled.check(config)
+  scaling.check(config)
   _check_backend(config)
   _check_save(config)
   if config.plan.topology is not None:
@@ -115,7 +116,7 @@ def plan(
   if machine is not None:
     keep = cache_directory('plans') if config.compilation_cache else None
     compiler = Compiler(machine, keep)
-    if config.buckets.max_per_device == 'auto':
+    if finds_limit(config):
       parts = at_most(parts, machine, compiler, _say())
   found = describe(parts, losses) | {
     'data_there': there,
@@ -124,7 +125,7 @@ def plan(
   }
   if machine is not None and compiler is not None:
     _add_machine(parts, machine, compiler, found)
-  elif config.buckets.max_per_device == 'auto':
+  elif finds_limit(config):
     found['remarks'].append(FOUND_LATER)
   if config.plan.save is not None:
     if not there:
@@ -143,7 +144,7 @@ def _say() -> Callable[[str], None]:
 def _check_save(config: Config) -> None:
   """Refuses to keep what nobody knows yet."""
   here = config.plan.save is not None and config.plan.topology is None
-  if here and config.buckets.max_per_device == 'auto':
+  if here and finds_limit(config):
     raise ConfigError(
       f'plan.save={config.plan.save!r} keeps programs of a number of examples '
       "at once, which buckets.max_per_device='auto' finds when it runs: give "
@@ -202,7 +203,7 @@ def _add_machine(
     if evaluated.get('seconds') is not None:
       each = evaluated['seconds']
       totals['evaluation_seconds'] = totals['evaluations'] * each
-  found['scaling'] = scaled.describe(parts, machine, found, compiler, _say())
+  found['scaling'] = scaling.describe(parts, machine, found, compiler, _say())
 
 
 def _seconds(rung: dict[str, Any], spent: dict[str, Any]) -> float | None:

@@ -57,7 +57,7 @@ from adabatch.study.trials import (
   unmeasured,
 )
 from adabatch.train.build import check, check_values
-from adabatch.train.rules import make_ladder
+from adabatch.train.rules import finds_limit, make_ladder
 from adabatch.train.stop import stop_on_signals
 
 PATIENCE = 0.5  # seconds between two looks at what others are working on
@@ -242,7 +242,7 @@ def run_job(
 def check_tasks(tasks: Iterable[Task], devices: int) -> None:
   """Refuses searches whose configs, or ends of whose spaces, cannot be run."""
   for task in tasks:
-    if task.config.buckets.max_per_device == 'auto':
+    if finds_limit(task.config):
       raise ConfigError(
         "buckets.max_per_device='auto' is for a single run, and would be "
         'looked for in every trial: give a number'

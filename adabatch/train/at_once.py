@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from adabatch.config import Config, ConfigError
+from adabatch.config import ConfigError
 from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
 from adabatch.devices.mesh import any_process, of_first_process
 from adabatch.devices.messages import Call
@@ -28,29 +28,11 @@ from adabatch.train.build import Parts
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Saved
 from adabatch.train.records import Record, note
+from adabatch.train.rules import finds_limit
 
 CANDIDATES = (64, 256, 1024, 4096)  # examples at once on a CPU
 CPU_DEFAULT = 4096  # where none of them is tried
 REPEATS = 3  # of a measured update, of which the fastest counts
-
-
-def is_found(config: Config) -> bool:
-  """Whether the run finds it itself."""
-  return config.buckets.max_per_device == 'auto'
-
-
-def out_of_memory(error: Exception) -> bool:
-  """Whether XLA says so.
-
-  And of what is done with the results of an update that failed so.
-
-  >>> out_of_memory(JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'))
-  True
-  """
-  if not isinstance(error, JaxRuntimeError):
-    return False
-  text = str(error)
-  return 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower()
 
 
 def halved(bucket: Bucket, ladder: Ladder) -> Ladder | None:
@@ -100,7 +82,7 @@ def most_that_fit(
 
 def kept(parts: Parts, trainer: Trainer) -> dict[str, Any] | None:
   """For a checkpoint: what was found, and on what."""
-  if not is_found(parts.config):
+  if not finds_limit(parts.config):
     return None
   most = parts.ladder.max_per_device
   return {'most': most, 'devices': _described(trainer)}
@@ -134,7 +116,7 @@ def begin(run: Any, saved: Saved | None) -> list[str]:
     Lines that say it.
   """
   parts, trainer = run.parts, run.trainer
-  if not is_found(parts.config) or run.finished():
+  if not finds_limit(parts.config) or run.finished():
     return []
   if saved is None:
     with run.paused('compiling'):
@@ -176,7 +158,7 @@ def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
   """
   trainer, parts = run.trainer, run.parts
   variant, bucket = trainer.variant(call), call.plan.bucket
-  if not is_found(parts.config):
+  if not finds_limit(parts.config):
     try:
       trainer.compile(call, ahead)
     except JaxRuntimeError as error:
@@ -185,7 +167,7 @@ def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
   try:
     trainer.compile(call, ahead)
   except JaxRuntimeError as error:
-    if not out_of_memory(error):
+    if not memory.out_of_memory(error):
       raise
   # Asked by all processes, also by one whose compiler refused.
   if variant not in run.fitting and not fits(parts, trainer, variant):
@@ -213,10 +195,12 @@ def recover(
     ConfigError: in one line, where the number was given, or where other
       processes wait for the update.
   """
-  if run.trainer.evaluates or run.last is None or not out_of_memory(error):
+  if (
+    run.trainer.evaluates or run.last is None or not memory.out_of_memory(error)
+  ):
     raise in_words(run, error)
   call = run.last
-  if not is_found(run.parts.config) or jax.process_count() > 1:
+  if not finds_limit(run.parts.config) or jax.process_count() > 1:
     raise _told(error, call.update, call.plan.bucket) from error
   run.stretch = None  # what was dispatched of it does not count
   _halve(run, call.plan.bucket)
@@ -249,7 +233,7 @@ def _halved_line(call: Call, ladder: Ladder) -> str:
 
 def _told(error: Exception, update: int, bucket: Bucket) -> Exception:
   """One line about memory after so many updates, or the error itself."""
-  if not out_of_memory(error):
+  if not memory.out_of_memory(error):
     return error
   size = bucket.microbatch_size
   return ConfigError(
@@ -261,7 +245,7 @@ def _told(error: Exception, update: int, bucket: Bucket) -> Exception:
 
 def in_words(run: Any, error: Exception) -> Exception:
   """One line about memory for an evaluation, or the error itself."""
-  if not run.trainer.evaluates or not out_of_memory(error):
+  if not run.trainer.evaluates or not memory.out_of_memory(error):
     return error
   most = run.parts.config.eval.max_per_device
   return ConfigError(
@@ -311,7 +295,7 @@ def _tried(parts: Parts, trainer: Trainer, bucket: Bucket) -> bool:
   try:
     trainer.try_out(variant)
   except JaxRuntimeError as error:
-    if not out_of_memory(error):
+    if not memory.out_of_memory(error):
       raise
     if jax.process_count() > 1:  # the others wait for it in the update
       raise _told(error, 0, bucket) from error
@@ -328,7 +312,7 @@ def fits(parts: Parts, trainer: Trainer, variant: Variant) -> bool:
     beside = memory.beside_training(parts.recipe, variant.bucket)
     failed = peak is not None and peak + beside > room
   except JaxRuntimeError as error:
-    if not out_of_memory(error):
+    if not memory.out_of_memory(error):
       raise
     failed = True
   return not any_process(failed)

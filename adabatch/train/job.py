@@ -74,8 +74,7 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.callback(files.unlock)  # which a text set has locked already
     cache = cache or TextCache(files.text_directory, first)
-    parts = build(config, devices, splits, cache)
-    agreement.same_data(parts.fingerprints)
+    parts = _agreed(build(config, devices, splits, cache))
     closed = functools.partial(_closed, stack)
     console = closed(Console(parts.length.examples, enabled=first))
     stored = _stored(parts, console)
@@ -111,6 +110,12 @@ def train(
     for kind, record in closed(steps):
       kept.write(kind, record)
     return record
+
+
+def _agreed(parts: Parts) -> Parts:
+  """The same parts, if all processes opened the same data."""
+  agreement.same_data(parts.fingerprints)
+  return parts
 
 
 def _closed(stack: contextlib.ExitStack, thing: Any) -> Any:

@@ -7,10 +7,12 @@ left out: what is refused here could not have been held at all.
 import math
 import os
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 from adabatch.config import Config, ConfigError
 from adabatch.controllers.buckets import Bucket, Ladder, bucket_for
@@ -50,6 +52,32 @@ def of_device(made: Devices) -> float:
   return min((k for k in known if k is not None), default=math.inf)
 
 
+def out_of_memory(error: Exception) -> bool:
+  """Whether XLA says so.
+
+  And of what is done with the results of an update that failed so.
+
+  >>> out_of_memory(JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'))
+  True
+  """
+  if not isinstance(error, JaxRuntimeError):
+    return False
+  text = str(error)
+  return 'RESOURCE_EXHAUSTED' in text or 'out of memory' in text.lower()
+
+
+def bytes_of_examples(shapes: Mapping[str, Any], examples: int = 1) -> int:
+  """Of so many examples with entries of these shapes.
+
+  >>> label = jax.ShapeDtypeStruct((), 'int32')
+  >>> bytes_of_examples({'label': label}, examples=3)
+  12
+  """
+  return examples * sum(
+    math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in shapes.values()
+  )
+
+
 def beside_training(recipe: Recipe, bucket: Bucket) -> int:
   """Bytes on each device while an update runs that are not its program's.
 
@@ -59,9 +87,7 @@ def beside_training(recipe: Recipe, bucket: Bucket) -> int:
     # Replicas that one device trains, each with such a bucket.
     here = recipe.replicas // math.gcd(recipe.replicas, recipe.devices.size)
     slots = here * bucket.slots_per_device
-    shapes = recipe.inputs.train.shapes.values()
-    each = (math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in shapes)
-    return slots * sum(each)
+    return bytes_of_examples(recipe.inputs.train.shapes, slots)
   return bytes_of(recipe.inputs.evaluation.arrays)
 
 

@@ -123,6 +123,11 @@ def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
   return adascale or 'gradient_noise' in controller.needs
 
 
+def finds_limit(config: Config) -> bool:
+  """Whether a run finds how many examples a device takes at once."""
+  return config.buckets.max_per_device == 'auto'
+
+
 def make_ladder(
   config: Config, devices: int, num_examples: int | None = None
 ) -> Ladder:
@@ -172,8 +177,8 @@ def make_ladder(
         f'controller.{key}_batch_size={size} cannot be shared equally by '
         f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
       )
-  noise, most = estimates_noise(config, rule), b.max_per_device
-  if most == 'auto' and noise:
+  noise = estimates_noise(config, rule)
+  if noise and finds_limit(config):
     raise ConfigError(
       "buckets.max_per_device='auto' may be another number each time, and what "
       'is told of the gradient noise depends on it: give a number'
@@ -183,7 +188,7 @@ def make_ladder(
       smallest,
       largest,
       devices=devices // math.gcd(devices, replicas),
-      max_per_device=None if most == 'auto' else most,
+      max_per_device=None if finds_limit(config) else b.max_per_device,
       growth=b.growth,
       rounding=b.rounding,
       group_size=_group_size(config),

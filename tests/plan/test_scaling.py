@@ -8,8 +8,8 @@ import pytest
 
 from adabatch.config import ConfigError
 from adabatch.controllers.buckets import Bucket, bucket_for, ladder
-from adabatch.plan import scaled, scaling, torus
-from adabatch.plan.compiled import all_reduce_seconds
+from adabatch.plan import scaling, scaling_model, torus
+from adabatch.plan.figures import all_reduce_seconds
 from adabatch.plan.hlo import Collective
 from adabatch.plan.job import plan
 from adabatch.plan.rungs import rungs, spent
@@ -51,9 +51,9 @@ def model_of(
     seconds = of_compiler(*bucket[:2])
     peak = memory * bucket.microbatch_size
     found.append(
-      scaling.Rung(size, bucket, seconds, (GRADIENTS,), number, peak)
+      scaling_model.Rung(size, bucket, seconds, (GRADIENTS,), number, peak)
     )
-  return scaling.make(machine, made, found)
+  return scaling_model.make(machine, made, found)
 
 
 # Links.
@@ -89,7 +89,7 @@ def test_where_chips_lie(generation, shape, chips, expected):
 )
 def test_exchanges_of_gradients(chips, seconds):
   model = model_of(v5e(4, 4), 16, 64)
-  found = scaling.exchange_seconds(model, 4, 1, chips)
+  found = scaling_model.exchange_seconds(model, 4, 1, chips)
   assert found == pytest.approx(seconds)
 
 
@@ -99,8 +99,8 @@ def test_groups_exchange_with_their_own_chips_and_each_microbatch():
   made = ladder(16, 64, devices=16, max_per_device=2)
   bucket = bucket_for(64, made)
   assert bucket[:2] == (2, 2)
-  rung = scaling.Rung(64, bucket, 1.0, (group, GRADIENTS))
-  model = scaling.make(machine, made, [rung])
+  rung = scaling_model.Rung(64, bucket, 1.0, (group, GRADIENTS))
+  model = scaling_model.make(machine, made, [rung])
 
   def seconds(chips, links, members, often):
     gradients = 2 * (chips - 1) / chips * 1e8
@@ -112,23 +112,23 @@ def test_groups_exchange_with_their_own_chips_and_each_microbatch():
     (4, 64, 4, 8),
     (3, 4, 2, 4),
   ):
-    found = scaling.exchange_seconds(model, 2, steps, chips)
+    found = scaling_model.exchange_seconds(model, 2, steps, chips)
     expected = seconds(chips, links, members, 3 * steps)
     assert found == pytest.approx(expected)
-  assert scaling.exchange_seconds(model, 2, 2, 1) == 0
+  assert scaling_model.exchange_seconds(model, 2, 2, 1) == 0
 
 
 def test_the_exchange_is_that_of_the_next_smaller_microbatch():
   rungs_ = [
-    scaling.Rung(
+    scaling_model.Rung(
       size, Bucket(size // 16, 1, 16), 1.0, (GRADIENTS._replace(times=size),)
     )
     for size in (16, 64)
   ]
-  model = scaling.make(v5e(4, 4), ladder(16, 64, devices=16), rungs_)
+  model = scaling_model.make(v5e(4, 4), ladder(16, 64, devices=16), rungs_)
   one = all_reduce_seconds((GRADIENTS,), v5e(4, 4))
   for size, times in ((1, 16), (2, 16), (3, 16), (4, 64), (9, 64)):
-    found = scaling.exchange_seconds(model, size, 1, 16)
+    found = scaling_model.exchange_seconds(model, size, 1, 16)
     assert found == pytest.approx(times * one)
 
 
@@ -172,7 +172,7 @@ def test_runs_are_their_updates_one_by_one(
   model = model_of(v5e(*shape), smallest, largest, updates, most)
   by_size = {r.batch_size: r.updates for r in model.rungs}
   examples = sum(size * number for size, number in by_size.items())
-  found = scaling.predict(model, examples, schedule=True)
+  found = scaling_model.predict(model, examples, schedule=True)
   for kind, rows in found.items():
     for row in rows[:9]:
       weak, chips = kind == 'weak', row['chips']
@@ -199,7 +199,7 @@ def test_runs_are_their_updates_one_by_one(
     )
   # A chip more never makes the compiler's part longer.
   free = model._replace(programs=dict.fromkeys(model.programs, ()))
-  rows = scaling.predict(free, examples, schedule=True)['strong']
+  rows = scaling_model.predict(free, examples, schedule=True)['strong']
   for name in ('schedule', 'smallest', 'largest'):
     seconds = [row[name]['seconds'] for row in rows]
     assert seconds == sorted(seconds, reverse=True)
@@ -207,19 +207,19 @@ def test_runs_are_their_updates_one_by_one(
 
 def test_fewer_examples_than_were_compiled_are_only_bounded():
   model = model_of(v5e(4, 4), 64, 256, (1, 1, 1))
-  rows = scaling.predict(model, 448, schedule=True)['strong']
+  rows = scaling_model.predict(model, 448, schedule=True)['strong']
   by_chips = {row['chips']: row for row in rows}
   assert by_chips[16]['smallest']['outside'] == ''
   assert by_chips[32]['smallest']['outside'] == 'fewer'
   assert by_chips[32]['largest']['outside'] == ''
   assert by_chips[32]['schedule']['outside'] == 'fewer'
-  assert scaling.wins_from(rows[5:]) is None
+  assert scaling_model.wins_from(rows[5:]) is None
   # More at once than were compiled, where the run allows it and there is room.
   model = model_of(v5e(4, 4), 64, 256, (1, 1, 1), 64, 0.3 * 2**30)
   assert model.ladder.max_per_device == 52
   less = model_of(v5e(4, 4), 64, 256, (1, 1, 1), 40, 0.3 * 2**30)
   assert less.ladder.max_per_device == 40
-  rows = scaling.predict(model, 448, schedule=True)['strong']
+  rows = scaling_model.predict(model, 448, schedule=True)['strong']
   assert rows[0]['largest']['outside'] == 'more'
   assert rows[0]['largest']['seconds'] > rows[2]['largest']['seconds']
 
@@ -236,11 +236,11 @@ def test_fewer_examples_than_were_compiled_are_only_bounded():
 )
 def test_what_a_chip_has_memory_for(peaks, expected):
   programs = [
-    scaling.Rung(1, Bucket(size, steps, 1), 1.0, (), 0, peak * steps / 2)
+    scaling_model.Rung(1, Bucket(size, steps, 1), 1.0, (), 0, peak * steps / 2)
     for size, peak in peaks.items()
     for steps in (2, 1)
   ]
-  assert scaling.most_at_once(100, programs) == expected
+  assert scaling_model.most_at_once(100, programs) == expected
 
 
 def test_from_where_on_a_schedule_wins():
@@ -253,16 +253,16 @@ def test_from_where_on_a_schedule_wins():
     }
 
   rows = [row(1, 9, 10), row(2, 9.1, 10), row(4, 9, 10), row(8, 1, 10)]
-  assert scaling.wins_from(rows) == 4
-  assert scaling.wins_from(rows[:2]) is None
-  assert scaling.wins_from([row(1, 1, 10, 'fewer'), row(2, 1, 10)]) == 2
-  assert scaling.wins_from([{'chips': 1, 'smallest': None}]) is None
+  assert scaling_model.wins_from(rows) == 4
+  assert scaling_model.wins_from(rows[:2]) is None
+  assert scaling_model.wins_from([row(1, 1, 10, 'fewer'), row(2, 1, 10)]) == 2
+  assert scaling_model.wins_from([{'chips': 1, 'smallest': None}]) is None
 
 
 def test_groups_that_chips_cannot_share():
   """Two chips hold two examples each of a group of 4; one would cut it."""
   model = model_of(v5e(1, 2), 4, 8, most=2, group_size=4)
-  rows = scaling.predict(model, 24, schedule=False)['strong']
+  rows = scaling_model.predict(model, 24, schedule=False)['strong']
   assert 'schedule' not in rows[0]
   assert rows[0]['smallest'] is None
   assert rows[1]['smallest'] is not None
@@ -283,7 +283,7 @@ def test_groups_that_chips_cannot_share():
   ],
 )
 def test_what_is_compiled_as_well(sizes, can, expected):
-  assert scaling.between(sizes, can) == expected
+  assert scaling_model.between(sizes, can) == expected
 
 
 # The plan.
@@ -347,7 +347,7 @@ def test_a_rung_that_does_not_fit_is_left_out():
   parts = build(digits(), jax.devices()[:4])
   large = {'fits': False, 'why': 'memory', 'fits_with': 16}
   plan_ = made_up(parts, 3, _128=large)
-  found = scaled.describe(parts, v5e(2, 2), plan_, None)
+  found = scaling.describe(parts, v5e(2, 2), plan_, None)
   assert found['left_out'] == [{'batch_size': 128, 'why': 'too large'}]
   assert found['largest'] == 64
   assert found['schedule'] == 'too large'
@@ -357,15 +357,15 @@ def test_a_rung_that_does_not_fit_is_left_out():
   beside = {'fits': False, 'fits_with': 16}
   plan_ = made_up(parts, 3)
   plan_['ladder'][-1] |= beside
-  found = scaled.describe(parts, v5e(2, 2), plan_, None)
+  found = scaling.describe(parts, v5e(2, 2), plan_, None)
   assert found['left_out'] == [{'batch_size': 128, 'why': 'too large'}]
   # Nothing is amiss where the schedule does not come so far.
   plan_ = made_up(parts, 3, _128=large)
   del plan_['ladder'][-1]['updates']
-  found = scaled.describe(parts, v5e(2, 2), plan_, None)
+  found = scaling.describe(parts, v5e(2, 2), plan_, None)
   assert found['schedule'] == 'known'
   # Nor where there is none.
-  found = scaled.describe(parts, v5e(2, 2), made_up(parts), None)
+  found = scaling.describe(parts, v5e(2, 2), made_up(parts), None)
   assert found['schedule'] == 'unknown'
   assert found['examples'] == 1000
 
@@ -374,16 +374,16 @@ def test_where_nothing_is_predicted():
   parts = build(digits(), jax.devices()[:4])
   plan_ = made_up(parts)
   slices = v5e(1, 2)._replace(slices=2)
-  found = scaled.describe(parts, slices, plan_, None)
+  found = scaling.describe(parts, slices, plan_, None)
   assert 'several slices' in found['why_not']
   nothing = {'fits': True}
   none = {f'_{size}': nothing for size in parts.ladder.batch_sizes}
-  found = scaled.describe(parts, v5e(2, 2), made_up(parts, **none), None)
+  found = scaling.describe(parts, v5e(2, 2), made_up(parts, **none), None)
   assert 'no batch size' in found['why_not']
   assert {one['why'] for one in found['left_out']} == {'no estimate'}
   config = digits(**{'sync.name': 'local_sgd', 'sync.replicas': 2})
   parts = build(config, jax.devices()[:4])
-  found = scaled.describe(parts, v5e(2, 2), made_up(parts), None)
+  found = scaling.describe(parts, v5e(2, 2), made_up(parts), None)
   assert 'replicas agree' in found['why_not']
 
 

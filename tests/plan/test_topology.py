@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from adabatch.config import ConfigError
-from adabatch.plan import compiled
+from adabatch.plan import figures
 from adabatch.plan.hlo import Collective
 from adabatch.plan.job import plan
 from adabatch.plan.topology import Topology, parse
@@ -61,10 +61,10 @@ def test_an_all_reduce_by_its_model():
   """100 MB over 16 x 16 chips, four links each of 50 GB/s."""
   machine = Topology('v5e:16x16', 'v5e', (16, 16), 1, [None] * 256)
   whole = Collective('all-reduce', 1, 100e6, False, 256)
-  seconds = compiled.all_reduce_seconds((whole,), machine)
+  seconds = figures.all_reduce_seconds((whole,), machine)
   assert seconds == pytest.approx(2 * 255 / 256 * 100e6 / 200e9)
   part = whole._replace(kind='all-gather', times=3, devices=4)
-  seconds = compiled.all_reduce_seconds((part,), machine)
+  seconds = figures.all_reduce_seconds((part,), machine)
   assert seconds == pytest.approx(3 * 3 / 4 * 100e6 / 200e9)
 
 
@@ -74,29 +74,29 @@ def test_an_all_reduce_between_slices():
   whole = Collective('all-reduce', 1, 100e6, False, 32)
   within = 2 * 15 / 16 * 100e6 / 200e9
   between = 2 * 1 / 2 * 100e6 / 16 / (25e9 / 8)
-  seconds = compiled.all_reduce_seconds((whole,), machine)
+  seconds = figures.all_reduce_seconds((whole,), machine)
   assert seconds == pytest.approx(within + between)
   # What stays within a slice is not slower for the other.
   part = whole._replace(devices=16)
-  seconds = compiled.all_reduce_seconds((part,), machine)
+  seconds = figures.all_reduce_seconds((part,), machine)
   assert seconds == pytest.approx(within)
   old = Topology('2*v4:2x2x4', 'v4', (2, 2, 4), 2, [None] * 32)
-  assert compiled.all_reduce_seconds((whole,), old) is None
-  assert compiled.all_reduce_seconds((part,), old) is not None
+  assert figures.all_reduce_seconds((whole,), old) is None
+  assert figures.all_reduce_seconds((part,), old) is not None
 
 
 def test_two_devices_of_a_chip_share_its_links():
   machine = Topology('tpu7x:2x2x1', 'tpu7x', (2, 2, 1), 1, [None] * 8)
   assert machine.chips == 4
   whole = Collective('all-reduce', 1, 100e6, False, 8)
-  seconds = compiled.all_reduce_seconds((whole,), machine)
+  seconds = figures.all_reduce_seconds((whole,), machine)
   assert seconds == pytest.approx(2 * 3 / 4 * 100e6 / 200e9)
 
 
 def test_gpus_share_a_switch():
   machine = Topology('cuda:h100:8', 'h100', (8,), 1, [None] * 8)
   whole = Collective('all-reduce', 1, 100e6, False, 8)
-  seconds = compiled.all_reduce_seconds((whole,), machine)
+  seconds = figures.all_reduce_seconds((whole,), machine)
   assert seconds == pytest.approx(2 * 7 / 8 * 100e6 / 450e9)
 
 

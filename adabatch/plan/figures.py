@@ -28,7 +28,7 @@ from adabatch.plan.topology import Topology
 from adabatch.plan.torus import links
 from adabatch.train import at_once
 from adabatch.train.build import Parts
-from adabatch.train.memory import beside_training
+from adabatch.train.memory import beside_training, bytes_of_examples
 
 
 class Programs(NamedTuple):
@@ -224,19 +224,12 @@ def _collectives_between(
 # Memory.
 
 
-def _bytes(shapes: Any, examples: int = 1) -> int:
-  """Of arrays, or of so many examples of these shapes."""
-  return examples * sum(
-    np.dtype(x.dtype).itemsize * int(np.prod(x.shape)) for x in shapes.values()
-  )
-
-
 def _beside_evaluation(parts: Parts, trainer: Trainer) -> int:
   inputs, state = parts.recipe.inputs, trainer.state
   whole = _on_a_device(state)
   of_program = _on_a_device([state.params, state.model_state])
   if inputs.streaming:
-    more = _bytes(inputs.evaluation.shapes, trainer.evaluator.slots)
+    more = bytes_of_examples(inputs.evaluation.shapes, trainer.evaluator.slots)
   else:
     more = bytes_of(inputs.train.arrays)
   return whole - of_program + more
@@ -377,7 +370,9 @@ def _rates(
   if inputs.streaming:
     each = size / seconds / machine.hosts
     found['host_examples_per_second'] = each
-    found['host_bytes_per_second'] = each * _bytes(inputs.train.shapes)
+    found['host_bytes_per_second'] = each * bytes_of_examples(
+      inputs.train.shapes
+    )
   return found
 
 

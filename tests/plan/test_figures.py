@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from adabatch.controllers.buckets import Bucket, bucket_for
-from adabatch.plan import compiled
+from adabatch.plan import figures
 from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.hlo import Collective, Cost
 from adabatch.plan.topology import Topology
@@ -41,7 +41,7 @@ def program(steps):
 
 def test_between_two_numbers_of_microbatches():
   made = {Bucket(4, k, 4): program(k) for k in (2, 16)}
-  found = compiled._between(Bucket(4, 4, 4), made)
+  found = figures._between(Bucket(4, 4, 4), made)
   assert found.cost.cycles == 140
   assert found.cost.traffic == 4000
   times = {c.bytes: c.times for c in found.cost.collectives}
@@ -91,13 +91,13 @@ def programs_of(parts, **changed):
     Cost(1.5e6, 819e6, 0, (GRADIENTS,), 3), {'peak': 2**30}, 2.0, 7e6
   )
   rungs = dict.fromkeys(parts.ladder.batch_sizes, program)
-  return compiled.Programs(rungs, {}, {})._replace(**changed)
+  return figures.Programs(rungs, {}, {})._replace(**changed)
 
 
 def test_figures_of_a_rung():
   parts = parts_of(**{'data.placement': 'streaming', 'data.workers': 0})
   made = programs_of(parts)
-  found = compiled.figures(parts, V5E, made, 64, 1e6)
+  found = figures.figures(parts, V5E, made, 64, 1e6)
   exchange = 2 * 3 / 4 * 1e6 / (2 * 50e9)
   assert found['compiler_seconds'] == pytest.approx(1e-3)
   assert found['all_reduce_seconds'] == pytest.approx(exchange)
@@ -120,15 +120,15 @@ def test_figures_of_what_does_not_fit():
   parts = parts_of()
   made = programs_of(parts, fits_with={128: 16, 64: None})
   for size, words in ((128, 'buckets.max_per_device=16 fits'), (64, 'nothing')):
-    found = compiled.figures(parts, V5E, made, size, None)
+    found = figures.figures(parts, V5E, made, size, None)
     assert not found['fits']
     rows = plan_table._memory(found)
     assert rows[-1].startswith('too large: ')
     assert words in rows[-1]
-  found = compiled.figures(parts, V5E, made, 16, None)
+  found = figures.figures(parts, V5E, made, 16, None)
   assert plan_table._memory(found)[-1] == ''  # noqa: PLC1901
   made.rungs[128] = TooLarge('it says so')
-  found = compiled.figures(parts, V5E, made, 128, None)
+  found = figures.figures(parts, V5E, made, 128, None)
   assert found == {'fits': False, 'why': 'it says so', 'fits_with': 16}
 
 
@@ -142,18 +142,18 @@ def test_what_lies_beside_a_program_counts():
 
   def fits(peak):
     one = program._replace(memory={'peak': peak})
-    return compiled._fits(parts, V5E, bucket, one)
+    return figures._fits(parts, V5E, bucket, one)
 
   assert fits(limit - beside)
   assert not fits(limit - beside + 1)
-  assert not compiled._fits(parts, V5E, bucket, TooLarge(''))
+  assert not figures._fits(parts, V5E, bucket, TooLarge(''))
 
 
 def test_an_evaluation_takes_all_its_pieces():
   parts = parts_of()
   program = programs_of(parts).rungs[64]
-  made = compiled.Evaluation(program, 10, 1000)
-  found = compiled.evaluation_figures(parts, V5E, made)
+  made = figures.Evaluation(program, 10, 1000)
+  found = figures.evaluation_figures(parts, V5E, made)
   assert found['examples_at_once'] == 40
   assert found['calls'] == 9  # of 359 examples
   assert found['compiler_seconds'] == pytest.approx(9e-3)
@@ -163,17 +163,17 @@ def test_an_evaluation_takes_all_its_pieces():
   assert found['bytes'] == 2**30 + 1000
   assert found['fits']
   large = made._replace(beside=2**34)
-  assert not compiled.evaluation_figures(parts, V5E, large)['fits']
+  assert not figures.evaluation_figures(parts, V5E, large)['fits']
 
 
 def test_the_plan_takes_what_the_run_will_find(monkeypatch):
   parts = parts_of(**{'buckets.max_per_device': 'auto'})
   assert parts.ladder.max_per_device is None
   monkeypatch.setattr(
-    compiled, '_fits', lambda parts, machine, b, program: b.microbatch_size < 9
+    figures, '_fits', lambda parts, machine, b, program: b.microbatch_size < 9
   )
   program = programs_of(parts).rungs[64]
-  found = compiled.at_most(parts, V5E, lambda lowered: program)
+  found = figures.at_most(parts, V5E, lambda lowered: program)
   assert found.ladder == parts.ladder._replace(max_per_device=8)
-  monkeypatch.setattr(compiled, '_fits', lambda *_: True)
-  assert compiled.at_most(parts, V5E, lambda lowered: program) == parts
+  monkeypatch.setattr(figures, '_fits', lambda *_: True)
+  assert figures.at_most(parts, V5E, lambda lowered: program) == parts
