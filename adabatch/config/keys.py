@@ -117,6 +117,10 @@ def default() -> Config:
   # 'resnet', 'wide_resnet', 'densenet', 'vgg', 'transformer', 'lstm'
   c.model.name = 'mlp'
   c.model.dtype = 'float32'  # of the computation: 'float32', 'bfloat16'
+  # Of matrix products and convolutions of float32, an optimizer's too: 'default'
+  # (JAX's own: one pass of bfloat16 on a TPU, TF32 on a recent GPU), 'high'
+  # (three passes on a TPU), 'highest' (float32 everywhere).
+  c.model.precision = 'default'
   c.model.mlp = ConfigDict()
   c.model.mlp.hidden_sizes = (128,)  # units of each hidden layer
   c.model.lenet = ConfigDict()
@@ -336,6 +340,10 @@ def default() -> Config:
   c.watchdog.abort = False  # end the run then, with exit status 75
   c.parallel = ConfigDict()
   c.parallel.backend = 'shard_map'  # 'shard_map', 'pmap'
+  # In which the devices add up their gradients: 'float32', or 'bfloat16', with
+  # half the traffic and gradients of 8 bits. Losses, weights and what the
+  # gradient noise is estimated from within a batch stay float32.
+  c.parallel.gradient_dtype = 'float32'
 
   c.sync = ConfigDict()
   # 'synchronous' (one model), or models that are trained side by side and agree

@@ -9,7 +9,7 @@ pytree prefix of these says which.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA_AXIS, REPLICA_AXIS = 'data', 'replica'
 WHOLE, BY_DEVICE, BY_REPLICA = 'whole', 'by device', 'by replica'
 BACKENDS = ('shard_map', 'pmap')
+PRECISIONS = ('default', 'high', 'highest')
 
 # XLA runs a convolution inside a loop on one CPU thread, far slower than
 # outside; so on CPUs the accumulating loop is unrolled, as far as the compile
@@ -39,6 +40,8 @@ class Devices(NamedTuple):
     mesh: along one axis, `data`, or along two, `replica` and `data`.
     backend: `shard_map`, or `pmap` where nothing has an axis of replicas.
     options: for the compiler; `pmap` takes none.
+    precision: of matrix products and convolutions, one of PRECISIONS, the first
+      of which leaves it to JAX.
     abstract: nothing runs, programs are only compiled: an array is its shape
       and its place. So devices can be those of a topology that is not there.
   """
@@ -46,6 +49,7 @@ class Devices(NamedTuple):
   mesh: Mesh
   backend: str = 'shard_map'
   options: dict[str, Any] | None = None
+  precision: str = 'default'
   abstract: bool = False
 
   @property
@@ -132,6 +136,7 @@ class Devices(NamedTuple):
     Returns:
       A jitted function with `.lower(*args).compile()`.
     """
+    body = self.in_precision(body)
     if self.backend == 'shard_map':
       mapped = jax.shard_map(
         lambda *args: body(*_own_entry(arguments, args)),
@@ -160,7 +165,21 @@ class Devices(NamedTuple):
 
   def jit(self, function: Callable[..., Any], **how: Any) -> Any:
     """`jax.jit` for what needs no axis of devices."""
+    function = self.in_precision(function)
     return jax.jit(function, compiler_options=self.options, **how)
+
+  def in_precision(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with products and convolutions of `precision`."""
+    if self.precision == 'default':
+      return function
+
+    # What is differentiated in it keeps the precision on the way back.
+    @wraps(function)
+    def precise(*args: Any, **kwargs: Any) -> Any:
+      with jax.default_matmul_precision(self.precision):
+        return function(*args, **kwargs)
+
+    return precise
 
   # Arrays.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
@@ -51,6 +52,7 @@ class Recipe(NamedTuple):
     evaluated_at_once: most examples that a device evaluates at once.
     subset_size: examples of the measurements that go over a part.
     group_size: examples of a BatchNorm group; None where there are none.
+    gradient_dtype: in which the devices add up their gradients.
     split_names: of training and evaluation, for messages.
   """
 
@@ -72,4 +74,5 @@ class Recipe(NamedTuple):
   evaluated_at_once: int = 1024
   subset_size: int = 1024
   group_size: int | None = None
+  gradient_dtype: Any = jnp.float32
   split_names: tuple[str, str] = ('training', 'evaluation')

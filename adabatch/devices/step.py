@@ -294,7 +294,16 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
       data,
       batch._replace(position=position, batch_size=batch_size),
     )
-    sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
+    rounded = _rounded(sums.gradient, recipe.gradient_dtype)
+    sums, stop = jax.lax.psum(
+      (sums._replace(gradient=rounded), batch.stop), DATA_AXIS
+    )
+    # Back in the dtypes of the parameters, which the sums had before.
+    sums = sums._replace(
+      gradient=jax.tree.map(
+        lambda g, p: g.astype(p.dtype), sums.gradient, params
+      )
+    )
     # Of a batch without a readable example everything is 0.
     weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 
@@ -347,6 +356,25 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
     return new_state, report
 
   return update
+
+
+def _rounded(gradient: Any, dtype: Any) -> Any:
+  """What is wider and real, in a dtype; by the compiler left as it is.
+
+  Not divided first: bfloat16 has the range of float32, and so the same relative
+  error whatever the scale. Of one device too, where nothing is exchanged, so
+  that a run does not depend on how many there are more than it must.
+  """
+  to = jnp.finfo(dtype)
+
+  def one(g):
+    real = jnp.issubdtype(g.dtype, jnp.floating)
+    if not real or jnp.finfo(g.dtype).nmant <= to.nmant:
+      return g
+    # XLA may leave out a mere conversion forth and back.
+    return jax.lax.reduce_precision(g, to.nexp, to.nmant).astype(dtype)
+
+  return jax.tree.map(one, gradient)
 
 
 def _where_finite(report: Report, new: TrainState, old: TrainState):

@@ -16,7 +16,7 @@ from adabatch.controllers import BatchSizeController, parse_count
 from adabatch.controllers.buckets import Ladder
 from adabatch.data.source import Inputs
 from adabatch.devices import layout
-from adabatch.devices.mesh import BACKENDS, Devices, make_devices
+from adabatch.devices.mesh import BACKENDS, PRECISIONS, Devices, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
@@ -24,7 +24,12 @@ from adabatch.train import memory
 from adabatch.train.calls import Due, make_due, most_in_a_call
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
-from adabatch.train.networks import LANGUAGE_MODELS, check_model, make_model
+from adabatch.train.networks import (
+  DTYPES,
+  LANGUAGE_MODELS,
+  check_model,
+  make_model,
+)
 from adabatch.train.open_splits import TextCache
 from adabatch.train.optimizer import (
   beta2_at_its_floor,
@@ -213,6 +218,8 @@ def check(config: Config, devices: int) -> None:
     'parallel.backend',
   )
   choose(dict.fromkeys(ON_NONFINITE), config.on_nonfinite, 'on_nonfinite')
+  choose(dict.fromkeys(PRECISIONS), config.model.precision, 'model.precision')
+  choose(DTYPES, config.parallel.gradient_dtype, 'parallel.gradient_dtype')
   make_model(config, 1)
   name, of_text = config.model.name, make_task(config).labels == 'tokens'
   ours = not config_lib.is_of_another(f'model.{name}.any')
@@ -331,7 +338,10 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
   variables = check_model(config, model, example)
   check_task(config, task, model, batch, inputs.train.num_classes)
-  made = made._replace(options=compiler_options(config, made.platform))
+  made = made._replace(
+    options=compiler_options(config, made.platform),
+    precision=config.model.precision,
+  )
   end = make_end(config, num_examples, inputs.tokens_per_example)
   extent = Extent(
     num_examples,
@@ -370,6 +380,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,
     group_size=ladder.group_size,
+    gradient_dtype=DTYPES[config.parallel.gradient_dtype],
     split_names=(config.data.train_split, config.data.eval_split),
   )
   _check_readers(config, recipe)

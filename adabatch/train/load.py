@@ -57,7 +57,7 @@ class Loaded:
     self.tokenizer = recipe.inputs.tokenizer
     self._shapes, self._about = recipe.inputs.train.shapes, about
     self._entry = next(iter(self._shapes))
-    self._apply = jax.jit(self._outputs)
+    self._apply = jax.jit(recipe.devices.in_precision(self._outputs))
 
   def __call__(self, inputs: Any) -> jax.Array:
     """Outputs for examples as the data set has them, not yet standardised.
