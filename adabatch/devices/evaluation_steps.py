@@ -4,7 +4,7 @@ Each takes a chunk of the split, sums over its examples and the devices, and
 adds that to running sums.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from adabatch.data.source import Data, Load
 from adabatch.devices.mesh import DATA_AXIS
 from adabatch.devices.step import varying, weighted_sum
 from adabatch.models import ROWS_STREAM, Rows, contract
-from adabatch.models.tasks import Batch, Task
+from adabatch.models.scores import fitting
+from adabatch.models.tasks import Batch, Task, evaluation_metrics
 
 
 def _chunk(load: Load, data: Data, first, slots: int, limit: int):
@@ -27,13 +28,11 @@ def _chunk(load: Load, data: Data, first, slots: int, limit: int):
 
 def _outputs(
   model: nn.Module, task: Task, params, model_state, batch: Batch
-) -> jax.Array:
+) -> Any:
   """The network in evaluation mode."""
   variables = {'params': params, **model_state}
   # Without `mutable` the result is the output alone, never a pair.
-  return cast(
-    jax.Array, model.apply(variables, task.inputs(batch), train=False)
-  )
+  return contract.apply(model, variables, task.inputs(batch), train=False)
 
 
 def evaluation_step(
@@ -59,7 +58,7 @@ def evaluation_step(
   def body(params, model_state, data, sums, first):
     batch, weights = _chunk(load, data, first, slots, limit)
     outputs = _outputs(model, task, params, model_state, batch)
-    values = task.metrics(outputs, batch)
+    values = evaluation_metrics(task, outputs, batch)
     chunk = {
       name: weighted_sum(contract.per_example(value, weights, name), weights)
       for name, value in values.items()
@@ -68,6 +67,7 @@ def evaluation_step(
     sums = jax.tree.map(jnp.add, sums, chunk)
     if task.whole is None:
       return sums
+    outputs = fitting(task.whole.gather, outputs)
     kept = contract.gathered(task.whole.gather(outputs, batch), weights)
     return sums, jax.lax.all_gather(
       (kept, weights), DATA_AXIS, tiled=True, to='invarying'
@@ -90,7 +90,7 @@ def gradient_step(
 
     def loss_sum(params):
       outputs = _outputs(model, task, params, varying(model_state), batch)
-      losses = task.metrics(outputs, batch)['loss']
+      losses = evaluation_metrics(task, outputs, batch)['loss']
       return weighted_sum(
         contract.per_example(losses, weights, 'loss'), weights
       )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adabatch.models import ROWS_STREAM, Rows
+from adabatch.models.scores import LanguageModel
 
 
 def check_model(model: Any) -> None:
@@ -38,7 +39,14 @@ def apply_in_training(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
       variance from the rows at hand.
   """
   with nn.intercept_methods(_refuse_batch_norm):
-    return model.apply(*args, **kwargs)
+    return apply(model, *args, **kwargs)
+
+
+def apply(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+  """`model.apply`; of our language models the outputs are `Scores`."""
+  if isinstance(model, LanguageModel):
+    kwargs['method'] = 'scores'
+  return model.apply(*args, **kwargs)
 
 
 def init_in_training(model: nn.Module, inputs: jax.Array) -> Any:

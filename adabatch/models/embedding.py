@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adabatch.models.scores import Scores
+
 
 class Embedding(nn.Module):
   """One vector for each token, of entries with variance 1 / features.
@@ -33,9 +35,8 @@ class Embedding(nn.Module):
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Maps x [..., features] to its products with all vectors, float32."""
-    return jnp.einsum(
-      '...d,vd->...v',
-      jnp.asarray(x, self.dtype),
-      jnp.asarray(self.vectors, self.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    return self.scores(x).logits()
+
+  def scores(self, x: jax.Array) -> Scores:
+    """What `attend` makes logits of."""
+    return Scores(x, self.vectors, self.dtype)

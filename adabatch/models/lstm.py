@@ -10,6 +10,7 @@ from adabatch.models.documents import places_in_documents
 from adabatch.models.dropout import Dropout
 from adabatch.models.embedding import Embedding
 from adabatch.models.rows import Rows
+from adabatch.models.scores import LanguageModel, Scores
 
 
 class LSTMLayer(nn.Module):
@@ -85,7 +86,7 @@ class LSTMLayer(nn.Module):
     return states.swapaxes(0, 1)
 
 
-class LSTM(nn.Module):
+class LSTM(LanguageModel):
   """Embedding, layers of LSTM, and a softmax over the vocabulary.
 
   State and cell begin at zero in each document and in each row.
@@ -119,10 +120,10 @@ class LSTM(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
+  def scores(
     self, tokens: jax.Array, *, train: bool, rows: Rows | None = None
-  ) -> jax.Array:
-    """Maps tokens, integers [B, T], to logits of the next, [B, T, V]."""
+  ) -> Scores:
+    """Maps tokens, integers [B, T], to scores of the next, [B, T, V]."""
     state_size = self.projection_size or self.hidden_size
     if self.tied_embeddings and state_size != self.embedding_size:
       raise ValueError(
@@ -142,7 +143,7 @@ class LSTM(nn.Module):
       )(x, position == 0)
       x = Dropout(self.dropout_rate)(x, train=train, rows=rows)
     if self.tied_embeddings:
-      return embedding.attend(x)
+      return embedding.scores(x)
     return Embedding(
       self.num_classes, state_size, dtype=self.dtype, name='logits'
-    ).attend(x)
+    ).scores(x)

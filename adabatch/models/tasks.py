@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from adabatch.models.precision import mean_average_precision
+from adabatch.models.scores import Scores, fitting, in_chunks, takes_scores
 
 Batch = Mapping[str, jax.Array]
 
@@ -66,7 +67,9 @@ class Task(NamedTuple):
       )
 
   Attributes:
-    loss: (outputs, batch) -> training loss of each example, float32 [B].
+    loss: (outputs, batch) -> training loss of each example, float32 [B]. Of a
+      language model of this package outputs are logits, too, unless the
+      function is marked by `scores.takes_scores`; `metrics` likewise.
     metrics: (outputs, batch) -> evaluation metrics of each example, each
       float32 [B]; `loss` is always among them.
     higher_is_better: for each of the numbers that `summarize` and `whole` give,
@@ -91,7 +94,7 @@ class Task(NamedTuple):
   whole: Whole | None = None
 
 
-def training_loss(task: Task, outputs: jax.Array, batch: Batch) -> jax.Array:
+def training_loss(task: Task, outputs: Any, batch: Batch) -> jax.Array:
   """The loss that is trained on, float32 [B]; of mixed examples that of both.
 
   s L(label) + (1 - s) L(other label), whatever the task's loss L is.
@@ -101,12 +104,20 @@ def training_loss(task: Task, outputs: jax.Array, batch: Batch) -> jax.Array:
   >>> print(training_loss(regression(), outputs, labels | mixed))  # of 4 and 16
   [7.]
   """
+  outputs = fitting(task.loss, outputs)
   losses, share = task.loss(outputs, batch), batch.get(MIXED_SHARE)
   # A loss that is not of each example is the caller's to refuse.
   if share is None or jnp.shape(losses) != jnp.shape(share):
     return losses
   others = task.loss(outputs, {**batch, 'label': batch[MIXED_LABEL]})
   return share * losses + (1 - share) * others
+
+
+def evaluation_metrics(
+  task: Task, outputs: Any, batch: Batch
+) -> dict[str, jax.Array]:
+  """Those of a task, of what a network makes: float32 [B] each."""
+  return task.metrics(fitting(task.metrics, outputs), batch)
 
 
 def classification(
@@ -351,15 +362,18 @@ def language_modelling(label_smoothing: float = 0.0) -> Task:
   def targets(batch: Batch) -> jax.Array:
     return batch['tokens'][:, 1:].astype(jnp.int32)
 
-  def loss(logits: jax.Array, batch: Batch) -> jax.Array:
-    values = _cross_entropy(logits, targets(batch), label_smoothing)
+  @takes_scores
+  def loss(outputs: jax.Array | Scores, batch: Batch) -> jax.Array:
+    values, _ = _of_tokens(outputs, targets(batch), label_smoothing)
     return mean_over_real(values, batch)
 
-  def metrics(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    labels = targets(batch)
-    right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+  @takes_scores
+  def metrics(
+    outputs: jax.Array | Scores, batch: Batch
+  ) -> dict[str, jax.Array]:
+    values, right = _of_tokens(outputs, targets(batch))
     return {
-      'loss': mean_over_real(_cross_entropy(logits, labels), batch),
+      'loss': mean_over_real(values, batch),
       'accuracy': mean_over_real(right, batch),
     }
 
@@ -376,6 +390,18 @@ def language_modelling(label_smoothing: float = 0.0) -> Task:
     summarize=summarize,
     labels='tokens',
   )
+
+
+def _of_tokens(
+  outputs: jax.Array | Scores, labels: jax.Array, label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy of each, and whether it is guessed; float32 [B, T]."""
+  if isinstance(outputs, Scores):
+    if outputs.chunks > 1:
+      return in_chunks(outputs, labels, label_smoothing)
+    outputs = outputs.logits()
+  right = (jnp.argmax(outputs, -1) == labels).astype(jnp.float32)
+  return _cross_entropy(outputs, labels, label_smoothing), right
 
 
 # name -> makes it. One of your own is one more line; its parameters are the

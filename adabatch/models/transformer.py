@@ -10,6 +10,7 @@ from adabatch.models.documents import places_in_documents
 from adabatch.models.dropout import Dropout
 from adabatch.models.embedding import Embedding
 from adabatch.models.rows import Rows
+from adabatch.models.scores import LanguageModel, Scores
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
@@ -34,7 +35,7 @@ def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
   """A causal Transformer language model.
 
   A token sees itself and the earlier tokens of its own document in its row,
@@ -77,10 +78,10 @@ class Transformer(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
+  def scores(
     self, tokens: jax.Array, *, train: bool, rows: Rows | None = None
-  ) -> jax.Array:
-    """Maps tokens, integers [B, T], to logits of the next, [B, T, V]."""
+  ) -> Scores:
+    """Maps tokens, integers [B, T], to scores of the next, [B, T, V]."""
     if self.model_dim % (2 * self.num_heads):
       raise ValueError(
         f'model_dim must be a multiple of 2 num_heads = {2 * self.num_heads}, '
@@ -125,7 +126,7 @@ class Transformer(nn.Module):
       x += dropout(dense(self.model_dim, f'hidden_out_{i}', True)(hidden))
     x = norm(x, 'norm')
     if self.tied_embeddings:
-      return embedding.attend(x)
+      return embedding.scores(x)
     return Embedding(
       self.num_classes, self.model_dim, dtype=self.dtype, name='logits'
-    ).attend(x)
+    ).scores(x)
