@@ -117,9 +117,9 @@ def default() -> Config:
   # 'resnet', 'wide_resnet', 'densenet', 'vgg', 'transformer', 'lstm'
   c.model.name = 'mlp'
   c.model.dtype = 'float32'  # of the computation: 'float32', 'bfloat16'
-  # Of matrix products and convolutions of float32, an optimizer's too: 'default'
-  # (JAX's own: one pass of bfloat16 on a TPU, TF32 on a recent GPU), 'high'
-  # (three passes on a TPU), 'highest' (float32 everywhere).
+  # Of matrix products and convolutions of float32, an optimizer's too: 'high'
+  # (three passes of bfloat16 on a TPU), 'highest' (float32 everywhere), or
+  # 'default', JAX's own: one such pass on a TPU, TF32 on a recent GPU.
   c.model.precision = 'default'
   c.model.mlp = ConfigDict()
   c.model.mlp.hidden_sizes = (128,)  # units of each hidden layer
