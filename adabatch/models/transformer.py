@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adabatch.models.attention import attention
 from adabatch.models.documents import places_in_documents
 from adabatch.models.dropout import Dropout
 from adabatch.models.embedding import Embedding
@@ -99,8 +100,6 @@ class Transformer(LanguageModel):
 
     length = tokens.shape[1]
     document, position = places_in_documents(tokens, self.end_of_document)
-    mask = document[:, :, None] == document[:, None]
-    mask &= jnp.tril(jnp.ones((1, length, length), bool))
     embedding = Embedding(
       self.num_classes, self.model_dim, dtype=self.dtype, name='embedding'
     )
@@ -113,9 +112,7 @@ class Transformer(LanguageModel):
         norm(x, f'attention_norm_{i}')
       )
       heads = projected.reshape(*tokens.shape, 3, self.num_heads, -1)
-      attended = jax.nn.dot_product_attention(
-        *(heads[:, :, j] for j in range(3)), mask=mask[:, None]
-      )
+      attended = attention(*(heads[:, :, j] for j in range(3)), document)
       attended = attended.reshape(*tokens.shape, self.model_dim)
       x += dropout(dense(self.model_dim, f'attention_out_{i}', False)(attended))
       hidden = nn.relu(

@@ -180,12 +180,11 @@ def _updated(tmp_path):
   return run
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-def test_training_and_evaluation_on_devices(updated, chunked, devices):
+def test_training_and_evaluation_on_devices(updated, chunked):
   chunked(False)
-  whole = updated(devices)
+  whole = updated(1)
   chunked()
   for got, right in zip(
-    *map(jax.tree.leaves, (updated(devices), whole)), strict=True
+    *map(jax.tree.leaves, (updated(2), whole)), strict=True
   ):
     np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-7)
