@@ -246,7 +246,11 @@ def _described(sharding: Any, tree: Any) -> Any:
 
 def _spec(mesh: Mesh, where: str) -> PartitionSpec:
   if where == BY_DEVICE:
-    return PartitionSpec(tuple(mesh.axis_names))
+    # Along an axis of one device nothing differs.
+    shape = mesh.shape
+    return PartitionSpec(
+      tuple(a for a in mesh.axis_names if a != DATA_AXIS or shape[a] > 1)
+    )
   return PartitionSpec(REPLICA_AXIS) if where == BY_REPLICA else PartitionSpec()
 
 
