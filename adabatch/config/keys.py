@@ -26,7 +26,7 @@ COUNTED = frozenset(
 )
 
 # Keys that hold a number, or 'auto'.
-AUTOMATIC = frozenset(['buckets.max_per_device'])
+AUTOMATIC = frozenset(['buckets.max_per_device', 'updates_per_call'])
 
 
 def default() -> Config:
@@ -45,10 +45,11 @@ def default() -> Config:
   # ... or tokens of text, '2.5B'; of an example that has only a part of them
   # left nothing is trained on.
   c.max_tokens = placeholder(object)
-  # Most updates in one call of a compiled program: more is faster for small
-  # networks, up to controller.every. Not for convolutions on a CPU, which XLA
-  # runs far slower in a loop. Losses differ by rounding.
-  c.updates_per_call = 1
+  # Most updates in one call of a compiled program, up to controller.every. 1:
+  # no loop, whose losses differ by rounding. 'auto': as many as take a short
+  # while, by measuring; 1 for convolutions on a CPU, which XLA runs far slower
+  # in a loop, and for long updates. May be another when a run is resumed.
+  c.updates_per_call = FieldReference('auto', field_type=object)
   # Directory of a run whose newest parameters are started from, as far as their
   # names and shapes are the same; the others, such as a head for other classes,
   # start anew. Read at the first start alone.

@@ -82,9 +82,13 @@ class Devices(NamedTuple):
   @property
   def calls_in_flight(self) -> int:
     """How many calls of programs may be under way at once."""
+    if self.platform != 'cpu':
+      return 8
     # A CPU runs its virtual devices on few threads: collectives of several
-    # updates at once could wait for each other for ever.
-    return 1 if self.platform == 'cpu' else 8
+    # updates at once could wait for each other for ever. One device has none;
+    # the next call is made ready while it is busy, and no more, for it may be
+    # long.
+    return 1 if self.size > 1 else 2
 
   def with_replicas(self, replicas: int) -> 'Devices':
     """The same devices along two axes, `replica` and `data`.

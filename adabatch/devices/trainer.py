@@ -95,7 +95,7 @@ class Trainer:
     devices: with an axis of replicas for a SyncState.
     feed: where the examples come from.
     programs: the compiled programs.
-    updates_per_call: most updates that one call does.
+    updates_per_call: most updates that one call does in any bucket.
     calls_in_flight: how many may be under way.
     evaluates: whether it is evaluating, or failed at it.
     apart: whether a process sees the reports of its own replicas alone.
@@ -188,6 +188,10 @@ class Trainer:
     """The program that runs a call."""
     return Variant(call.plan.bucket, call.agree, self.replicas)
 
+  def room(self, bucket: Bucket) -> int:
+    """Most updates of a call in a bucket."""
+    return self.feed.most_updates or self._recipe.room(bucket)
+
   def ready(self, call: Call) -> bool:
     """Whether nothing has to be compiled for a call, or looked for ahead."""
     variant = self.variant(call)
@@ -205,16 +209,17 @@ class Trainer:
     """Dispatches the updates of a call.
 
     Args:
-      call: of at most `updates_per_call` updates, of the kind that `ready` or
-        `compile` was last asked for.
+      call: of at most `room` updates, of the kind that `ready` or `compile`
+        was last asked for.
       stop: whether this process was asked to stop.
 
     Returns:
-      Their reports, still on their way: float32 [replicas, updates_per_call,
-      9], a Report in each of the first `count` rows.
+      Their reports, still on their way: float32 [replicas, room, 9], a Report
+      in each of the first `count` rows.
     """
     assert self._program is not None, 'compile() fetches it'
-    arrays, batch = self.feed.take(call, self.updates_per_call, stop=stop)
+    room = self.room(call.plan.bucket)
+    arrays, batch = self.feed.take(call, room, stop=stop)
     with jax.transfer_guard('disallow'):
       self.state, reports = self._program(self.state, arrays, batch)
     return reports
@@ -244,7 +249,7 @@ class Trainer:
   def _made_up(self, bucket: Bucket, *, place: bool) -> tuple[Any, StepBatch]:
     """What a program is given, of the right shapes."""
     first = self.feed.layout.lane
-    slots = *first.shape, self.updates_per_call, bucket.slots_per_device
+    slots = *first.shape, self.room(bucket), bucket.slots_per_device
     call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
     batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
     example = self.feed.example(bucket)

@@ -81,18 +81,6 @@ def make_due(config: Config, num_examples: int) -> Due:
   )
 
 
-def most_in_a_call(config: Config, updates: int) -> int:
-  """`updates_per_call`, or less where calls always end sooner.
-
-  Args:
-    config: the whole config.
-    updates: of the run, at most.
-  """
-  c, checkpoint = config.controller, config.checkpoint.every_updates
-  decisions = [] if c.name == 'constant' else [max(c.every, c.wait)]
-  return min(config.updates_per_call, updates, checkpoint, *decisions)
-
-
 class Update(NamedTuple):
   """One update that is done.
 

@@ -33,6 +33,7 @@ class Decisions:
     evaluated_examples: examples evaluated only to choose batch sizes.
     measured: whether the rule reads anything that the devices have to report;
       if not, nothing has to be waited for.
+    follows: whether it reads every update.
   """
 
   def __init__(
@@ -63,7 +64,7 @@ class Decisions:
     self.nominal = float(initial_batch_size)
     self.evaluated_examples = 0
     self.measured = bool(controller.needs - PROGRESS)
-    self._follows = bool(controller.needs & OF_UPDATES)
+    self.follows = bool(controller.needs & OF_UPDATES)
     if saved is not None:
       self.nominal = saved['nominal']
       self.evaluated_examples = saved['evaluated_examples']
@@ -117,7 +118,7 @@ class Decisions:
       ConfigError: if the rule cannot work with what was measured, because F*
         lies above the first loss.
     """
-    if not (done.decides or self._follows):
+    if not (done.decides or self.follows):
       return
     signals = self._progress(done.update, done.examples)._replace(
       loss=done.report.loss,

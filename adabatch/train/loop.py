@@ -28,6 +28,7 @@ from adabatch.train.checkpoints import Saved
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
+from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
@@ -101,6 +102,7 @@ class Run:
     self.rolled_back: list[Record] = []
     restored = self.place(saved)
     self.clock = Clock(self.at.seconds)
+    self.pace = Pace(parts.recipe)
     self.fitting: set[Variant] = set()  # programs for which there is room
     self.trainer = Trainer(
       parts.recipe,
@@ -188,6 +190,7 @@ class Run:
       self.clock,
       gather,
       trainer.calls_in_flight,
+      self.pace,
     )
     trainer.feed.start(at.examples + at.left_out)
 
@@ -258,7 +261,8 @@ class Run:
     """The next call; decides at once if that needs no report."""
     at, decisions, stretch = self.at, self.decisions, self.stretch
     assert stretch is not None, 'plan() makes it'
-    count = min(self.left, self.trainer.updates_per_call)
+    bucket = stretch.plan.bucket
+    count = min(self.left, self.trainer.room(bucket), self.pace.most(bucket))
     self.left -= count
     decides = stretch.decides and not self.left
     call = stretch._replace(

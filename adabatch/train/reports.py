@@ -4,16 +4,24 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import numpy as np
 
 from adabatch.controllers import GradientNoise
-from adabatch.devices.messages import Call, Report, combine, share_above
+from adabatch.devices.messages import (
+  Call,
+  Report,
+  combine,
+  finite_rows,
+  share_above,
+)
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
 from adabatch.train.not_finite import skip, without
+from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
 
@@ -78,6 +86,7 @@ class Reports:
     clock: Clock,
     gather: Callable[[jax.Array], jax.Array] | None = None,
     in_flight: int = 0,
+    pace: Pace | None = None,
   ):
     """Nothing is on its way.
 
@@ -89,9 +98,11 @@ class Reports:
       gather: makes the reports of all replicas known to every process, where
         each has only those of its own.
       in_flight: how many calls may be on their way.
+      pace: is told how long the first calls took.
     """
     self._parts, self._at, self._decisions = parts, at, decisions
     self._clock, self._gather, self._in_flight = clock, gather, in_flight
+    self._pace = pace
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
     self._told = decisions.losses_below_minimum > 0
@@ -143,7 +154,8 @@ class Reports:
       rows = jax.device_get(reports)
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
-      for i in range(1, call.count + 1):
+      self._measure(call, now - since)
+      for i in self._looked_at(call, rows):
         one, (update, examples) = rows[:, i - 1], call.after(i)
         report = combine(one)
         if report.finite:
@@ -164,6 +176,36 @@ class Reports:
             clipped=None if clip is None else share_above(one, clip),
           )
         )
+
+  def _measure(self, call: Call, seconds: float) -> None:
+    if self._pace is None or not self._pace.wants(call.plan.bucket):
+      return
+    if jax.process_count() > 1:
+      # Processes agree by a collective, of which there is one at a time.
+      self.wait(0)
+    self._pace.saw(call.plan.bucket, seconds / call.count)
+
+  def _looked_at(self, call: Call, rows: np.ndarray) -> Iterable[int]:
+    """Which updates of a call are, from 1: all, or those that leave a trace.
+
+    Args:
+      call: that is done.
+      rows: its reports, [replicas, at least count, 9].
+    """
+    every = range(1, call.count + 1)
+    reports = rows[:, : call.count].reshape(-1, rows.shape[-1])
+    if (
+      self._decisions.follows
+      or self._parts.recipe.sync is not None
+      or self._at.skipped_in_a_row
+      or not finite_rows(reports).all()
+      or Report(*reports.T).stop.any()
+    ):
+      return every
+    log = self._parts.due.log
+    first = log - call.update % log
+    logged = range(first, call.count + 1, log)
+    return logged if call.count in logged else (*logged, call.count)
 
   def _observe(self, done: Update) -> Iterator[Record]:
     parts, at, report = self._parts, self._at, done.report
