@@ -402,7 +402,9 @@ def _cross_entropy(
   logits = logits.astype(jnp.float32)
   if not label_smoothing:
     real = labels[..., None] == jnp.arange(logits.shape[-1])
-    return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(real, logits, 0), -1)
+    return jax.nn.logsumexp(logits, -1) - jnp.sum(
+      jnp.where(real, logits, 0), -1
+    )
   targets = optax.smooth_labels(
     jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
   )

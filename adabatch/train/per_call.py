@@ -24,7 +24,7 @@ MOST = 256  # updates of a call, beyond which its own cost is not seen
 MOST_INDICES = 2**18  # of examples, a call's: what the host copies at most
 # Of an update on an accelerator, which takes a few hundred microseconds then.
 LITTLE = 2e10  # floating-point operations
-# After so long a run listens to who stops it; a hundred times what a call costs.
+# After so long a run listens to who stops it; a call costs the 100th part.
 CALL_SECONDS = 0.05
 MEASURED = 3  # calls in each bucket, of which the fastest counts
 
