@@ -174,7 +174,7 @@ def visited(lines: Sequence[dict[str, Any]]) -> Sizes:
 
 def ours(config: Config, splits: Any) -> tuple[float, float, Sizes]:
   """Examples a second, the share of stalls (left out), and batch sizes."""
-  silent = contextlib.redirect_stdout(io.StringIO())
+  silent = contextlib.redirect_stderr(io.StringIO())
   with tempfile.TemporaryDirectory() as workdir:
     with silent:
       summary = train(config, workdir, splits=splits)
