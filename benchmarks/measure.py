@@ -51,8 +51,8 @@ def write(path: str | os.PathLike[str], log: Mapping[str, Any]) -> None:
 
 
 def side_by_side(
-  ways: Mapping[str, Callable[[], Any]], repeats: int, *, warm: bool = True
-) -> dict[str, list[Any]]:
+  ways: Mapping[Any, Callable[[], Any]], repeats: int, *, warm: bool = True
+) -> dict[Any, list[Any]]:
   """What each way gives, `repeats` times, the ways taking turns.
 
   A disturbance of the machine so falls on all of them, and every second time
@@ -61,7 +61,7 @@ def side_by_side(
   >>> side_by_side({'a': lambda: 1, 'b': lambda: 2}, 2)
   {'a': [1, 1], 'b': [2, 2]}
   """
-  found: dict[str, list[Any]] = {name: [] for name in ways}
+  found: dict[Any, list[Any]] = {name: [] for name in ways}
   for repeat in range(-1 if warm else 0, repeats):
     for name in list(ways)[:: -1 if repeat % 2 else 1]:
       value = ways[name]()

@@ -121,9 +121,10 @@ def with_adabatch(rule: str, examples: int, splits: Any) -> dict[str, Any]:
   silent = contextlib.redirect_stderr(io.StringIO())
   with tempfile.TemporaryDirectory() as workdir, silent:
     summary = train(config, workdir, splits=splits)
+  seconds, stalled = summary['seconds'], summary['stall_seconds']
   return {
-    'examples_per_second': summary['examples'] / summary['seconds'],
-    'stalled': summary['stall_seconds'] / summary['seconds'],
+    'examples_per_second': summary['examples'] / seconds,
+    'stalled': stalled / (seconds + stalled),
   }
 
 

@@ -5,9 +5,10 @@
 The same network, optimizer, data and batch sizes on the devices of this
 machine. adabatch trains through `adabatch.train.train` with its default keys;
 the loop follows an adaptive rule through the batch sizes that the rule chose.
-Compiling is left out of both, and of an adaptive run what it waited for
-compilers, which is told apart. Data that are not prepared are made up.
-Writes a log (`--log`) and prints a table: median (least–most) of the pairs.
+Compiling is left out of both; what an adaptive run waited for compilers that
+found their programs in the cache is told apart. Data that are not prepared are
+made up. Writes a log (`--log`) and prints a table: median (least–most) of the
+pairs.
 """
 
 import argparse
@@ -173,7 +174,11 @@ def visited(lines: Sequence[dict[str, Any]]) -> Sizes:
 
 
 def ours(config: Config, splits: Any) -> tuple[float, float, Sizes]:
-  """Examples a second, the share of stalls (left out), and batch sizes."""
+  """Examples a second, what compilers took besides, and batch sizes.
+
+  The second is a share of both together: the clock of a run stands still while
+  it waits for a compiler.
+  """
   silent = contextlib.redirect_stderr(io.StringIO())
   with tempfile.TemporaryDirectory() as workdir:
     with silent:
@@ -181,9 +186,8 @@ def ours(config: Config, splits: Any) -> tuple[float, float, Sizes]:
     sizes = visited(read_metrics(workdir)[0])
   if summary['status'] != 'completed':
     raise RuntimeError(f'the run ended as {summary["status"]}')
-  stalled = summary['stall_seconds'] / summary['seconds']
-  rate = summary['examples'] / (summary['seconds'] - summary['stall_seconds'])
-  return rate, stalled, sizes
+  seconds, stalled = summary['seconds'], summary['stall_seconds']
+  return summary['examples'] / seconds, stalled / (seconds + stalled), sizes
 
 
 def measure_case(
