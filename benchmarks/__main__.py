@@ -75,6 +75,9 @@ ENTRIES = {
   'trials_per_hour': Entry(30, quick=('--repeats=1', '--batch_sizes=64')),
   'input_pipeline': Entry(15, ('data_dir',), None, lacks_tensorflow),
   'tpu_steps': Entry(120, quick=None, lacks=lacks_compiler),
+  'host_part': Entry(10),
+  'devices_as_needed': Entry(20),
+  'resnet50_images': Entry(15, quick=None, lacks=lacks_gpu),
   'gpu': Entry(9, quick=('--smoke',), lacks=lacks_gpu),
 }
 

@@ -57,6 +57,17 @@ def in_process(
   return {'status': 'done', 'seconds': taken, 'figures': figures}
 
 
+def default_backend() -> str:
+  """JAX's, asked in another process, so that this one keeps no memory of it."""
+  asked = subprocess.run(
+    [sys.executable, '-c', 'import jax; print(jax.default_backend())'],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  return asked.stdout.split()[-1]
+
+
 def table(parts: dict[str, dict[str, Any]]) -> str:
   rows = []
   for name, found in parts.items():
@@ -82,16 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   names = given.only.split(',')
   if unknown := sorted(set(names) - set(PARTS)):
     parser.error(f'--only={",".join(unknown)}: choose among {", ".join(PARTS)}')
-  # Asked in a process of its own, which keeps no memory of the device.
-  asked = subprocess.run(
-    [sys.executable, '-c', 'import jax; print(jax.default_backend())'],
-    check=True,
-    capture_output=True,
-    text=True,
-  )
-  backend = asked.stdout.split()[-1]
+  backend = default_backend()
   if backend != 'gpu' and not given.smoke:
-    parser.error(f"JAX's devices are {backend}, not gpu: try it with --smoke")
+    raise SystemExit(
+      f'benchmarks.gpu needs a GPU, and JAX has a {backend} here: give --smoke '
+      'for a try of everything with tiny sizes'
+    )
   parts = {}
   for name in names:
     parts[name] = in_process(name, given.smoke)

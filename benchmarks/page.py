@@ -4,6 +4,7 @@ Each section reads the log of one benchmark and says where its figures come
 from; a section without a log says why.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -124,20 +125,32 @@ def peer_rows(log: Log) -> Iterator[Row]:
 # --- others' logs ---
 
 
-def estimate_rows(log: Log) -> Iterator[Row]:
-  """Of whatever rows of plain values the log has."""
+def plain_rows(kind: str, log: Log) -> Iterator[Row]:
+  """Of whatever rows of plain values a log has.
+
+  Args:
+    kind: MEASURED or ESTIMATE.
+    log: `rows`, each with a `name`, perhaps with a `goal` and `met`.
+  """
   for row in log['rows']:
     values = dict(row)
     name = str(values.pop('name', 'a step'))
     goal, met = str(values.pop('goal', '')), str(values.pop('met', ''))
     found = ', '.join(
-      f'{key.replace("_", " ")} {value:,.4g}'
-      if isinstance(value, float)
-      else f'{key.replace("_", " ")} {value}'
+      f'{key.replace("_", " ")} '
+      + (f'{value:,.4g}' if isinstance(value, float) else str(value))
       for key, value in values.items()
       if isinstance(value, int | float | str)
     )
-    yield Row(name, found, goal, met, ESTIMATE)
+    yield Row(name, found, goal, met, kind)
+
+
+def resnet50_rows(log: Log) -> Iterator[Row]:
+  """The last stretch looks shorter than it was."""
+  for row in log['rows']:
+    ((_, found, _),) = gpu_parts.images('', row['images_per_second'][:-1])
+    figure = f'ResNet-50 v1.5, bfloat16, adabatch, batch {row["batch_size"]}'
+    yield Row(figure, found, '', '', MEASURED)
 
 
 def input_rows(log: Log) -> Iterator[Row]:
@@ -224,11 +237,25 @@ SECTIONS = (
     [('an update with one a call', '')],
   ),
   Section(
+    'host_part',
+    'What the host does in an update',
+    'Python of an update on the host, and its synchronisations.',
+    functools.partial(plain_rows, MEASURED),
+    [('Python of an update, one a call', '≤ 40 µs')],
+  ),
+  Section(
     'switching',
     'Switching the batch size',
-    'A run of the digits MLP that doubles its batch size again and again.',
+    'The small CNN on made-up images, a batch size that doubles from 8 to 1,024.',
     switching_rows,
     [('first update of a new bucket over the median one', '≤ 1.50')],
+  ),
+  Section(
+    'devices_as_needed',
+    'Devices as needed',
+    'Eight virtual devices, AdaDamp from 16 to 512, against all of them always.',
+    functools.partial(plain_rows, MEASURED),
+    [('device_seconds, of those of all devices', '≤ 0.60')],
   ),
   Section(
     'trials_per_hour',
@@ -248,7 +275,7 @@ SECTIONS = (
     'tpu_steps',
     'On a TPU, by its compiler',
     'Cycles of the compiled programs; no TPU was at hand.',
-    estimate_rows,
+    functools.partial(plain_rows, ESTIMATE),
     [
       ('ResNet-20 on CIFAR-10, 128 images', '< 2.6 ms'),
       ('GhostBatchNorm in a step of ResNet-50', '≤ 12 %'),
@@ -261,6 +288,13 @@ SECTIONS = (
     '`python -m benchmarks.gpu`, on one H100 in under 8 minutes.',
     gpu_rows,
     [],
+  ),
+  Section(
+    'resnet50_images',
+    'ResNet-50 by batch size',
+    'Made-up images on the device, at most 256 at once, more accumulated.',
+    resnet50_rows,
+    [('images a second of ResNet-50', '')],
   ),
 )
 
