@@ -126,9 +126,11 @@ def steady_state(smoke: bool) -> list[Figure]:
   found = []
   for name in STEADY[:1] if smoke else STEADY:
     case = CASES[name]
-    short = {'updates': 40} if smoke else {'updates': min(case.updates, 1000)}
     made_up = None if case.config == 'digits_mlp' else 8192
-    row = measure_case(case, 1 if smoke else 3, examples=made_up, **short)
+    updates = 40 if smoke else min(case.updates, 1000)
+    row = measure_case(
+      case, 1 if smoke else 3, updates=updates, examples=made_up
+    )
     figure = f'{case.network} at {case.batch_size}, {case.rule}, ratio by hand'
     found.append((figure, measure.spread(row['ratios']), row))
   return found
@@ -138,7 +140,7 @@ def switching(smoke: bool) -> list[Figure]:
   from benchmarks.switching import SIZES, figures
 
   sizes = SIZES[:2] if smoke else SIZES
-  short = {'every': 2, 'examples': 64} if smoke else {}
+  short: dict[str, Any] = {'every': 2, 'examples': 64} if smoke else {}
   row = figures(1, sizes=sizes, **short)
   return [
     (

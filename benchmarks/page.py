@@ -246,14 +246,14 @@ SECTIONS = (
   Section(
     'switching',
     'Switching the batch size',
-    'The small CNN on made-up images, a batch size that doubles from 8 to 1,024.',
+    'The small CNN on made-up images, whose batch doubles from 8 to 1,024.',
     switching_rows,
     [('first update of a new bucket over the median one', '≤ 1.50')],
   ),
   Section(
     'devices_as_needed',
     'Devices as needed',
-    'Eight virtual devices, AdaDamp from 16 to 512, against all of them always.',
+    'Eight virtual devices, AdaDamp from 16 to 512, against all of them.',
     functools.partial(plain_rows, MEASURED),
     [('device_seconds, of those of all devices', '≤ 0.60')],
   ),

@@ -37,11 +37,10 @@ SETTINGS = {'initial': 64, 'most': 1024, 'growth': 0.2, 'rate': 0.05}
 
 def with_torch(given: argparse.Namespace) -> None:
   """In an environment with PyTorch: prints one JSON line."""
-  import torch
-  import torch.nn.functional as functional
+  import torch  # pyright: ignore[reportMissingImports]
 
   sys.path.insert(0, given.adadamp)
-  import damping  # the authors'
+  import damping  # pyright: ignore[reportMissingImports]
 
   torch.manual_seed(0)
   arrays = np.load(given.arrays)
@@ -63,7 +62,9 @@ def with_torch(given: argparse.Namespace) -> None:
   )
 
   def loss(outputs, target, reduction):
-    return functional.cross_entropy(outputs, target, reduction=reduction)
+    return torch.nn.functional.cross_entropy(
+      outputs, target, reduction=reduction
+    )
 
   make, extra = {
     'constant': (damping.BaseDamper, {}),

@@ -54,7 +54,8 @@ def with_jax(size: dict[str, int]) -> list[float]:
         )(x)
 
       x = nn.relu(norm(conv(x, 64, 7, 2)))
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      around: Any = ((1, 1), (1, 1))
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=around)
       for stage, (width, blocks) in enumerate(STAGES):
         for block in range(blocks):
           stride = 2 if stage and not block else 1
@@ -104,8 +105,9 @@ def with_jax(size: dict[str, int]) -> list[float]:
 
 def with_torch(size: dict[str, int]) -> list[float]:
   """`torch.compile`, channels last, autocast."""
-  import torch
-  from torch import nn
+  import torch  # pyright: ignore[reportMissingImports]
+
+  nn = torch.nn
 
   def conv_norm(ins, outs, kernel=1, stride=1):
     conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   given = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)
   repeats = 1 if given.quick else given.repeats
-  short = {'every': 20, 'examples': 4096} if given.quick else {}
+  short: dict[str, Any] = {'every': 20, 'examples': 4096} if given.quick else {}
   found = figures(repeats, **short)
   measure.write(given.log, measure.record(quick=given.quick, **found))
   ratios, share = found['first_over_median'], found['stalled']
