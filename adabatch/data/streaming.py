@@ -53,6 +53,8 @@ def read_chunks(
   workers: int = 0,
   chunk: int = CHUNK,
   read_ahead: int = READ_AHEAD,
+  again: bool = False,
+  beside: int | None = None,
 ) -> Chunks:
   """Reads the positions from `start` on that belong to one process.
 
@@ -71,6 +73,10 @@ def read_chunks(
     workers: how many processes read for this one; 0 for a thread in it.
     chunk: examples in each `Chunk`; the last may be shorter.
     read_ahead: about how many examples may wait until they are asked for.
+    again: whether the first chunk comes after the last, without end, so that
+      the processes need not be started for each pass. A thread ends.
+    beside: how many other streams of such examples will be read beside this
+      one, and must find room, too; None: one with an order, else none.
 
   Returns:
     An iterator of chunks. Close it, or use it in a `with` statement.
@@ -95,13 +101,21 @@ def read_chunks(
       'workers >= 0, chunk >= 1, read_ahead >= 1'
     )
   blocks = _Blocks(source, order, start, stop, process, processes, chunk)
-  return Chunks(blocks, workers, read_ahead)
+  streams = 1 + (order is not None if beside is None else beside)
+  return Chunks(blocks, workers, read_ahead, again, streams)
 
 
 class Chunks:
   """The iterator that `read_chunks` returns."""
 
-  def __init__(self, blocks: _Blocks, workers: int, read_ahead: int) -> None:
+  def __init__(
+    self,
+    blocks: _Blocks,
+    workers: int,
+    read_ahead: int,
+    again: bool = False,
+    streams: int = 1,
+  ) -> None:
     import grain  # slow to import
     from absl import flags
 
@@ -111,20 +125,25 @@ class Chunks:
     ahead = -(-read_ahead // blocks.size)  # chunks
     every = grain.MapDataset.source(blocks)
     self._workers = workers = min(workers, len(every))
+    # Chunks after which the first worker has its turn again.
+    self._pass = len(blocks) if again and workers else sys.maxsize
     if workers:
       segments.sweep()
       # What each has read ahead, is about to add, and has handed over.
       needed = blocks.needed(ahead + 2 * workers)
       # An evaluation will read beside training, and is not to fail by then.
-      segments.check_room(needed * (2 if blocks.shuffled else 1))
+      segments.check_room(needed * streams)
+      parts = [every[worker::workers] for worker in range(workers)]
+      if again:
+        ahead = min(ahead, len(blocks))
+        parts = [part.repeat() for part in parts]
       self._iterators = [
-        iter(_in_worker(every[worker::workers], ahead // workers))
-        for worker in range(workers)
+        iter(_in_worker(part, ahead // workers)) for part in parts
       ]
     else:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
       self._iterators = [iter(every.to_iter_dataset(options))]
-    self._turn = 0
+    self._taken = 0
     with unseen_main(), _signals_blocked():
       others = set(multiprocessing.active_children())
       for iterator in self._iterators:
@@ -146,8 +165,9 @@ class Chunks:
       raise StopIteration
     # Workers are dealt the chunks in turn, so the first that has no more is
     # the end.
-    arrays, skipped = next(self._iterators[self._turn])
-    self._turn = (self._turn + 1) % len(self._iterators)
+    turn = self._taken % self._pass % len(self._iterators)
+    arrays, skipped = next(self._iterators[turn])
+    self._taken += 1
     # Copied, so that the shared memory is free at once, however many examples
     # the caller keeps.
     return Chunk({k: np.array(v) for k, v in arrays.items()}, skipped)
@@ -209,7 +229,7 @@ class _Blocks:
     if stop is None:
       # Without an end, so many that the last position still is an int64.
       stop = 2**62 if order else source.num_examples
-    self.size, self.shuffled = size, order is not None
+    self.size = size
     # Of what other processes, which get a copy of this, hand over.
     self._owner, self._pid = segments.owner(), os.getpid()
     self._source = source
