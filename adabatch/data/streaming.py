@@ -9,6 +9,7 @@ position p onwards is the continuation of whatever stopped there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 import multiprocessing
@@ -37,6 +38,9 @@ READ_AHEAD = 512
 
 # Arrays up to this many bytes travel in a message, others in shared memory.
 _MESSAGE_BYTES = 1024
+
+# Beside the names of arrays: those that lie in a slot of shared memory.
+_LENT = '(lent)'
 
 # How long starting processes may take at most; they then start all the same.
 _START_SECONDS = 10.0
@@ -127,6 +131,7 @@ class Chunks:
     self._workers = workers = min(workers, len(every))
     # Chunks after which the first worker has its turn again.
     self._pass = len(blocks) if again and workers else sys.maxsize
+    self._borrowed = segments.Borrowed(blocks.segments)
     if workers:
       segments.sweep()
       # What each has read ahead, is about to add, and has handed over.
@@ -137,9 +142,9 @@ class Chunks:
       if again:
         ahead = min(ahead, len(blocks))
         parts = [part.repeat() for part in parts]
-      self._iterators = [
-        iter(_in_worker(part, ahead // workers)) for part in parts
-      ]
+      each = max(1, ahead // workers // 2)
+      blocks.slots = 2 * each + 2
+      self._iterators = [iter(_in_worker(part, each)) for part in parts]
     else:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
       self._iterators = [iter(every.to_iter_dataset(options))]
@@ -168,9 +173,13 @@ class Chunks:
     turn = self._taken % self._pass % len(self._iterators)
     arrays, skipped = next(self._iterators[turn])
     self._taken += 1
+    lent: Any = arrays.pop(_LENT, None)
     # Copied, so that the shared memory is free at once, however many examples
     # the caller keeps.
-    return Chunk({k: np.array(v) for k, v in arrays.items()}, skipped)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    if lent is not None:
+      arrays |= self._borrowed.take(lent)
+    return Chunk(arrays, skipped)
 
   def __enter__(self) -> Chunks:
     return self
@@ -192,22 +201,25 @@ class Chunks:
       # grain holds the last chunk of each of them, in cycles of references, and
       # with it shared memory. What a thread has read can wait for its turn.
       gc.collect()
+      self._borrowed.close()
 
 
 def _in_worker(dataset: Any, ahead: int) -> Any:
-  """A part of the data set, read by a process of its own."""
+  """A part of the data set, read by a process of its own.
+
+  Its queue holds `ahead` chunks, and so does grain's second buffer here.
+  """
   import grain
   from grain import experimental, multiprocessing
 
-  # The process reads in its main thread; its queue is the buffer, and grain
-  # has a second one of the same length in this process.
+  # The process reads in its main thread; its queue is the buffer.
   serial = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   options = experimental.DatasetOptions(min_shm_size=_MESSAGE_BYTES)
   return experimental.WithOptionsIterDataset(
     dataset.to_iter_dataset(serial), options
   ).mp_prefetch(
     multiprocessing.MultiprocessingOptions(
-      num_workers=1, per_worker_buffer_size=max(1, ahead // 2)
+      num_workers=1, per_worker_buffer_size=ahead
     ),
     worker_init_fn=_start_worker,
   )
@@ -232,6 +244,7 @@ class _Blocks:
     self.size = size
     # Of what other processes, which get a copy of this, hand over.
     self._owner, self._pid = segments.owner(), os.getpid()
+    self.segments, self.slots = f'{self._owner}-{segments.token()}', 0
     self._source = source
     self._order = order
     self._positions = process_positions(start, stop, process, processes)
@@ -253,12 +266,25 @@ class _Blocks:
       labels.check(chunk.arrays, classes, lambda row: f'record {indices[row]}')
     if self._owner is None or os.getpid() == self._pid:
       return chunk
-    shared = {
-      name: segments.share(array, self._owner)
-      for name, array in chunk.arrays.items()
-      if array.nbytes >= _MESSAGE_BYTES
-    }
-    return chunk._replace(arrays=chunk.arrays | shared)
+    return chunk._replace(arrays=self._hand_over(chunk.arrays, self._owner))
+
+  @functools.cached_property
+  def _own(self) -> segments.Slots:
+    """Of the process that reads."""
+    return segments.Slots(f'{self.segments}x{os.getpid()}', self.slots)
+
+  def _hand_over(
+    self, arrays: dict[str, np.ndarray], owner: str
+  ) -> dict[str, Any]:
+    """Small arrays as they are, and where the others lie in shared memory."""
+    large = {k: v for k, v in arrays.items() if v.nbytes >= _MESSAGE_BYTES}
+    if not large:
+      return arrays
+    small = {k: v for k, v in arrays.items() if k not in large}
+    lent = self._own.lend(large)
+    if lent is None:
+      return small | {k: segments.share(v, owner) for k, v in large.items()}
+    return small | {_LENT: lent}
 
   def needed(self, count: int) -> int:
     """Bytes of so many chunks; 0 if what they hold is not known."""
