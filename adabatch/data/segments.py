@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import pathlib
 import secrets
@@ -101,6 +102,13 @@ class Lent:
   slot: int
   arrays: tuple[tuple[str, int, tuple[int, ...], np.dtype], ...]
 
+  def views(self, memory: Any) -> dict[str, np.ndarray]:
+    """The arrays in the memory of the segment."""
+    return {
+      name: np.ndarray(shape, dtype, memory, at)
+      for name, at, shape, dtype in self.arrays
+    }
+
 
 class Slots:
   """A segment with places for so many chunks of examples, used in turns.
@@ -113,35 +121,44 @@ class Slots:
     self._name, self._count, self._size = name, count, 0
     self._segment: Any = None
 
-  def lend(self, arrays: dict[str, np.ndarray]) -> Lent | None:
-    """Copies arrays into a free slot; None if there is none that is large
-    enough.
+  def place(
+    self, kinds: dict[str, tuple[tuple[int, ...], np.dtype]]
+  ) -> tuple[Lent, dict[str, np.ndarray]] | None:
+    """Arrays in a free slot, to be filled and then lent.
+
+    Args:
+      kinds: shape and kind of each.
+
+    Returns:
+      What to hand over, and the arrays; None if there is no slot that is free
+      and large enough.
 
     Raises:
       DatasetError: if there is no room for the segment.
     """
-    starts, size = [], 0
-    for array in arrays.values():
-      starts.append(size)
-      size += -(-array.nbytes // _ALIGNED) * _ALIGNED
+    places, size = [], 0
+    for name, (shape, dtype) in kinds.items():
+      places.append((name, size, shape, dtype))
+      each = math.prod(shape) * dtype.itemsize
+      size += -(-each // _ALIGNED) * _ALIGNED
+    head = -(-self._count // _ALIGNED) * _ALIGNED
     if self._segment is None:
-      self._size, head = size, -(-self._count // _ALIGNED) * _ALIGNED
+      self._size = size
       self._segment = _create(self._name, head + self._count * size)
     state: Any = self._segment.buf
     slot = bytes(state[: self._count]).find(0)
     if slot < 0 or size > self._size:
       return None
-    begin = len(state) - (self._count - slot) * self._size
-    places = tuple(
-      (name, begin + start, array.shape, array.dtype)
-      for start, (name, array) in zip(starts, arrays.items(), strict=True)
+    begin = head + slot * self._size
+    lent = Lent(
+      self._name, slot, tuple((n, begin + at, *rest) for n, at, *rest in places)
     )
-    for (_, at, shape, dtype), array in zip(
-      places, arrays.values(), strict=True
-    ):
-      np.copyto(np.ndarray(shape, dtype, state, at), array)
-    state[slot] = 1
-    return Lent(self._name, slot, places)
+    return lent, lent.views(state)
+
+  def lend(self, lent: Lent) -> None:
+    """The slot is not free from now on."""
+    state: Any = self._segment.buf
+    state[lent.slot] = 1
 
 
 class Borrowed:
@@ -157,11 +174,8 @@ class Borrowed:
     if segment is None:
       segment = shared_memory.SharedMemory(lent.segment)
       self._segments[lent.segment] = segment
-    arrays = {
-      name: np.array(np.ndarray(shape, dtype, segment.buf, at))
-      for name, at, shape, dtype in lent.arrays
-    }
     state: Any = segment.buf
+    arrays = {name: np.array(v) for name, v in lent.views(state).items()}
     state[lent.slot] = 0
     return arrays
 

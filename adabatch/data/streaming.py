@@ -27,7 +27,7 @@ import numpy as np
 
 from adabatch.data import labels, order, segments
 from adabatch.data.order import process_positions
-from adabatch.data.source import Chunk, Source
+from adabatch.data.source import Chunk, Shape, Source
 
 # Examples a worker hands over at once: what handing over costs is small beside
 # decoding them, and a chunk still fits in the processor's cache.
@@ -245,7 +245,7 @@ class _Blocks:
     # Of what other processes, which get a copy of this, hand over.
     self._owner, self._pid = segments.owner(), os.getpid()
     self.segments, self.slots = f'{self._owner}-{segments.token()}', 0
-    self._source = source
+    self._source: Any = source
     self._order = order
     self._positions = process_positions(start, stop, process, processes)
 
@@ -254,19 +254,38 @@ class _Blocks:
 
   def __getitem__(self, index: int) -> Chunk:
     mine = self._positions[index * self.size : (index + 1) * self.size]
-    positions = np.arange(mine.start, mine.stop, mine.step, dtype=np.int64)
-    if self._order is None:
-      indices = positions
-      chunk = self._source.read(indices, None)
-    else:
-      indices = order.indices(self._order, positions)
-      chunk = self._source.read(indices, positions)
+    indices = np.arange(mine.start, mine.stop, mine.step, dtype=np.int64)
+    positions = None
+    if self._order is not None:
+      positions, indices = indices, order.indices(self._order, indices)
+    if self._owner is None or os.getpid() == self._pid:
+      return self._checked(self._source.read(indices, positions), indices)
+    kinds = {
+      k: ((len(indices), *s.shape), s.dtype) for k, s in self._kinds.items()
+    }
+    placed = self._own.place(kinds) if kinds else None
+    if placed is not None:
+      lent, arrays = placed
+      skipped = self._source.read_into(indices, positions, arrays)
+      self._checked(Chunk(arrays, skipped), indices)
+      self._own.lend(lent)
+      handed: Any = {_LENT: lent}
+      return Chunk(handed, skipped)
+    chunk = self._checked(self._source.read(indices, positions), indices)
+    return chunk._replace(arrays=self._hand_over(chunk.arrays, self._owner))
+
+  def _checked(self, chunk: Chunk, indices: np.ndarray) -> Chunk:
     classes = getattr(self._source, 'num_classes', None)
     if classes is not None:
       labels.check(chunk.arrays, classes, lambda row: f'record {indices[row]}')
-    if self._owner is None or os.getpid() == self._pid:
-      return chunk
-    return chunk._replace(arrays=self._hand_over(chunk.arrays, self._owner))
+    return chunk
+
+  @functools.cached_property
+  def _kinds(self) -> dict[str, Shape]:
+    """Of the arrays that the source fills where they lie, if it does."""
+    if not hasattr(self._source, 'read_into'):
+      return {}
+    return self._source.shapes | {'weight': Shape((), np.dtype(np.float32))}
 
   @functools.cached_property
   def _own(self) -> segments.Slots:
@@ -281,9 +300,13 @@ class _Blocks:
     if not large:
       return arrays
     small = {k: v for k, v in arrays.items() if k not in large}
-    lent = self._own.lend(large)
-    if lent is None:
+    placed = self._own.place({k: (v.shape, v.dtype) for k, v in large.items()})
+    if placed is None:
       return small | {k: segments.share(v, owner) for k, v in large.items()}
+    lent, places = placed
+    for name, array in large.items():
+      np.copyto(places[name], array)
+    self._own.lend(lent)
     return small | {_LENT: lent}
 
   def needed(self, count: int) -> int:
