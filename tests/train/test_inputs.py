@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 
@@ -497,6 +498,7 @@ def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
 
   summary = run()
   assert run(**{'data.workers': 1, 'data.max_skipped': 7}) == summary
+  assert not multiprocessing.active_children()  # also of evaluations
   assert run(**{'data.max_skipped_fraction': 0.5}) == summary
   assert run(**{'data.placement': 'resident'}) == summary
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
