@@ -336,6 +336,8 @@ class Trainer:
   def close(self) -> None:
     """Ends reading and compiling."""
     self.feed.close()
+    self.evaluator.close()
+    self._measurements.close()
     self.programs.close()
 
 
@@ -353,4 +355,6 @@ def _make_feed(
     recipe.replicas,
     workers=recipe.inputs.workers,
     skipped=skipped(recipe.split_names[0]),
+    # Of the evaluation, and of what a rule asks of the whole split.
+    beside=1 + any(name.startswith('full_') for name in recipe.needs),
   )
