@@ -20,7 +20,7 @@ from adabatch.devices.messages import Call
 from adabatch.devices.programs import Stored
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Restored, Trainer
-from adabatch.train import at_once
+from adabatch.train import at_once, grow
 from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
@@ -100,7 +100,8 @@ class Run:
     self.stop, self.cut, self.doing = stop, cut, doing
     self.rolled_back: list[Record] = []
     restored = self.place(saved)
-    self.clock = Clock(self.at.seconds)
+    self.clock = self.clock_of(self.at)
+    self.larger = grow.larger(parts)
     self.fitting: set[Variant] = set()  # programs for which there is room
     self.trainer = Trainer(
       parts.recipe,
@@ -135,10 +136,22 @@ class Run:
     """Measures what the rule needs at x_0, or goes on."""
     host = {} if saved is None else saved.host
     self.decisions = make_decisions(
-      self.parts, self.trainer.measure, host.get('decisions')
+      self.parts, self.measure, host.get('decisions')
     )
     if saved is None:
       self.decisions.decide(0, 0)
+
+  def clock_of(self, at: Progress) -> Clock:
+    """Goes on where it was, on all devices."""
+    devices, before = self.parts.recipe.devices.size, at.device_seconds
+    if before is None:
+      before = at.seconds * devices
+    return Clock(at.seconds, device_seconds=before, devices=devices)
+
+  def measure(self) -> tuple[dict[str, float], int]:
+    """On all devices."""
+    with self.clock.using(self.trainer.devices.size):
+      return self.trainer.measure()
 
   def start(self, saved: Saved | None) -> Iterator[Record]:
     """Decides, or goes on; then all is accepted."""
@@ -146,7 +159,7 @@ class Run:
     self.decide(saved)
     at, over = self.at, self.finished()
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
-    self.clock = Clock(at.seconds)
+    self.clock = self.clock_of(at)
     yield from self.listen()
     for line in (*found, *remarks(self.parts)):
       yield note(at, line)
@@ -215,16 +228,21 @@ class Run:
         if self.best is not None and at.best_update == at.update:
           self.checkpoint(self.best.hold)
       over = self.finished()
-    due = self.parts.due.saves(at.update)
-    if over or self.reports.stopping or (due and at.update != self.resumed_at):
+    due = self.parts.due.saves(at.update) and at.update != self.resumed_at
+    wanted = 0 if over else grow.wanted(self)
+    if over or self.reports.stopping or wanted or due:
       yield from self.reports.observe()
+      wanted = 0 if self.reports.stopping else wanted
+      at.asked = max(at.asked, wanted)
       with self.paused('saving'):
         if self.best is not None:
           self.best.write(at.update)
         self.checkpoint(self.save)
     if over:
       return 'completed' if at.reached is None else 'target_reached'
-    return 'preempted' if self.reports.stopping else None
+    if self.reports.stopping:
+      return 'preempted'
+    return 'grow' if wanted else None
 
   def end_stretch(self) -> None:
     """Counts what was dispatched of it."""
@@ -250,6 +268,7 @@ class Run:
       with self.paused('compiling'):
         ahead = likely_next(stretch, *rules, trainer)
         line = at_once.compiled(self, stretch, ahead)
+        self.clock.devices = self.trainer.in_use
       if line is None:
         return
       yield note(at, line)
@@ -277,6 +296,7 @@ class Run:
   def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at)
     self.at.seconds = self.clock.seconds
+    self.at.device_seconds = self.clock.device_seconds
     host = {
       'progress': self.at.host(),
       'decisions': self.decisions.host(),

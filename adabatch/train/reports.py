@@ -21,6 +21,9 @@ from adabatch.train.skipped import count_skipped
 class Clock:
   """Seconds of training, without evaluation, checkpoints and compilation.
 
+  Attributes:
+    devices: in use from now on.
+
   >>> now = iter([0.0, 2.0, 7.0, 8.0]).__next__
   >>> clock = Clock(now=now)
   >>> with clock.paused():  # from 2.0 to 7.0
@@ -30,17 +33,31 @@ class Clock:
   """
 
   def __init__(
-    self, seconds: float = 0.0, now: Callable[[], float] = time.perf_counter
+    self,
+    seconds: float = 0.0,
+    now: Callable[[], float] = time.perf_counter,
+    *,
+    device_seconds: float = 0.0,
+    devices: int = 1,
   ):
-    """`seconds` is where a resumed clock goes on."""
+    """Both kinds of seconds are where a resumed clock goes on."""
     self._now = now
-    self._before = seconds
+    self._before, self._of_devices = seconds, device_seconds
     self._since: float | None = now()
+    self.devices = devices
 
   @property
   def seconds(self) -> float:
-    running = 0.0 if self._since is None else self._now() - self._since
-    return self._before + running
+    return self._before + self._running
+
+  @property
+  def device_seconds(self) -> float:
+    """The integral of the devices in use over the seconds."""
+    return self._of_devices + self._running * self.devices
+
+  @property
+  def _running(self) -> float:
+    return 0.0 if self._since is None else self._now() - self._since
 
   @property
   def running(self) -> bool:
@@ -52,12 +69,29 @@ class Clock:
     if self._since is None:
       yield
       return
-    self._before = self.seconds
-    self._since = None
+    self._stop()
     try:
       yield
     finally:
       self._since = self._now()
+
+  def _stop(self) -> None:
+    running = self._running
+    self._before += running
+    self._of_devices += running * self.devices
+    self._since = None
+
+  @contextlib.contextmanager
+  def using(self, devices: int) -> Iterator[None]:
+    """So many devices for a while."""
+    before = self.devices
+    with self.paused():
+      self.devices = devices
+    try:
+      yield
+    finally:
+      with self.paused():
+        self.devices = before
 
 
 class Reports:
