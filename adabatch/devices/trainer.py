@@ -233,6 +233,7 @@ class Trainer:
       return self.devices, self.feed
     some = self.devices.first(bucket.devices)
     if some.size not in self._feeds:
+      assert isinstance(self.feed, ResidentFeed), 'a stream uses all devices'
       self._feeds[some.size] = self.feed.on(some)
     return some, self._feeds[some.size]
 
