@@ -316,7 +316,8 @@ def default() -> Config:
   # 'auto': as many as fit in its memory; on CPUs, the fastest of a few.
   c.buckets.max_per_device = FieldReference(4096, field_type=object)
   # Devices in use have at least so many examples each, the others idle: few run
-  # a small batch. None: all devices always. Changes no batch size.
+  # a small batch. None: all devices always. Batch sizes stay the same, but for
+  # rules that read the gradient noise, as on another number of devices.
   c.buckets.min_per_device = placeholder(int)
   # Devices that the job may be given: where a batch wants more than there are,
   # the run ends with exit status 76 to be started again with `wanted_devices`

@@ -128,9 +128,10 @@ class Trainer:
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
     self.devices = _devices(recipe, recipe.replicas)
+    self._size = self.devices.size
     self.replicas = recipe.replicas
     self.feed = _make_feed(recipe, self.devices, skipped)
-    self._feeds = {self.devices.size: self.feed}
+    self._feeds = {self._size: self.feed}
     self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
     self.calls_in_flight = self.devices.calls_in_flight
     if recipe.inputs.streaming:
@@ -165,7 +166,7 @@ class Trainer:
     """
     recipe, have = self._recipe, self._recipe.replicas
     self.state: State
-    self.in_use, self._bucket = self.devices.size, None
+    self.in_use, self._bucket = self._size, None
     if self.devices.abstract:
       self.state = template(recipe, replicas)
       return
@@ -228,8 +229,7 @@ class Trainer:
 
   def _on(self, bucket: Bucket) -> tuple[Devices, Any]:
     """The devices that run a bucket, and their feed; of replicas, all."""
-    size = self.devices.size
-    if self._recipe.sync is not None or bucket.devices == size:
+    if self._recipe.sync is not None or bucket.devices == self._size:
       return self.devices, self.feed
     some = self.devices.first(bucket.devices)
     if some.size not in self._feeds:
@@ -245,7 +245,7 @@ class Trainer:
 
   def _everywhere(self, state: Any) -> Any:
     """What is evaluated, on all devices; the state itself stays."""
-    if self.in_use == self.devices.size:
+    if self.in_use == self._size:
       return state
     params, statistics = self.devices.place((state.params, state.model_state))
     return state._replace(params=params, model_state=statistics)

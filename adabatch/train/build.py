@@ -40,9 +40,9 @@ from adabatch.train.rules import (
   check_idle,
   count_replicas,
   estimates_noise,
+  idle_remarks,
   make_controller,
   make_ladder,
-  none_idle,
 )
 from adabatch.train.run_end import (
   Extent,
@@ -140,7 +140,7 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'split has {parts.extent.epoch} examples'
     )
   yield from _rounded_up(config, parts.ladder)
-  yield from none_idle(config, parts.ladder)
+  yield from idle_remarks(config, parts.ladder)
   about = parts.extent.epoch, parts.extent.tokens_per_example
   if (line := without_effect(config, *about)) is not None:
     yield line

@@ -33,7 +33,8 @@ def wanted(run: Any) -> int:
   """
   at, ladder = run.at, run.larger
   # Every start does some updates, so that a job that is never given more ends.
-  if ladder is None or at.update == run.resumed_at:
+  assert ladder is not None, 'else there is nothing to ask for'
+  if at.update == run.resumed_at:
     return 0
   plan = next_plan(at, run.parts, run.decisions, run.replicas)
   sizes = ladder.batch_sizes

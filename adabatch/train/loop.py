@@ -149,8 +149,7 @@ class Run:
     return Clock(at.seconds, device_seconds=before, devices=devices)
 
   def measure(self) -> tuple[dict[str, float], int]:
-    """On all devices."""
-    with self.clock.using(self.trainer.devices.size):
+    with self.clock.on_all():
       return self.trainer.measure()
 
   def start(self, saved: Saved | None) -> Iterator[Record]:
@@ -229,7 +228,7 @@ class Run:
           self.checkpoint(self.best.hold)
       over = self.finished()
     due = self.parts.due.saves(at.update) and at.update != self.resumed_at
-    wanted = 0 if over else grow.wanted(self)
+    wanted = grow.wanted(self) if self.larger and not over else 0
     if over or self.reports.stopping or wanted or due:
       yield from self.reports.observe()
       wanted = 0 if self.reports.stopping else wanted

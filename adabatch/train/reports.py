@@ -40,11 +40,11 @@ class Clock:
     device_seconds: float = 0.0,
     devices: int = 1,
   ):
-    """Both kinds of seconds are where a resumed clock goes on."""
+    """Goes on from both kinds of seconds, at first on all `devices`."""
     self._now = now
     self._before, self._of_devices = seconds, device_seconds
     self._since: float | None = now()
-    self.devices = devices
+    self.devices = self._all = devices
 
   @property
   def seconds(self) -> float:
@@ -82,11 +82,11 @@ class Clock:
     self._since = None
 
   @contextlib.contextmanager
-  def using(self, devices: int) -> Iterator[None]:
-    """So many devices for a while."""
+  def on_all(self) -> Iterator[None]:
+    """All devices are in use for a while."""
     before = self.devices
     with self.paused():
-      self.devices = devices
+      self.devices = self._all
     try:
       yield
     finally:

@@ -237,13 +237,19 @@ def check_idle(ladder: Ladder, *, streaming: bool) -> None:
     )
 
 
-def none_idle(config: Config, ladder: Ladder) -> Iterator[str]:
-  """A line where none does, of several processes."""
+def idle_remarks(config: Config, ladder: Ladder) -> Iterator[str]:
+  """A line where none does, of several processes; or what it changes."""
   b = config.buckets
   if b.min_per_device and not (ladder.min_per_device or b.grow_to):
     yield (
       f'buckets.min_per_device={b.min_per_device} has no effect: no process of '
       'several can idle, but with buckets.grow_to they ask for more devices'
+    )
+  if ladder.min_per_device and ladder.min_microbatches > 1:
+    yield (
+      f'buckets.min_per_device={ladder.min_per_device}: the gradient noise is '
+      'estimated from other microbatches than on all devices, within its '
+      'spread; batch sizes that follow it may differ'
     )
 
 

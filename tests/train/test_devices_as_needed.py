@@ -9,9 +9,12 @@ import pytest
 from adabatch.config import ConfigError
 from adabatch.config.command_line import exit_code
 from adabatch.controllers.buckets import devices_for, ladder, plan
+from adabatch.report import write_report
+from adabatch.report.summary import describe
 from adabatch.train import grow, train
-from adabatch.train.build import build
+from adabatch.train.build import build, remarks
 from adabatch.train.calls import Progress
+from adabatch.train.loop import loop
 from adabatch.train.reports import Clock
 from tests.experiments import column, digits
 
@@ -60,14 +63,18 @@ def test_the_smallest_batch_of_a_bucket_has_enough():
 
 
 def test_clock_counts_the_devices_in_use():
-  times = iter([0, 1, 3, 3, 4, 4, 6, 7, 7])
-  clock = Clock(10.0, lambda: next(times), device_seconds=50.0, devices=8)
-  with clock.paused():  # from 1 to 3
+  now = [100.0]
+  clock = Clock(10.0, lambda: now[0], device_seconds=50.0, devices=8)
+  now[0] += 1  # on all devices
+  with clock.paused():
+    now[0] += 10
     clock.devices = 2
-  with clock.using(4):  # 3: no time passed; from 3 to 4 is paused
-    pass  # from 4 on, to 4
-  assert clock.devices == 2
-  assert (clock.seconds, clock.device_seconds) == (12.0, 60.0)
+  now[0] += 3
+  with clock.on_all():
+    now[0] += 5
+  now[0] += 7
+  assert clock.seconds == 10 + 1 + 3 + 5 + 7
+  assert clock.device_seconds == 50 + 8 * 1 + 2 * 3 + 8 * 5 + 2 * 7
 
 
 @pytest.fixture(scope='module')
@@ -119,6 +126,15 @@ def test_device_seconds_are_of_those_in_use(always, needed):
   assert last['device_seconds'] < ALL * last['seconds']
 
 
+def test_the_report_shows_device_seconds(always, needed):
+  words = 'of 8 devices always'
+  assert words not in describe(always[1])
+  path, first, last = needed
+  assert words in describe(last)
+  assert words in write_report(path).read_text()
+  assert 'start it again with 2 devices' in describe(first)
+
+
 def test_more_devices_are_asked_for(needed):
   _, first, last = needed
   assert (first['status'], first['wanted_devices']) == ('grow', 2)
@@ -156,6 +172,9 @@ def test_devices_that_are_wanted(here, size, asked, most, expected):
     larger=grow.larger(parts),
     resumed_at=0,
   )
+  if run.larger is None:
+    assert not expected
+    return
   assert grow.wanted(run) == expected
   run.resumed_at = 1  # nothing was done since
   assert grow.wanted(run) == 0
@@ -175,3 +194,30 @@ def test_refused_in_one_line(overrides, message):
   keys = NEEDED | {'buckets.grow_to': 4} | overrides
   with pytest.raises(ConfigError, match=message):
     build(config(**keys), jax.devices()[:2])
+
+
+def test_what_is_not_as_one_may_expect_is_said():
+  parts = build(config(**NEEDED), jax.devices()[:2])
+  assert not [line for line in remarks(parts) if 'min_per_device' in line]
+  several = parts._replace(ladder=parts.ladder._replace(min_per_device=None))
+  (line,) = remarks(several)
+  assert line.startswith('buckets.min_per_device=16 has no effect')
+  noise = build(
+    config(**NEEDED | {'controller.name': 'noise_scale'}), jax.devices()[:2]
+  )
+  assert any(
+    'is estimated from other microbatches' in x for x in remarks(noise)
+  )
+
+
+def test_a_batch_that_shrinks_moves_the_state_back():
+  table = '0:64 64:16 96:64'
+  keys = {
+    'controller.name': 'step_table',
+    'controller.every': 1,
+    'controller.step_table.table': table,
+    'max_examples': 160,
+  }
+  parts = build(config(**NEEDED | keys), jax.devices()[:4])
+  found = [r for kind, r in loop(parts) if kind == 'train']
+  assert [r['devices'] for r in found] == [4, 1, 1, 4]
