@@ -10,6 +10,7 @@ from sums over all devices.
 """
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -135,9 +136,8 @@ class Run:
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
     host = {} if saved is None else saved.host
-    self.decisions = make_decisions(
-      self.parts, self.measure, host.get('decisions')
-    )
+    measure = functools.partial(self.clock.on_all, self.trainer.measure)
+    self.decisions = make_decisions(self.parts, measure, host.get('decisions'))
     if saved is None:
       self.decisions.decide(0, 0)
 
@@ -148,17 +148,13 @@ class Run:
       before = at.seconds * devices
     return Clock(at.seconds, device_seconds=before, devices=devices)
 
-  def measure(self) -> tuple[dict[str, float], int]:
-    with self.clock.on_all():
-      return self.trainer.measure()
-
   def start(self, saved: Saved | None) -> Iterator[Record]:
     """Decides, or goes on; then all is accepted."""
     found = at_once.begin(self, saved)
     self.decide(saved)
     at, over = self.at, self.finished()
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
-    self.clock = self.clock_of(at)
+    self.clock.restart()
     yield from self.listen()
     for line in (*found, *remarks(self.parts)):
       yield note(at, line)

@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 
@@ -16,6 +17,8 @@ from adabatch.train.decisions import Decisions
 from adabatch.train.not_finite import skip, without
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
+
+_T = TypeVar('_T')
 
 
 class Clock:
@@ -42,9 +45,14 @@ class Clock:
   ):
     """Goes on from both kinds of seconds, at first on all `devices`."""
     self._now = now
-    self._before, self._of_devices = seconds, device_seconds
-    self._since: float | None = now()
-    self.devices = self._all = devices
+    self._begin, self._all = (seconds, device_seconds), devices
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins once more, as if no time had passed."""
+    self._before, self._of_devices = self._begin
+    self._since: float | None = self._now()
+    self.devices = self._all
 
   @property
   def seconds(self) -> float:
@@ -81,17 +89,15 @@ class Clock:
     self._of_devices += running * self.devices
     self._since = None
 
-  @contextlib.contextmanager
-  def on_all(self) -> Iterator[None]:
-    """All devices are in use for a while."""
-    before = self.devices
-    with self.paused():
-      self.devices = self._all
-    try:
-      yield
-    finally:
-      with self.paused():
-        self.devices = before
+  def on_all(self, does: Callable[[], _T]) -> _T:
+    """What is done on all devices."""
+    if self._since is None:
+      return does()
+    began = self._before + self._now() - self._since
+    found = does()  # which may pause
+    seconds = self._before + self._now() - self._since - began
+    self._of_devices += seconds * (self._all - self.devices)
+    return found
 
 
 class Reports:

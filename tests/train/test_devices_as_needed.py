@@ -70,8 +70,14 @@ def test_clock_counts_the_devices_in_use():
     now[0] += 10
     clock.devices = 2
   now[0] += 3
-  with clock.on_all():
+
+  def measure():
     now[0] += 5
+    with clock.paused():
+      now[0] += 10
+    return 'measured'
+
+  assert clock.on_all(measure) == 'measured'
   now[0] += 7
   assert clock.seconds == 10 + 1 + 3 + 5 + 7
   assert clock.device_seconds == 50 + 8 * 1 + 2 * 3 + 8 * 5 + 2 * 7
