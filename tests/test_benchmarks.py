@@ -121,7 +121,7 @@ def test_a_part_that_fails_or_runs_over_leaves_the_others(
   arguments = [f'--log={log}', f'--only={",".join(answers)}']
   assert gpu.main(arguments) == 1
   parts = json.loads(log.read_text())['parts']
-  assert parts['switching']['status'] == 'failed: OSError: no'
+  assert parts['switching']['status'] == 'failed: ValueError: no'
   assert 'ran over its 40 seconds' in parts['populations']['status']
   assert parts['adaptive']['figures'] == [['small CNN', '1.0 s', [1.0]]]
   assert '| small CNN | 1.0 s |' in capsys.readouterr().out

@@ -316,6 +316,14 @@ def default() -> Config:
   # Examples a device processes at once; may be others when a run is resumed.
   # 'auto': as many as fit in its memory; on CPUs, the fastest of a few.
   c.buckets.max_per_device = FieldReference(4096, field_type=object)
+  # Devices in use have at least so many examples each, the others idle: few run
+  # a small batch. None: all devices always. Batch sizes stay the same, but for
+  # rules that read the gradient noise, as on another number of devices.
+  c.buckets.min_per_device = placeholder(int)
+  # Devices that the job may be given: where a batch wants more than there are,
+  # the run ends with exit status 76 to be started again with `wanted_devices`
+  # of summary.json. None: it goes on with those that there are.
+  c.buckets.grow_to = placeholder(int)
   c.buckets.rounding = 'up'  # 'up', 'exact', 'nearest'
   c.buckets.growth = 2.0  # ratio of neighbouring buckets
 

@@ -47,7 +47,9 @@ def check_keys(
 # a new one too, makes a directory of before refuse to go on.
 FREE = frozenset(
   [
+    'buckets.grow_to',
     'buckets.max_per_device',
+    'buckets.min_per_device',
     'checkpoint.best',
     'checkpoint.keep',
     'compilation.programs',

@@ -5,6 +5,7 @@ examples from, `batch` says which. This one and that of `stream` follow the one
 order of the data, so training is the same with either.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,14 @@ class ResidentFeed:
     self.data: Any = place_split(arrays, devices)
     self._places: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
     self.share(replicas)
+
+  def on(self, devices: Devices) -> 'ResidentFeed':
+    """The same on some of its devices; nothing is copied."""
+    feed = copy.copy(self)
+    feed._devices, feed._place = devices, devices.placer(BATCH)
+    feed.data, feed._places = devices.part_of(self.data), {}
+    feed.share(1)
+    return feed
 
   def share(self, replicas: int) -> None:
     """From now on batches are for so many replicas."""

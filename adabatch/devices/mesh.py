@@ -109,6 +109,17 @@ class Devices(NamedTuple):
     )
     return self._replace(mesh=mesh)
 
+  def first(self, count: int) -> 'Devices':
+    """So many of them, from the first on, along one axis."""
+    if count == self.size:
+      return self
+    mesh = Mesh(
+      self.mesh.devices.flat[:count],
+      (DATA_AXIS,),
+      axis_types=(AxisType.Auto,),
+    )
+    return self._replace(mesh=mesh)
+
   # Programs.
 
   def shardings(self, where: Any) -> Any:
@@ -189,6 +200,23 @@ class Devices(NamedTuple):
     return lambda tree: jax.tree.map(
       lambda sharding, subtree: jax.tree.map(partial(part, sharding), subtree),
       shardings,
+      tree,
+    )
+
+  def part_of(self, tree: Any) -> Any:
+    """Arrays that are WHOLE on these devices and others, as they lie here."""
+    sharding = self.shardings(WHOLE)
+    here = set(self.mesh.devices.flat)
+    return jax.tree.map(
+      lambda x: (
+        _shape(x.shape, x.dtype, sharding)
+        if self.abstract
+        else jax.make_array_from_single_device_arrays(
+          x.shape,
+          sharding,
+          [s.data for s in x.addressable_shards if s.device in here],
+        )
+      ),
       tree,
     )
 

@@ -93,6 +93,7 @@ class Trainer:
     state: a TrainState, or a SyncState where replicas are trained.
     replicas: how many; 1 of a TrainState.
     devices: with an axis of replicas for a SyncState.
+    in_use: how many of them the state lies on, the first ones.
     feed: where the examples come from.
     programs: the compiled programs.
     updates_per_call: most updates that one call does in any bucket.
@@ -127,8 +128,10 @@ class Trainer:
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
     self.devices = _devices(recipe, recipe.replicas)
+    self._size = self.devices.size
     self.replicas = recipe.replicas
     self.feed = _make_feed(recipe, self.devices, skipped)
+    self._feeds = {self._size: self.feed}
     self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
     self.calls_in_flight = self.devices.calls_in_flight
     if recipe.inputs.streaming:
@@ -163,6 +166,7 @@ class Trainer:
     """
     recipe, have = self._recipe, self._recipe.replicas
     self.state: State
+    self.in_use, self._bucket = self._size, None
     if self.devices.abstract:
       self.state = template(recipe, replicas)
       return
@@ -204,6 +208,7 @@ class Trainer:
     """Waits for the program of a call; one that may come next is begun."""
     self._bucket = call.plan.bucket
     self._program = self.programs.get(self.variant(call), ahead)
+    self._use(self._bucket)
 
   def dispatch(self, call: Call, *, stop: bool) -> jax.Array:
     """Dispatches the updates of a call.
@@ -218,11 +223,36 @@ class Trainer:
       in each of the first `count` rows.
     """
     assert self._program is not None, 'compile() fetches it'
-    room = self.room(call.plan.bucket)
-    arrays, batch = self.feed.take(call, room, stop=stop)
+    feed, room = self._feeds[self.in_use], self.room(call.plan.bucket)
+    arrays, batch = feed.take(call, room, stop=stop)
     with jax.transfer_guard('disallow'):
       self.state, reports = self._program(self.state, arrays, batch)
     return reports
+
+  # On as many devices as a bucket needs.
+
+  def _on(self, bucket: Bucket) -> tuple[Devices, Any]:
+    """The devices that run a bucket, and their feed; of replicas, all."""
+    if self._recipe.sync is not None or bucket.devices == self._size:
+      return self.devices, self.feed
+    some = self.devices.first(bucket.devices)
+    if some.size not in self._feeds:
+      assert isinstance(self.feed, ResidentFeed), 'a stream uses all devices'
+      self._feeds[some.size] = self.feed.on(some)
+    return some, self._feeds[some.size]
+
+  def _use(self, bucket: Bucket) -> None:
+    """The state lies where a bucket needs it; it moves if it did not."""
+    devices, _ = self._on(bucket)
+    if devices.size != self.in_use:
+      self.state, self.in_use = devices.place(self.state), devices.size
+
+  def _everywhere(self, state: Any) -> Any:
+    """What is evaluated, on all devices; the state itself stays."""
+    if self.in_use == self._size:
+      return state
+    params, statistics = self.devices.place((state.params, state.model_state))
+    return state._replace(params=params, model_state=statistics)
 
   # Whether a program can be run at all.
 
@@ -237,6 +267,7 @@ class Trainer:
   def try_out(self, variant: Variant, times: int = 1) -> float:
     """Seconds of an update, the least of several; the state is spent."""
     program = self.programs.look(variant)
+    self._use(variant.bucket)
     data, batch = self._made_up(variant.bucket, place=True)
     least = math.inf
     for _ in range(times):
@@ -248,37 +279,40 @@ class Trainer:
 
   def _made_up(self, bucket: Bucket, *, place: bool) -> tuple[Any, StepBatch]:
     """What a program is given, of the right shapes."""
-    first = self.feed.layout.lane
+    devices, feed = self._on(bucket)
+    first = feed.layout.lane
     slots = *first.shape, self.room(bucket), bucket.slots_per_device
     call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
     batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
-    example = self.feed.example(bucket)
+    example = feed.example(bucket)
     if place:
-      example = self.devices.zeros(example)
+      example = devices.zeros(example)
     with jax.transfer_guard('allow'):
-      return example, self.devices.place(batch, BATCH)
+      return example, devices.place(batch, BATCH)
 
   def lower(self, variant: Variant) -> Any:
     """What is compiled for a variant."""
     recipe, bucket = self._recipe, variant.bucket
-    body = train_step(
-      recipe, variant, self.feed.layout, unroll=self.devices.unroll
-    )
+    devices, feed = self._on(bucket)
+    body = train_step(recipe, variant, feed.layout, unroll=devices.unroll)
     several = recipe.sync is not None
-    program = self.devices.spmd(
+    program = devices.spmd(
       body,
       arguments=(
         self._where,
-        self.feed.where,
+        feed.where,
         BATCH,
       ),
       results=(self._where, BY_REPLICA if several else WHOLE),
       donate=(0,),
     )
     # To `pmap` shapes are not enough.
-    made_up = self._made_up(bucket, place=self.devices.backend == 'pmap')
+    made_up = self._made_up(bucket, place=devices.backend == 'pmap')
+    state = self.state
+    if devices.size != self.in_use:  # where it will be
+      state = devices._replace(abstract=True).place(state)
     with jax.transfer_guard('allow'):
-      return program.lower(self.state, *made_up)
+      return program.lower(state, *made_up)
 
   def lower_evaluation(self) -> Any:
     """What is compiled to evaluate; of devices that are not there."""
@@ -314,14 +348,15 @@ class Trainer:
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
     self.evaluates = True
-    found = self.evaluator.metrics(state_lib.to_evaluate(self.state))
+    state = self._everywhere(state_lib.to_evaluate(self.state))
+    found = self.evaluator.metrics(state)
     self.evaluates = False
     return found
 
   def measure(self) -> tuple[dict[str, float], int]:
     """The signals that cost a pass over data; see `Measurements`."""
     self.evaluates = True
-    found = self._measurements.take(self.state)
+    found = self._measurements.take(self._everywhere(self.state))
     self.evaluates = False
     return found
 

@@ -336,7 +336,8 @@ def _fastest(
     except ValueError:  # BatchNorm's groups would be cut
       continue
     # One of them is enough, for the others take as long.
-    variant = _variant(parts, trainer, Bucket(size, 1, ladder.devices))
+    devices = bucket_for(ladder.batch_sizes[-1], limited).devices
+    variant = _variant(parts, trainer, Bucket(size, 1, devices))
     seconds = trainer.try_out(variant, REPEATS)
     tried[limited] = of_first_process(seconds / size)
   best = min(tried, key=lambda one: tried[one])

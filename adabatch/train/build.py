@@ -36,8 +36,11 @@ from adabatch.train.optimizer import (
 from adabatch.train.register import registered
 from adabatch.train.replicas import Replicas
 from adabatch.train.rules import (
+  check_devices,
+  check_idle,
   count_replicas,
   estimates_noise,
+  idle_remarks,
   make_controller,
   make_ladder,
 )
@@ -137,6 +140,7 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'split has {parts.extent.epoch} examples'
     )
   yield from _rounded_up(config, parts.ladder)
+  yield from idle_remarks(config, parts.ladder)
   about = parts.extent.epoch, parts.extent.tokens_per_example
   if (line := without_effect(config, *about)) is not None:
     yield line
@@ -247,7 +251,8 @@ def check(config: Config, devices: int) -> None:
     )
   if config.parallel.backend == 'pmap':
     _check_pmap(config)
-  make_ladder(config, devices)
+  check_devices(config)
+  make_ladder(config, devices, processes=jax.process_count())
   make_controller(config, extent)
   make_optimizer(config, extent)
   if length is not None:
@@ -325,7 +330,9 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   if config.target.value is not None:
     _check_target(config, task)
   num_examples = inputs.train.num_examples
-  ladder = make_ladder(config, made.size, num_examples)
+  processes = len({p for row in made.processes for p in row})
+  ladder = make_ladder(config, made.size, num_examples, processes=processes)
+  check_idle(ladder, streaming=inputs.streaming)
   batch = example_batch(inputs)
   example = network_input(config, task, batch)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)

@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -25,9 +26,14 @@ from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
 
+_T = TypeVar('_T')
+
 
 class Clock:
   """Seconds of training, without evaluation, checkpoints and compilation.
+
+  Attributes:
+    devices: in use from now on.
 
   >>> now = iter([0.0, 2.0, 7.0, 8.0]).__next__
   >>> clock = Clock(now=now)
@@ -38,17 +44,36 @@ class Clock:
   """
 
   def __init__(
-    self, seconds: float = 0.0, now: Callable[[], float] = time.perf_counter
+    self,
+    seconds: float = 0.0,
+    now: Callable[[], float] = time.perf_counter,
+    *,
+    device_seconds: float = 0.0,
+    devices: int = 1,
   ):
-    """`seconds` is where a resumed clock goes on."""
+    """Goes on from both kinds of seconds, at first on all `devices`."""
     self._now = now
-    self._before = seconds
-    self._since: float | None = now()
+    self._begin, self._all = (seconds, device_seconds), devices
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins once more, as if no time had passed."""
+    self._before, self._of_devices = self._begin
+    self._since: float | None = self._now()
+    self.devices = self._all
 
   @property
   def seconds(self) -> float:
-    running = 0.0 if self._since is None else self._now() - self._since
-    return self._before + running
+    return self._before + self._running
+
+  @property
+  def device_seconds(self) -> float:
+    """The integral of the devices in use over the seconds."""
+    return self._of_devices + self._running * self.devices
+
+  @property
+  def _running(self) -> float:
+    return 0.0 if self._since is None else self._now() - self._since
 
   @property
   def running(self) -> bool:
@@ -60,12 +85,27 @@ class Clock:
     if self._since is None:
       yield
       return
-    self._before = self.seconds
-    self._since = None
+    self._stop()
     try:
       yield
     finally:
       self._since = self._now()
+
+  def _stop(self) -> None:
+    running = self._running
+    self._before += running
+    self._of_devices += running * self.devices
+    self._since = None
+
+  def on_all(self, does: Callable[[], _T]) -> _T:
+    """What is done on all devices."""
+    if self._since is None:
+      return does()
+    began = self._before + self._now() - self._since
+    found = does()  # which may pause
+    seconds = self._before + self._now() - self._since - began
+    self._of_devices += seconds * (self._all - self.devices)
+    return found
 
 
 class Reports:
