@@ -2,12 +2,12 @@
 
 A call costs the host a few hundred microseconds, whatever is in it, so short
 updates are done several in a call, in a loop. With `updates_per_call='auto'` a
-rule says whether there is a loop, because a loop's results may differ from those
-without one by rounding, and the same config is to train the same each time:
-there is none where convolutions run on a CPU, which XLA does far slower in a
-loop, and none where an update keeps an accelerator busy for so long that the
-host is ahead anyway. How many updates a call then does changes nothing that is
-computed, and is measured: as many as take a short while.
+rule says whether there is a loop, because with one results may differ by
+rounding, and the same config is to train the same each time: there is none
+where convolutions run on a CPU, which XLA does far slower in a loop, and none
+where an update keeps an accelerator busy for so long that the host is ahead
+anyway. How many updates a call then does changes nothing that is computed, and
+is measured: as many as take a short while.
 """
 
 from typing import Any
