@@ -244,9 +244,10 @@ class _Permutations:
     # Made under the lock: a second thread that wants the same epoch waits for
     # it instead of making it again.
     with self._lock:
-      if key not in self._kept:
-        self._kept[key] = _permutation(order, epoch)
-      self._kept.move_to_end(key)
+      if key in self._kept:
+        self._kept.move_to_end(key)
+        return self._kept[key]
+      self._kept[key] = _permutation(order, epoch)
       while len(self._kept) > 2 and (
         len(self._kept) > self._max_entries or self._bytes() > self._max_bytes
       ):

@@ -57,6 +57,12 @@ class Devices(NamedTuple):
     return self.mesh.devices.flat[0].platform
 
   @property
+  def is_one(self) -> bool:
+    """Whether a program is given arrays of the host as they are."""
+    one = self.size == jax.process_count() == 1
+    return one and self.backend == 'shard_map' and not self.abstract
+
+  @property
   def rows(self) -> int:
     """Rows of the mesh: 1 of one that has no axis of replicas."""
     return self.mesh.shape.get(REPLICA_AXIS, 1)

@@ -225,8 +225,7 @@ class Trainer:
     assert self._program is not None, 'compile() fetches it'
     feed, room = self._feeds[self.in_use], self.room(call.plan.bucket)
     arrays, batch = feed.take(call, room, stop=stop)
-    with jax.transfer_guard('disallow'):
-      self.state, reports = self._program(self.state, arrays, batch)
+    self.state, reports = self._program(self.state, arrays, batch)
     return reports
 
   # On as many devices as a bucket needs.
