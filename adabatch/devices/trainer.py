@@ -142,6 +142,7 @@ class Trainer:
     self.apart = recipe.replicas > 1 and jax.process_count() > 1
     self.programs = Programs(self.lower, stored)
     self._bucket = self._program = None  # of the last call
+    self._room = 1  # of it
     self.evaluates = False
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)
@@ -206,7 +207,7 @@ class Trainer:
 
   def compile(self, call: Call, ahead: Variant | None = None) -> None:
     """Waits for the program of a call; one that may come next is begun."""
-    self._bucket = call.plan.bucket
+    self._bucket, self._room = call.plan.bucket, self.room(call.plan.bucket)
     self._program = self.programs.get(self.variant(call), ahead)
     self._use(self._bucket)
 
@@ -223,8 +224,8 @@ class Trainer:
       in each of the first `count` rows.
     """
     assert self._program is not None, 'compile() fetches it'
-    feed, room = self._feeds[self.in_use], self.room(call.plan.bucket)
-    arrays, batch = feed.take(call, room, stop=stop)
+    feed = self._feeds[self.in_use]
+    arrays, batch = feed.take(call, self._room, stop=stop)
     self.state, reports = self._program(self.state, arrays, batch)
     return reports
 

@@ -29,7 +29,7 @@ from adabatch.train.checkpoints import Saved
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
-from adabatch.train.per_call import Pace
+from adabatch.train.per_call import Pace, is_automatic
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
@@ -103,7 +103,7 @@ class Run:
     self.rolled_back: list[Record] = []
     restored = self.place(saved)
     self.clock = self.clock_of(self.at)
-    self.pace = Pace(parts.recipe)
+    self.pace = Pace(is_automatic(parts.config))
     self.larger = grow.larger(parts)
     self.fitting: set[Variant] = set()  # programs for which there is room
     self.trainer = Trainer(
@@ -258,7 +258,8 @@ class Run:
     while True:
       rules = self.parts, self.decisions, self.replicas
       self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)
-      self.left = stretch.count
+      self.left, bucket = stretch.count, stretch.plan.bucket
+      self.pace.begin(bucket, trainer.room(bucket))
       if trainer.ready(stretch):
         return
       # Nothing is under way while it compiles.
@@ -275,8 +276,7 @@ class Run:
     """The next call; decides at once if that needs no report."""
     at, decisions, stretch = self.at, self.decisions, self.stretch
     assert stretch is not None, 'plan() makes it'
-    bucket = stretch.plan.bucket
-    count = min(self.left, self.trainer.room(bucket), self.pace.most(bucket))
+    count = min(self.left, self.pace.most)
     self.left -= count
     decides = stretch.decides and not self.left
     call = stretch._replace(

@@ -18,7 +18,6 @@ from flax import linen as nn
 from adabatch.config import Config
 from adabatch.controllers.buckets import Bucket
 from adabatch.devices.mesh import of_first_process
-from adabatch.devices.recipe import Recipe
 
 MOST = 256  # updates of a call, beyond which its own cost is not seen
 MOST_INDICES = 2**18  # of examples, a call's: what the host copies at most
@@ -77,30 +76,36 @@ class Pace:
   """How many updates a call does, by what the first ones took.
 
   All processes say the same: the first one's clock counts.
+
+  Attributes:
+    most: updates of the next call.
+    measures: whether what calls take is to be told.
   """
 
-  def __init__(self, recipe: Recipe):
-    self._recipe = recipe
+  def __init__(self, automatic: bool):
+    """`automatic`: else as many as there is room for."""
+    self._automatic = automatic
     self._seconds: dict[Bucket, list[float]] = {}
+    self._bucket: Bucket | None = None
+    self._room = self.most = 1
+    self.measures = False
 
-  def most(self, bucket: Bucket) -> int:
-    """Updates of the next call in a bucket."""
-    room = self._recipe.room(bucket)
-    if room == 1 or self._recipe.indices_per_call is None:
-      return room
-    seconds = self._seconds.get(bucket)
-    if seconds is None:
-      return 1
-    return max(1, min(room, int(CALL_SECONDS / max(min(seconds), 1e-9))))
-
-  def wants(self, bucket: Bucket) -> bool:
-    """Whether another measurement counts."""
-    return (
-      self._recipe.indices_per_call is not None
-      and self._recipe.room(bucket) > 1
-      and len(self._seconds.get(bucket, ())) < MEASURED
-    )
+  def begin(self, bucket: Bucket, room: int) -> None:
+    """Calls of at most `room` updates in a bucket are next."""
+    self._bucket, self._room = bucket, room
+    self._decide()
 
   def saw(self, bucket: Bucket, seconds: float) -> None:
-    """What an update of a call took."""
-    self._seconds.setdefault(bucket, []).append(of_first_process(seconds))
+    """What an update of a call in a bucket took."""
+    if bucket == self._bucket:
+      seconds = max(of_first_process(seconds), 1e-9)
+      self._seconds.setdefault(bucket, []).append(seconds)
+      self._decide()
+
+  def _decide(self) -> None:
+    known = self._seconds.get(self._bucket, [])
+    free = self._automatic and self._room > 1
+    self.most, self.measures = self._room, free and len(known) < MEASURED
+    if free:
+      fit = int(CALL_SECONDS / min(known)) if known else 1
+      self.most = max(1, min(self._room, fit))

@@ -218,7 +218,7 @@ class Reports:
         )
 
   def _measure(self, call: Call, seconds: float) -> None:
-    if self._pace is None or not self._pace.wants(call.plan.bucket):
+    if self._pace is None or not self._pace.measures:
       return
     if jax.process_count() > 1:
       # Processes agree by a collective, of which there is one at a time.

@@ -229,7 +229,7 @@ def dispatched(update, count, rows, plan=PLAN):
 class Observed:
   """In place of a rule: what it is fed with."""
 
-  measured, losses_below_minimum = True, 0
+  measured, follows, losses_below_minimum = True, True, 0
 
   def __init__(self):
     self.updates = []
