@@ -93,17 +93,17 @@ class Pace:
   def begin(self, bucket: Bucket, room: int) -> None:
     """Calls of at most `room` updates in a bucket are next."""
     self._bucket, self._room = bucket, room
-    self._decide()
+    self._decide(bucket)
 
   def saw(self, bucket: Bucket, seconds: float) -> None:
     """What an update of a call in a bucket took."""
     if bucket == self._bucket:
       seconds = max(of_first_process(seconds), 1e-9)
       self._seconds.setdefault(bucket, []).append(seconds)
-      self._decide()
+      self._decide(bucket)
 
-  def _decide(self) -> None:
-    known = self._seconds.get(self._bucket, [])
+  def _decide(self, bucket: Bucket) -> None:
+    known = self._seconds.get(bucket, [])
     free = self._automatic and self._room > 1
     self.most, self.measures = self._room, free and len(known) < MEASURED
     if free:
