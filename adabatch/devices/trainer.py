@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -205,10 +205,10 @@ class Trainer:
     self._program = self.programs[variant]
     return True
 
-  def compile(self, call: Call, ahead: Variant | None = None) -> None:
-    """Waits for the program of a call; one that may come next is begun."""
+  def compile(self, call: Call, ahead: Sequence[Variant] = ()) -> None:
+    """Waits for the program of a call; those that may come next are begun."""
     self._bucket, self._room = call.plan.bucket, self.room(call.plan.bucket)
-    self._program = self.programs.get(self.variant(call), ahead)
+    self._program = self.programs.get(self.variant(call), *ahead)
     self._use(self._bucket)
 
   def dispatch(self, call: Call, *, stop: bool) -> jax.Array:

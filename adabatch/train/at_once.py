@@ -11,7 +11,7 @@ What a device takes at once changes no batch size and no learning rate; losses
 differ by the order of their sums.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -144,13 +144,13 @@ def _start_anew(trainer: Trainer) -> None:
   trainer.go_on(None, trainer.replicas)
 
 
-def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
+def compiled(run: Any, call: Call, ahead: Sequence[Variant]) -> str | None:
   """Compiles what a call needs, and looks whether there is room for it.
 
   Args:
     run: of the loop; nothing of it is under way.
     call: that is next.
-    ahead: a program that may come after it.
+    ahead: programs that may come after it.
 
   Returns:
     None; or, where there is no room, a line that says that fewer examples are

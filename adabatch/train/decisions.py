@@ -18,6 +18,9 @@ from adabatch.train.calls import Update
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000
+# Future buckets that are guessed, and where: at these parts of what is ahead,
+# so that none is missed where a rule grows fast.
+MOST_AHEAD, PARTS_AHEAD = 2, (16, 8, 4, 2, 1)
 
 
 # Of an update that gave no estimate: measured, in vain.
@@ -144,26 +147,33 @@ class Decisions:
     """What the next update runs."""
     return buckets.plan(self.nominal, self.ladder)
 
-  def likely_next(
-    self, update: int, examples: int, ahead: int
-  ) -> Bucket | None:
-    """The bucket that will probably be asked for after the current one.
+  def likely_next(self, update: int, examples: int, ahead: int) -> list[Bucket]:
+    """Buckets that will probably be asked for after the current one, in order.
 
     A rule that reads measurements mostly grows by a rung. One that reads
-    nothing but the run's progress can be asked what it will want `ahead`
+    nothing but the run's progress can be asked what it will want up to `ahead`
     examples later.
     """
-    now = self.plan().batch_size
+    plan = self.plan()
+    found = [plan.bucket]
     if self.measured:
-      above = buckets.next_rung(now, self.ladder)
-      return None if above is None else buckets.bucket_for(above, self.ladder)
-    first = update + max(ahead // now, 1)
-    later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
-    if later is None:
-      return None
-    signals = self._progress(later, examples + ahead)
-    nominal, _ = self._controller.update(self._state, signals)
-    return buckets.plan(nominal, self.ladder).bucket
+      size: int | None = plan.batch_size
+      while size is not None and len(found) <= MOST_AHEAD:
+        size = buckets.next_rung(size, self.ladder)
+        if size is not None:
+          found.append(buckets.bucket_for(size, self.ladder))
+    else:
+      for part in PARTS_AHEAD:
+        more = ahead // part
+        first = update + max(more // plan.batch_size, 1)
+        later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
+        if later is None:
+          break
+        signals = self._progress(later, examples + more)
+        nominal, _ = self._controller.update(self._state, signals)
+        found.append(buckets.plan(nominal, self.ladder).bucket)
+    different = dict.fromkeys(b for b in found if b != plan.bucket)
+    return list(different)[:MOST_AHEAD]
 
   def _progress(self, update: int, examples: int) -> Signals:
     return Signals(update, examples, examples / self._num_examples)
