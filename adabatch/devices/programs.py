@@ -219,7 +219,7 @@ def use_persistent_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
     path = cache_directory('programs')
     jax.config.update('jax_compilation_cache_dir', str(path))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

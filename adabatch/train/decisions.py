@@ -65,6 +65,7 @@ class Decisions:
     self._num_examples = num_examples
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
+    self._growth = 1.0  # at the last decision; not kept, for it guesses alone
     self.evaluated_examples = 0
     self.measured = bool(controller.needs - PROGRESS)
     self.follows = bool(controller.needs & OF_UPDATES)
@@ -138,10 +139,13 @@ class Decisions:
       values, cost = self._measure()
       self.evaluated_examples += cost
       signals = signals._replace(**values)
+    before = self.nominal
     try:
       self.nominal, self._state = self._controller.update(self._state, signals)
     except ValueError as error:
       raise ConfigError(str(error)) from error
+    if measure:
+      self._growth = self.nominal / before
 
   def plan(self) -> Plan:
     """What the next update runs."""
@@ -150,15 +154,17 @@ class Decisions:
   def likely_next(self, update: int, examples: int, ahead: int) -> list[Bucket]:
     """Buckets that will probably be asked for after the current one, in order.
 
-    A rule that reads measurements mostly grows by a rung. One that reads
-    nothing but the run's progress can be asked what it will want up to `ahead`
-    examples later.
+    A rule that reads measurements mostly grows as it did at the last decision,
+    or by a rung. One that reads nothing but the run's progress can be asked
+    what it will want up to `ahead` examples later.
     """
     plan = self.plan()
     found = [plan.bucket]
     if self.measured:
+      grown = min(self.nominal * self._growth, self.ladder.batch_sizes[-1])
+      found.append(buckets.plan(max(grown, 1.0), self.ladder).bucket)
       size: int | None = plan.batch_size
-      while size is not None and len(found) <= MOST_AHEAD:
+      while size is not None and len(found) <= MOST_AHEAD + 1:
         size = buckets.next_rung(size, self.ladder)
         if size is not None:
           found.append(buckets.bucket_for(size, self.ladder))

@@ -194,6 +194,22 @@ def test_a_measured_rule_will_likely_want_the_next_rung():
   assert decisions.likely_next(0, 0, 50) == []
 
 
+def test_a_rule_that_grew_fast_will_likely_do_so_again():
+  for before, now, slots in (
+    (8, 8, [16, 32]),
+    (8, 16, [32, 64]),
+    (4, 16, [64, 32]),
+  ):
+    controller = recorder()[0]._replace(
+      update=lambda s, _, n=now: (float(n), s)
+    )
+    decisions = make(controller)
+    decisions.nominal = float(before)
+    decisions.decide(0, 0)
+    found = decisions.likely_next(0, 0, 50)
+    assert [bucket.slots for bucket in found] == slots
+
+
 def test_a_schedule_is_asked_what_it_will_want():
   """A table is read at the examples ahead, at an update where it decides."""
   table = controllers.step_table(table='0:8 1000:64')

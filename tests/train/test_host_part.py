@@ -1,4 +1,4 @@
-"""What the host does for each update: Python calls, and waits for devices."""
+"""What the host does beside updates: Python calls, waits, compilations."""
 
 import collections
 import sys
@@ -6,8 +6,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from adabatch import data
+from adabatch.devices.programs import use_persistent_cache
 from adabatch.train.build import build
 from adabatch.train.loop import loop
 from adabatch.train.reports import Reports
@@ -119,3 +121,37 @@ def test_nothing_else_is_waited_for(monkeypatch):
     found.append(dict(waits))
   assert found[0] == found[1]
   assert 0 < sum(found[0].values()) < 12
+
+
+def test_a_restart_compiles_nothing(tmp_path, monkeypatch):
+  """With what the first start left in the cache on the disk."""
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  events = collections.Counter()
+
+  def count(event, **about):
+    events[event.rsplit('/', 1)[-1]] += 1
+
+  jax.monitoring.register_event_listener(count)
+  jax.config.update('jax_compilation_cache_dir', None)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  found = []
+  try:
+    for _ in range(2):
+      use_persistent_cache()
+      jax.clear_caches()
+      compilation_cache.reset_cache()
+      events.clear()
+      list(loop(parts_of(20)))
+      found.append((events['cache_hits'], events['cache_misses']))
+  finally:
+    jax.monitoring.unregister_event_listener(count)
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+  (hits, misses), again = found
+  assert misses > 2
+  assert again == (hits + misses, 0)
