@@ -113,9 +113,22 @@ class ImageRecords:
       DatasetError: for a label that is no class.
     """
     n = len(indices)
-    images = np.empty((n, *self.shapes['image'].shape), np.uint8)
-    classes = np.zeros(n, np.int32)
-    weights = np.ones(n, np.float32)
+    arrays = {
+      name: np.empty((n, *shape.shape), shape.dtype)
+      for name, shape in self.shapes.items()
+    }
+    arrays['weight'] = np.empty(n, np.float32)
+    return Chunk(arrays, self.read_into(indices, positions, arrays))
+
+  def read_into(
+    self,
+    indices: np.ndarray,
+    positions: np.ndarray | None,
+    arrays: dict[str, np.ndarray],
+  ) -> tuple[tuple[int, str], ...]:
+    """As `read`, into arrays that there are; returns what was skipped."""
+    images, classes, weights = (arrays[k] for k in ('image', 'label', 'weight'))
+    weights[:] = 1
     skipped = []
     for row, index in enumerate(indices.tolist()):
       position = None if positions is None else int(positions[row])
@@ -125,8 +138,7 @@ class ImageRecords:
       except (CorruptRecord, RuntimeError, IndexError) as error:
         images[row], classes[row], weights[row] = 0, 0, 0
         skipped.append((index, line(error)))
-    arrays = {'image': images, 'label': classes, 'weight': weights}
-    return Chunk(arrays, tuple(skipped))
+    return tuple(skipped)
 
   def check_labels(self) -> None:
     """Refuses labels that are no classes, as far as that is cheap.

@@ -2,14 +2,18 @@
 
 Readers hand their examples over in segments of `/dev/shm`. Where a whole group
 of processes is killed, nobody is left to remove them; so the next run removes
-those whose owner is dead (`sweep`). Names have the owner's process number, when
+those whose owner is dead (`sweep`). A reader uses one segment over and over
+(`Slots`): making one and touching its memory for the first time takes longer
+than copying the examples. Names have the owner's process number, when
 it was started, because numbers are used again, and where numbers mean that: in
 another container they are others.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import math
 import os
 import pathlib
 import secrets
@@ -26,6 +30,9 @@ PREFIX = 'adabatch'
 
 # What starting readers takes beside the examples, in small segments.
 LEAST_BYTES = 2**20
+
+# Where arrays in a slot begin.
+_ALIGNED = 64
 
 
 def owner() -> str | None:
@@ -81,6 +88,109 @@ def check_room(needed: int) -> None:
       raise _full(needed, free)
 
 
+@dataclasses.dataclass(frozen=True)  # no tuple, which grain would look into
+class Lent:
+  """Arrays in a slot of a segment, until who takes them gives it back.
+
+  Attributes:
+    segment: its name.
+    slot: number of the slot.
+    arrays: of each its name, where it begins, shape and kind.
+  """
+
+  segment: str
+  slot: int
+  arrays: tuple[tuple[str, int, tuple[int, ...], np.dtype], ...]
+
+  def views(self, memory: Any) -> dict[str, np.ndarray]:
+    """The arrays in the memory of the segment."""
+    return {
+      name: np.ndarray(shape, dtype, memory, at)
+      for name, at, shape, dtype in self.arrays
+    }
+
+
+class Slots:
+  """A segment with places for so many chunks of examples, used in turns.
+
+  It begins with a byte for each slot, which is 1 while the slot is lent.
+  """
+
+  def __init__(self, name: str, count: int) -> None:
+    """Nothing is made before the first chunk tells how large a slot is."""
+    self._name, self._count, self._size = name, count, 0
+    self._segment: Any = None
+
+  def place(
+    self, kinds: dict[str, tuple[tuple[int, ...], np.dtype]]
+  ) -> tuple[Lent, dict[str, np.ndarray]] | None:
+    """Arrays in a free slot, to be filled and then lent.
+
+    Args:
+      kinds: shape and kind of each.
+
+    Returns:
+      What to hand over, and the arrays; None if there is no slot that is free
+      and large enough.
+
+    Raises:
+      DatasetError: if there is no room for the segment.
+    """
+    places, size = [], 0
+    for name, (shape, dtype) in kinds.items():
+      places.append((name, size, shape, dtype))
+      each = math.prod(shape) * dtype.itemsize
+      size += -(-each // _ALIGNED) * _ALIGNED
+    head = -(-self._count // _ALIGNED) * _ALIGNED
+    if self._segment is None:
+      self._size = size
+      self._segment = _create(self._name, head + self._count * size)
+    state: Any = self._segment.buf
+    slot = bytes(state[: self._count]).find(0)
+    if slot < 0 or size > self._size:
+      return None
+    begin = head + slot * self._size
+    lent = Lent(
+      self._name, slot, tuple((n, begin + at, *rest) for n, at, *rest in places)
+    )
+    return lent, lent.views(state)
+
+  def lend(self, lent: Lent) -> None:
+    """The slot is not free from now on."""
+    state: Any = self._segment.buf
+    state[lent.slot] = 1
+
+
+class Borrowed:
+  """The other end of `Slots`, of all readers of a stream."""
+
+  def __init__(self, prefix: str) -> None:
+    """Their names begin with `prefix`."""
+    self._prefix, self._segments = prefix, {}
+
+  def take(self, lent: Lent) -> dict[str, np.ndarray]:
+    """Copies of the arrays; the slot is free again."""
+    segment = self._segments.get(lent.segment)
+    if segment is None:
+      segment = shared_memory.SharedMemory(lent.segment)
+      self._segments[lent.segment] = segment
+    state: Any = segment.buf
+    arrays = {name: np.array(v) for name, v in lent.views(state).items()}
+    state[lent.slot] = 0
+    return arrays
+
+  def close(self) -> None:
+    """Removes the segments; once no reader is left."""
+    segments, self._segments = self._segments, {}
+    # Also those of which nothing was taken.
+    for path in DIRECTORY.glob(f'{self._prefix}*'):
+      if path.name not in segments:
+        segments[path.name] = shared_memory.SharedMemory(path.name)
+    for segment in segments.values():
+      segment.close()
+      segment.unlink()
+
+
 def share(array: np.ndarray, owner: str) -> Any:
   """An array in a segment of its own, as grain hands it over.
 
@@ -93,10 +203,21 @@ def share(array: np.ndarray, owner: str) -> Any:
   """
   from grain.multiprocessing import SharedMemoryArray
 
-  size = array.nbytes
-  segment = shared_memory.SharedMemory(
-    f'{owner}-{secrets.token_hex(6)}', create=True, size=size
+  segment = _create(f'{owner}-{token()}', array.nbytes)
+  shared = SharedMemoryArray.from_shared_memory(
+    segment, array.shape, array.dtype
   )
+  np.copyto(shared, array)
+  return shared
+
+
+def token() -> str:
+  """What tells the segments of one owner apart."""
+  return secrets.token_hex(6)
+
+
+def _create(name: str, size: int) -> shared_memory.SharedMemory:
+  segment = shared_memory.SharedMemory(name, create=True, size=size)
   try:
     # Or the first to write where there is no room dies of a bus error.
     with (DIRECTORY / segment.name).open('r+b') as file:
@@ -107,11 +228,7 @@ def share(array: np.ndarray, owner: str) -> Any:
     if error.errno != errno.ENOSPC:
       raise
     raise _full(size, _free()) from None
-  shared = SharedMemoryArray.from_shared_memory(
-    segment, array.shape, array.dtype
-  )
-  np.copyto(shared, array)
-  return shared
+  return segment
 
 
 def _free() -> int:

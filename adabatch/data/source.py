@@ -43,7 +43,10 @@ class Source(Protocol):
 
   A run also asks a split for `shapes` (a `Shape` by name of each entry),
   `num_classes` (labels or tokens are below it) and `fingerprint` (text that
-  tells these data from others).
+  tells these data from others). A source with `shapes` may also have
+  `read_into(indices, positions, arrays)`, which fills arrays of these shapes
+  and their weights, and returns what was skipped: examples are then made where
+  they are handed over.
   """
 
   @property

@@ -9,6 +9,7 @@ position p onwards is the continuation of whatever stopped there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ import numpy as np
 
 from adabatch.data import labels, order, segments
 from adabatch.data.order import process_positions
-from adabatch.data.source import Chunk, Source
+from adabatch.data.source import Chunk, Shape, Source
 
 # Examples a worker hands over at once: what handing over costs is small beside
 # decoding them, and a chunk still fits in the processor's cache.
@@ -37,6 +38,9 @@ READ_AHEAD = 512
 
 # Arrays up to this many bytes travel in a message, others in shared memory.
 _MESSAGE_BYTES = 1024
+
+# Beside the names of arrays: those that lie in a slot of shared memory.
+_LENT = '(lent)'
 
 # How long starting processes may take at most; they then start all the same.
 _START_SECONDS = 10.0
@@ -53,6 +57,8 @@ def read_chunks(
   workers: int = 0,
   chunk: int = CHUNK,
   read_ahead: int = READ_AHEAD,
+  again: bool = False,
+  beside: int | None = None,
 ) -> Chunks:
   """Reads the positions from `start` on that belong to one process.
 
@@ -71,6 +77,10 @@ def read_chunks(
     workers: how many processes read for this one; 0 for a thread in it.
     chunk: examples in each `Chunk`; the last may be shorter.
     read_ahead: about how many examples may wait until they are asked for.
+    again: whether the first chunk comes after the last, without end, so that
+      the processes need not be started for each pass. A thread ends.
+    beside: how many other streams of such examples will be read beside this
+      one, and must find room, too; None: one with an order, else none.
 
   Returns:
     An iterator of chunks. Close it, or use it in a `with` statement.
@@ -95,13 +105,21 @@ def read_chunks(
       'workers >= 0, chunk >= 1, read_ahead >= 1'
     )
   blocks = _Blocks(source, order, start, stop, process, processes, chunk)
-  return Chunks(blocks, workers, read_ahead)
+  streams = 1 + (order is not None if beside is None else beside)
+  return Chunks(blocks, workers, read_ahead, again, streams)
 
 
 class Chunks:
   """The iterator that `read_chunks` returns."""
 
-  def __init__(self, blocks: _Blocks, workers: int, read_ahead: int) -> None:
+  def __init__(
+    self,
+    blocks: _Blocks,
+    workers: int,
+    read_ahead: int,
+    again: bool = False,
+    streams: int = 1,
+  ) -> None:
     import grain  # slow to import
     from absl import flags
 
@@ -111,20 +129,26 @@ class Chunks:
     ahead = -(-read_ahead // blocks.size)  # chunks
     every = grain.MapDataset.source(blocks)
     self._workers = workers = min(workers, len(every))
+    # Chunks after which the first worker has its turn again.
+    self._pass = len(blocks) if again and workers else sys.maxsize
+    self._borrowed = segments.Borrowed(blocks.segments)
     if workers:
       segments.sweep()
       # What each has read ahead, is about to add, and has handed over.
       needed = blocks.needed(ahead + 2 * workers)
       # An evaluation will read beside training, and is not to fail by then.
-      segments.check_room(needed * (2 if blocks.shuffled else 1))
-      self._iterators = [
-        iter(_in_worker(every[worker::workers], ahead // workers))
-        for worker in range(workers)
-      ]
+      segments.check_room(needed * streams)
+      parts = [every[worker::workers] for worker in range(workers)]
+      if again:
+        ahead = min(ahead, len(blocks))
+        parts = [part.repeat() for part in parts]
+      each = max(1, ahead // workers // 2)
+      blocks.slots = 2 * each + 2
+      self._iterators = [iter(_in_worker(part, each)) for part in parts]
     else:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
       self._iterators = [iter(every.to_iter_dataset(options))]
-    self._turn = 0
+    self._taken = 0
     with unseen_main(), _signals_blocked():
       others = set(multiprocessing.active_children())
       for iterator in self._iterators:
@@ -146,11 +170,16 @@ class Chunks:
       raise StopIteration
     # Workers are dealt the chunks in turn, so the first that has no more is
     # the end.
-    arrays, skipped = next(self._iterators[self._turn])
-    self._turn = (self._turn + 1) % len(self._iterators)
+    turn = self._taken % self._pass % len(self._iterators)
+    arrays, skipped = next(self._iterators[turn])
+    self._taken += 1
+    lent: Any = arrays.pop(_LENT, None)
     # Copied, so that the shared memory is free at once, however many examples
     # the caller keeps.
-    return Chunk({k: np.array(v) for k, v in arrays.items()}, skipped)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    if lent is not None:
+      arrays |= self._borrowed.take(lent)
+    return Chunk(arrays, skipped)
 
   def __enter__(self) -> Chunks:
     return self
@@ -172,22 +201,25 @@ class Chunks:
       # grain holds the last chunk of each of them, in cycles of references, and
       # with it shared memory. What a thread has read can wait for its turn.
       gc.collect()
+      self._borrowed.close()
 
 
 def _in_worker(dataset: Any, ahead: int) -> Any:
-  """A part of the data set, read by a process of its own."""
+  """A part of the data set, read by a process of its own.
+
+  Its queue holds `ahead` chunks, and so does grain's second buffer here.
+  """
   import grain
   from grain import experimental, multiprocessing
 
-  # The process reads in its main thread; its queue is the buffer, and grain
-  # has a second one of the same length in this process.
+  # The process reads in its main thread; its queue is the buffer.
   serial = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   options = experimental.DatasetOptions(min_shm_size=_MESSAGE_BYTES)
   return experimental.WithOptionsIterDataset(
     dataset.to_iter_dataset(serial), options
   ).mp_prefetch(
     multiprocessing.MultiprocessingOptions(
-      num_workers=1, per_worker_buffer_size=max(1, ahead // 2)
+      num_workers=1, per_worker_buffer_size=ahead
     ),
     worker_init_fn=_start_worker,
   )
@@ -209,10 +241,11 @@ class _Blocks:
     if stop is None:
       # Without an end, so many that the last position still is an int64.
       stop = 2**62 if order else source.num_examples
-    self.size, self.shuffled = size, order is not None
+    self.size = size
     # Of what other processes, which get a copy of this, hand over.
     self._owner, self._pid = segments.owner(), os.getpid()
-    self._source = source
+    self.segments, self.slots = f'{self._owner}-{segments.token()}', 0
+    self._source: Any = source
     self._order = order
     self._positions = process_positions(start, stop, process, processes)
 
@@ -221,24 +254,60 @@ class _Blocks:
 
   def __getitem__(self, index: int) -> Chunk:
     mine = self._positions[index * self.size : (index + 1) * self.size]
-    positions = np.arange(mine.start, mine.stop, mine.step, dtype=np.int64)
-    if self._order is None:
-      indices = positions
-      chunk = self._source.read(indices, None)
-    else:
-      indices = order.indices(self._order, positions)
-      chunk = self._source.read(indices, positions)
+    indices = np.arange(mine.start, mine.stop, mine.step, dtype=np.int64)
+    positions = None
+    if self._order is not None:
+      positions, indices = indices, order.indices(self._order, indices)
+    if self._owner is None or os.getpid() == self._pid:
+      return self._checked(self._source.read(indices, positions), indices)
+    kinds = {
+      k: ((len(indices), *s.shape), s.dtype) for k, s in self._kinds.items()
+    }
+    placed = self._own.place(kinds) if kinds else None
+    if placed is not None:
+      lent, arrays = placed
+      skipped = self._source.read_into(indices, positions, arrays)
+      self._checked(Chunk(arrays, skipped), indices)
+      self._own.lend(lent)
+      handed: Any = {_LENT: lent}
+      return Chunk(handed, skipped)
+    chunk = self._checked(self._source.read(indices, positions), indices)
+    return chunk._replace(arrays=self._hand_over(chunk.arrays, self._owner))
+
+  def _checked(self, chunk: Chunk, indices: np.ndarray) -> Chunk:
     classes = getattr(self._source, 'num_classes', None)
     if classes is not None:
       labels.check(chunk.arrays, classes, lambda row: f'record {indices[row]}')
-    if self._owner is None or os.getpid() == self._pid:
-      return chunk
-    shared = {
-      name: segments.share(array, self._owner)
-      for name, array in chunk.arrays.items()
-      if array.nbytes >= _MESSAGE_BYTES
-    }
-    return chunk._replace(arrays=chunk.arrays | shared)
+    return chunk
+
+  @functools.cached_property
+  def _kinds(self) -> dict[str, Shape]:
+    """Of the arrays that the source fills where they lie, if it does."""
+    if not hasattr(self._source, 'read_into'):
+      return {}
+    return self._source.shapes | {'weight': Shape((), np.dtype(np.float32))}
+
+  @functools.cached_property
+  def _own(self) -> segments.Slots:
+    """Of the process that reads."""
+    return segments.Slots(f'{self.segments}x{os.getpid()}', self.slots)
+
+  def _hand_over(
+    self, arrays: dict[str, np.ndarray], owner: str
+  ) -> dict[str, Any]:
+    """Small arrays as they are, and where the others lie in shared memory."""
+    large = {k: v for k, v in arrays.items() if v.nbytes >= _MESSAGE_BYTES}
+    if not large:
+      return arrays
+    small = {k: v for k, v in arrays.items() if k not in large}
+    placed = self._own.place({k: (v.shape, v.dtype) for k, v in large.items()})
+    if placed is None:
+      return small | {k: segments.share(v, owner) for k, v in large.items()}
+    lent, places = placed
+    for name, array in large.items():
+      np.copyto(places[name], array)
+    self._own.lend(lent)
+    return small | {_LENT: lent}
 
   def needed(self, count: int) -> int:
     """Bytes of so many chunks; 0 if what they hold is not known."""

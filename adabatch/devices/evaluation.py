@@ -37,6 +37,7 @@ class Pieces(NamedTuple):
     slots: examples that one device takes of a piece.
     limit: examples of `data` that are real, from the first.
     examples: examples in all.
+    close: ends what reads between passes.
   """
 
   open: Callable[[], Iterator[tuple[Data, Any]]]
@@ -45,6 +46,7 @@ class Pieces(NamedTuple):
   slots: int
   limit: int
   examples: int
+  close: Callable[[], None] = lambda: None
 
 
 def resident_pieces(
@@ -82,6 +84,9 @@ def streamed_pieces(
 ) -> Pieces:
   """A whole split, read anew at each pass in the order in which it is stored.
 
+  Processes that read stay for the next pass, whose first examples they have
+  ready by then.
+
   Args:
     split: what `data.read_chunks` reads.
     devices: of all processes.
@@ -96,8 +101,17 @@ def streamed_pieces(
   most = -(-split.num_examples // processes)
   zeros = devices.place(np.zeros(devices.size, np.int32), BY_DEVICE)
 
+  reader: Any = None
+
+  def close() -> None:
+    nonlocal reader
+    opened, reader = reader, None
+    if opened is not None:
+      opened.close()
+
   def pieces() -> Iterator[tuple[Data, Any]]:
-    reader = data.read_chunks(
+    nonlocal reader
+    reader = reader or data.read_chunks(
       split,
       None,
       0,
@@ -105,7 +119,9 @@ def streamed_pieces(
       process=here,
       processes=processes,
       workers=workers,
+      again=True,
     )
+    complete = False
     try:
       window = Window(reader, skipped)
       for start in range(0, most, own * slots):
@@ -120,8 +136,11 @@ def streamed_pieces(
           for name, a in arrays.items()
         }
         yield devices.place_own(shares), zeros
+      complete = workers > 0
     finally:
-      reader.close()
+      # Who stopped midway would go on there at the next pass.
+      if not complete:
+        close()
 
   sharding = devices.shardings(BY_DEVICE)
   shapes = {
@@ -131,7 +150,8 @@ def streamed_pieces(
     for name, array in empty(split.shapes, (slots,)).items()
   }
   example = shapes, zeros
-  return Pieces(pieces, example, BY_DEVICE, slots, slots, split.num_examples)
+  examples = split.num_examples
+  return Pieces(pieces, example, BY_DEVICE, slots, slots, examples, close)
 
 
 class _Sums:
@@ -208,6 +228,7 @@ class Evaluator:
     examples: how many there are.
     slots: how many a device takes at once.
     skipped: how many of them could not be read, the last time.
+    close: ends what reads between evaluations.
   """
 
   def __init__(
@@ -217,6 +238,7 @@ class Evaluator:
     used."""
     self._task = recipe.task
     self.examples, self.slots = pieces.examples, pieces.slots
+    self.close = pieces.close
     self.skipped = 0
     body = recipe.model, recipe.task, recipe.inputs.load
     size = pieces.slots, pieces.limit
@@ -420,3 +442,8 @@ class Measurements:
         values[name] = measures[name]()
         cost += evaluator.examples
     return values, cost
+
+  def close(self) -> None:
+    """Ends what reads between measurements."""
+    for evaluator in self._evaluators.values():
+      evaluator.close()

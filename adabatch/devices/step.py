@@ -109,11 +109,17 @@ def train_step(
   contract.check_model(recipe.model)
   sync = recipe.sync
   many = one_of_many or sync is not None
-  axes = (REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
+  replica = (REPLICA_AXIS,) if many else ()
+  # One device has nobody to agree with, and XLA would copy what it summed.
+  between = (DATA_AXIS,) if variant.bucket.devices > 1 else ()
   accumulate = _accumulate(
-    _microbatch(recipe, variant.bucket), variant.bucket, layout, unroll, axes
+    _microbatch(recipe, variant.bucket),
+    variant.bucket,
+    layout,
+    unroll,
+    replica + between,
   )
-  update = _update(recipe, accumulate, axes)
+  update = _update(recipe, accumulate, replica, between)
 
   def by_replica(tree):
     # Some leaves, such as the learning rate, may come from the batch alone; a
@@ -148,7 +154,7 @@ def train_step(
     columns = [jnp.broadcast_to(x, here) for x in report]
     return state, jnp.stack(columns, 1)
 
-  return _repeat(plain if sync is None else several, axes[:-1])
+  return _repeat(plain if sync is None else several, replica)
 
 
 def _repeat(update, axes: tuple[str, ...]):
@@ -267,53 +273,42 @@ def _accumulate(
   return accumulate
 
 
-def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
+def _update(
+  recipe: Recipe,
+  accumulate,
+  replica: tuple[str, ...],
+  between: tuple[str, ...],
+):
   """(state, data, batch) -> (state, Report) of one model."""
 
-  def noise(sums, gradient, norm_squared, state):
-    if not recipe.estimate_noise:
-      return gradient_noise.unknown()
-    within = gradient_noise.from_microbatches(
-      sums.norms, norm_squared, sums.weight
-    )
-    if state.previous is None:
-      return within
-    between = gradient_noise.from_difference(
-      gradient, sums.weight, state.previous
-    )
-    return jax.tree.map(
-      lambda w, b: jnp.where(sums.norms.count > 1, w, b), within, between
-    )
-
   def update(state: TrainState, data: Data, batch: Unpacked):
-    params, model_state = varying((state.params, state.model_state))
-    position, batch_size = varying((batch.position, batch.batch_size), axes)
-    sums = accumulate(
-      params,
-      model_state,
-      data,
-      batch._replace(position=position, batch_size=batch_size),
+    params, model_state = varying((state.params, state.model_state), between)
+    position, batch_size = varying(
+      (batch.position, batch.batch_size), replica + between
     )
-    rounded = _rounded(sums.gradient, recipe.gradient_dtype)
-    sums, stop = jax.lax.psum(
-      (sums._replace(gradient=rounded), batch.stop), DATA_AXIS
-    )
-    # Back in the dtypes of the parameters, which the sums had before.
+    here = batch._replace(position=position, batch_size=batch_size)
+    sums = accumulate(params, model_state, data, here)
     sums = sums._replace(
-      gradient=jax.tree.map(
-        lambda g, p: g.astype(p.dtype), sums.gradient, params
-      )
+      gradient=_rounded(sums.gradient, recipe.gradient_dtype)
     )
+    sums, stop = jax.lax.psum((sums, batch.stop), between)
     # Of a batch without a readable example everything is 0.
-    weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
+    share = 1 / jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 
-    def mean(total):
-      return total / weight
+    def mean(total):  # by a product, which XLA fuses with whatever reads it
+      return total * share
 
-    # Of a complex parameter JAX gives the conjugate of the way uphill.
-    gradient = jax.tree.map(lambda g: mean(jnp.conj(g)), sums.gradient)
+    # Of a complex parameter JAX gives the conjugate of the way uphill. Back in
+    # the dtypes of the parameters, which the sums had before.
+    gradient = jax.tree.map(
+      lambda g, p: mean(jnp.conj(g.astype(p.dtype))),
+      sums.gradient,
+      state.params,
+    )
     norm_squared = gradient_noise.squared_norm(gradient)
-    estimate = noise(sums, gradient, norm_squared, state)
+    estimate = gradient_noise.unknown()
+    if recipe.estimate_noise:
+      estimate = _noise(sums, gradient, norm_squared, state)
     updates, opt_state = recipe.tx.update(
       gradient,
       state.opt_state,
@@ -356,6 +351,21 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
     return new_state, report
 
   return update
+
+
+def _noise(sums: _Sums, gradient, norm_squared, state: TrainState):
+  """From within the batch where it has parts, else from the one before."""
+  within = gradient_noise.from_microbatches(
+    sums.norms, norm_squared, sums.weight
+  )
+  if state.previous is None:
+    return within
+  between = gradient_noise.from_difference(
+    gradient, sums.weight, state.previous
+  )
+  return jax.tree.map(
+    lambda w, b: jnp.where(sums.norms.count > 1, w, b), within, between
+  )
 
 
 def _rounded(gradient: Any, dtype: Any) -> Any:

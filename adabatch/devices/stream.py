@@ -109,11 +109,13 @@ class StreamingFeed:
     *,
     workers: int,
     skipped: Callable[[int, str], None],
+    beside: int = 1,
   ):
     """`workers` processes read, or a thread if 0; `skipped` is told of records
-    that could not be read: (record, reason)."""
+    that could not be read: (record, reason); `beside` other streams are read
+    at the same time."""
     self._split, self._order, self._devices = split, order, devices
-    self._workers, self._skipped = workers, skipped
+    self._workers, self._skipped, self._beside = workers, skipped, beside
     self._place = devices.placer(BATCH)
     self.data: Any = None
     self.wait_seconds = 0.0
@@ -187,6 +189,7 @@ class StreamingFeed:
       process=self._residue,
       processes=self._processes,
       workers=self._workers,
+      beside=self._beside,
     )
     self._window = Window(self._chunks, self._skipped)
 

@@ -1,5 +1,7 @@
 """Causal attention within the documents of a row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -44,7 +46,7 @@ def attention(
     value,
     document,
     tpu=by_blocks,
-    default=lambda *whole: _of_queries(*whole, 0),
+    default=functools.partial(_of_queries, start=0),
   )
 
 

@@ -112,7 +112,8 @@ class Transformer(LanguageModel):
         norm(x, f'attention_norm_{i}')
       )
       heads = projected.reshape(*tokens.shape, 3, self.num_heads, -1)
-      attended = attention(*(heads[:, :, j] for j in range(3)), document)
+      query, key, value = (heads[:, :, j] for j in range(3))
+      attended = attention(query, key, value, document)
       attended = attended.reshape(*tokens.shape, self.model_dim)
       x += dropout(dense(self.model_dim, f'attention_out_{i}', False)(attended))
       hidden = nn.relu(

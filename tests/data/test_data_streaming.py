@@ -485,6 +485,32 @@ def test_close_ends_processes_and_threads():
       next(chunks)
 
 
+class Readers(Numbers):
+  """Examples that tell which process read them."""
+
+  def read(self, indices, positions):
+    chunk = super().read(indices, positions)
+    pid = np.full(len(indices), os.getpid())
+    return chunk._replace(arrays=chunk.arrays | {'pid': pid})
+
+
+def test_the_same_processes_read_every_pass():
+  with read_chunks(
+    Readers(), None, 0, workers=2, chunk=2, again=True
+  ) as chunks:
+    started = children()
+    # Five chunks a pass, so that it ends amid the workers' turns.
+    passes = [[next(chunks).arrays for _ in range(5)] for _ in range(3)]
+    assert children() == started
+  for chunks in passes:
+    indices = np.concatenate([chunk['index'] for chunk in chunks])
+    assert indices.tolist() == list(range(10))
+    pids = [int(chunk['pid'][0]) for chunk in chunks]
+    assert pids == [int(chunk['pid'][0]) for chunk in passes[0]]
+    assert len(set(pids)) == 2
+    assert set(pids) <= started
+
+
 def drain(chunks):
   for _ in range(100):
     next(chunks)

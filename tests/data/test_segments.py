@@ -114,6 +114,72 @@ def test_too_little_is_refused_before_anything_is_started(monkeypatch):
     next(chunks)  # a thread needs none
 
 
+def kinds(*arrays):
+  return {str(i): (a.shape, a.dtype) for i, a in enumerate(arrays)}
+
+
+def test_slots_are_used_again():
+  before, prefix = names(), f'{segments.owner()}-test'
+  slots = segments.Slots(f'{prefix}x1', 2)
+  borrowed = segments.Borrowed(prefix)
+  arrays = np.arange(5, dtype=np.int16), np.ones((3, 4)), np.zeros((0, 2))
+  out = []
+  for number in range(2):
+    lent, places = slots.place(kinds(*arrays))
+    for place, array in zip(places.values(), arrays, strict=True):
+      place[...] = array + number
+    slots.lend(lent)
+    out.append(lent)
+  del places, place
+  assert slots.place(kinds(np.ones(1))) is None  # both are lent
+  for number in (1, 0, 1):
+    found = borrowed.take(out[number])
+    for value, array in zip(found.values(), arrays, strict=True):
+      np.testing.assert_array_equal(value, array + number)
+      assert value.dtype == array.dtype
+  assert slots.place(kinds(np.ones(100))) is None  # larger than the first
+  assert slots.place(kinds(np.ones(1)))[0].slot == 0
+  assert len(names() - before) == 1
+  borrowed.close()
+  assert names() == before
+
+
+def test_what_finds_no_slot_is_handed_over_all_the_same():
+  source = Rows()
+  blocks = streaming._Blocks(source, None, 0, None, 0, 1, size=4)
+  blocks._pid, blocks.slots = -1, 1  # as another process has it
+  before = names()
+  handed = [blocks[0].arrays, blocks[1].arrays]
+  borrowed = segments.Borrowed(blocks.segments)
+  (lent,) = handed[0].values()
+  expected = source.read(range(4), None).arrays['x']
+  np.testing.assert_array_equal(borrowed.take(lent)['x'], expected)
+  np.testing.assert_array_equal(handed[1]['x'], expected)
+  handed[1]['x'].unlink_on_del()
+  del handed
+  assert list(blocks[2].arrays.values())[0].slot == 0
+  borrowed.close()
+  wait_until(lambda: names() == before)
+
+
+def test_a_source_fills_its_slot(monkeypatch):
+  class Filling(Rows):
+    def read_into(self, indices, positions, arrays):
+      arrays['x'][:], arrays['weight'][:] = indices[:, None], 1
+      return ((3, 'damaged'),)
+
+  blocks = streaming._Blocks(Filling(), None, 0, None, 0, 1, size=4)
+  blocks._pid, blocks.slots = -1, 1
+  monkeypatch.setattr(Filling, 'read', None)
+  chunk = blocks[1]
+  borrowed = segments.Borrowed(blocks.segments)
+  arrays = borrowed.take(*chunk.arrays.values())
+  borrowed.close()
+  assert arrays['x'][:, 0].tolist() == [4, 5, 6, 7]
+  assert arrays['weight'].tolist() == [1] * 4
+  assert chunk.skipped == ((3, 'damaged'),)
+
+
 def test_a_segment_for_which_there_is_no_room_is_no_bus_error(monkeypatch):
   def full(file, offset, size):
     raise OSError(errno.ENOSPC, 'No space left on device')
@@ -122,4 +188,7 @@ def test_a_segment_for_which_there_is_no_room_is_no_bus_error(monkeypatch):
   before = names()
   with pytest.raises(DatasetError, match='of the 8,192 in which readers'):
     segments.share(np.ones(1024), segments.owner())
+  slots = segments.Slots(f'{segments.owner()}-test', 3)
+  with pytest.raises(DatasetError, match='of the 24,640 in which readers'):
+    slots.place(kinds(np.ones(1024)))
   assert names() == before

@@ -117,6 +117,55 @@ def streamed(recipe):
   )
 
 
+class Kept:
+  """A reader whose processes stay, as `data.read_chunks` gives one."""
+
+  def __init__(self, split, opened, again):
+    self.split, self.at, self.closed = split, 0, False
+    opened.append(self)
+    assert again
+
+  def __next__(self):
+    assert not self.closed
+    indices = np.arange(self.at, min(self.at + 8, EXAMPLES))
+    self.at = 0 if indices[-1] + 1 == EXAMPLES else self.at + 8
+    return self.split.read(indices)
+
+  def close(self):
+    self.closed = True
+
+
+def test_readers_stay_between_passes(split, monkeypatch):
+  opened = []
+  monkeypatch.setattr(
+    evaluation.data,
+    'read_chunks',
+    lambda split, *_, again, **__: Kept(split, opened, again),
+  )
+  recipe = make_recipe(split)
+  pieces = evaluation.streamed_pieces(
+    Damaged(split), recipe.devices, 5, workers=2, skipped=lambda *_: None
+  )
+
+  def labels():
+    found = [np.asarray(arrays['label'][0]) for arrays, _ in pieces.open()]
+    return np.concatenate(found)[:EXAMPLES]
+
+  for _ in range(3):
+    np.testing.assert_array_equal(labels(), split.arrays['label'])
+  assert len(opened) == 1
+  assert not opened[0].closed
+  midway = pieces.open()
+  next(midway)
+  midway.close()  # as where an evaluation fails
+  assert opened[0].closed
+  np.testing.assert_array_equal(labels(), split.arrays['label'])
+  assert len(opened) == 2
+  assert not opened[1].closed
+  evaluation.Evaluator(recipe, pieces).close()
+  assert opened[1].closed
+
+
 def expected(split, rows):
   """The slow way: all that count, and of these the classes with a label."""
   scores, labels = (split.arrays[k][rows] for k in ('features', 'label'))

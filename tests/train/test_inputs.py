@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import adabatch
 from adabatch import data
 from adabatch import train as training
 from adabatch.config import ConfigError
+from adabatch.devices.trainer import Trainer
 from adabatch.train import inputs
 from adabatch.train.build import build
 from tests.data.test_data_text import SENTENCES, write_set
@@ -481,14 +483,21 @@ def test_resumed_where_the_data_lie_elsewhere(before, uniform, tmp_path):
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
+def test_the_free_keys_may_change_between_two_starts(
+  uniform, tmp_path, monkeypatch
+):
+  ended, close = [], Trainer.close
+  monkeypatch.setattr(
+    Trainer, 'close', lambda self: (ended.append(self), close(self))
+  )
+
   def run(**overrides):
     settings = {
       'data.name': 'tiny',
       'data.data_dir': str(uniform),
       'data.eval_split': 'train',
       'data.placement': 'streaming',
-      'data.workers': 0,
+      'data.workers': 1,
       'max_updates': 1,
       'controller.initial_batch_size': 4,
       'controller.max_batch_size': 4,
@@ -496,7 +505,10 @@ def test_the_free_keys_may_change_between_two_starts(uniform, tmp_path):
     return train(digits(**settings | overrides), tmp_path / 'run')
 
   summary = run()
-  assert run(**{'data.workers': 1, 'data.max_skipped': 7}) == summary
+  # Readers of evaluations end, too, although who opened them is still there.
+  assert len(ended) == 1
+  assert not multiprocessing.active_children()
+  assert run(**{'data.workers': 0, 'data.max_skipped': 7}) == summary
   assert run(**{'data.max_skipped_fraction': 0.5}) == summary
   assert run(**{'data.placement': 'resident'}) == summary
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
