@@ -165,6 +165,29 @@ def test_the_digits(name, chips, tmp_path):
   assert plan(config, tmp_path) == found
 
 
+def test_gradients_of_8_bits_travel_in_half_the_bytes(tmp_path):
+  def exchanged(dtype):
+    config = digits(
+      **{
+        'plan.topology': 'v5e:2x2',
+        'parallel.gradient_dtype': dtype,
+        'controller.name': 'constant',
+        'model.mlp.hidden_sizes': (1024,),
+      }
+    )
+    (rung,) = plan(config, tmp_path)['ladder']
+    # What is large: gradients. Losses and weights are as they were.
+    return sum(c['times'] * c['bytes'] for c in rung['collectives']), rung
+
+  parameters = 64 * 1024 + 1024 + 1024 * 10 + 10
+  whole, rung = exchanged('float32')
+  half, low = exchanged('bfloat16')
+  assert 4 * parameters <= whole < 4 * parameters + 100
+  assert 2 * parameters <= half < 2 * parameters + 100
+  # Time is less, though not by half: hops take theirs.
+  assert low['all_reduce_seconds'] < rung['all_reduce_seconds']
+
+
 def test_what_is_too_large_says_what_fits(tmp_path):
   """Activations of 65,536 numbers an example, on 16 GB."""
   examples = 524_288
