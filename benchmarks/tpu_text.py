@@ -15,7 +15,6 @@ prints a table; `--only` takes the rows whose names contain it.
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +77,8 @@ def loss(tokens: int) -> Compiled:
 
   def total(features, vectors, labels, weight):
     found = scores.Scores(features, vectors, jnp.bfloat16)
-    return jnp.sum(task.loss(found, {'tokens': labels, 'weight': weight}))
+    batch = {'tokens': labels, 'weight': weight}
+    return jnp.sum(tasks.training_loss(task, found, batch))
 
   return compiled(
     jax.value_and_grad(total, (0, 1)),
@@ -143,8 +143,10 @@ def row(name: str, compile_it: Callable[[], Compiled]) -> dict[str, Any]:
   chosen = mock.patch.object(scores, 'WHOLE', scores.CHUNK)
   with whole() if name.endswith('whole') else chosen:
     made = compile_it()
+  clock = find(CHIP).chip.clock
+  assert clock is not None, CHIP
   return {
-    'milliseconds': 1e3 * made.cost.cycles / find(CHIP).chip.clock,
+    'milliseconds': 1e3 * made.cost.cycles / clock,
     'traffic_gigabytes': made.cost.traffic / 1e9,
     'temporary_gigabytes': made.memory['temp'] / 1e9,
     'without_estimate': made.cost.unknown,
@@ -154,7 +156,6 @@ def row(name: str, compile_it: Callable[[], Compiled]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   path = pathlib.Path(LOG.value)
   found = json.loads(path.read_text())['rows'] if path.exists() else {}
   for name, compile_it in rows():
