@@ -18,10 +18,10 @@ from flax import struct
 
 from adabatch.models.rows import Rows
 
-# Bytes up to which logits are whole, and about those of a chunk beyond. Whole is
-# faster wherever it fits: chunks make their logits twice, which takes a fifth
-# longer on a TPU (benchmarks/tpu_text.py). So they begin where logits take more
-# than a sixteenth of the smallest chip's memory.
+# Bytes up to which logits are whole, and about those of a chunk beyond. Whole
+# is faster wherever it fits: chunks make their logits twice, which takes about
+# a fifth longer on a TPU (benchmarks/tpu_text.py). So they begin where logits
+# take more than a sixteenth of the smallest chip's memory.
 WHOLE, CHUNK = 2**30, 2**28
 
 F = TypeVar('F', bound=Callable[..., Any])
