@@ -177,15 +177,15 @@ def _one_pass(x, mask, running, count):
   They are around the running mean; where that is still far from the mean, as in
   the first updates, once more around the mean.
   """
-  step, square = _around(x, mask, running, count)
-  mean, variance = running + step, square - jnp.square(step)
+
+  def around(guess):
+    step, square = _around(x, mask, guess, count)
+    return step, guess + step, square - jnp.square(step)
+
+  step, mean, variance = around(running)
   far = jnp.any(jnp.square(step) > FAR * variance)
   # Where all is 0, as in a group of empty slots, there is nothing to mend.
-  return mean, jax.lax.cond(
-    far,
-    lambda: _around(x, mask, mean, count)[1],
-    lambda: variance,
-  )
+  return jax.lax.cond(far, lambda: around(mean)[1:], lambda: (mean, variance))
 
 
 def _statistics(x, mask, running, gather):
