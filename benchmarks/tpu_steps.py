@@ -1,141 +1,262 @@
-"""Train steps by the compiler of TPUs, which needs none: its estimates.
+"""What the TPU's compiler expects of whole train steps; it needs no TPU.
 
     pip install -e '.[tpu]'
     python -m benchmarks.tpu_steps
 
-For each row a whole train step is compiled for chips that are not there, and
-the cycles are added up that XLA's own cost model gives each instruction, loops
-as often as they go round. Nothing of it was measured on a TPU, and exchanges
-have no estimate of their own. What the compiler said is kept in the user's
-cache directory, so that a second time takes minutes. `--label before` keeps the
-figures under another name in the log, which is how those of an older commit are
-put beside. Writes a log (`--log`).
+Programs of ours, made by the Trainer from the files in `configs/`, and the step
+of Flax's ImageNet example (`flax_imagenet_step.py`) on the same machine with as
+many images. Times are cycles of XLA's own cost model by the clock, without what
+chips exchange; of that kind and number are counted. Ghost groups of 32 are
+finer statistics than Flax's, which are over all images of a device.
+
+What was found is kept in the log (`--log`) under `--label`, so that an earlier
+version of adabatch, on PYTHONPATH, gives figures of before:
+
+    python -m benchmarks.tpu_steps --label=before
+
+A row for another program: an entry of PROGRAMS, and one of `rows`. Minutes a
+program the first time; what the compiler said is kept.
 """
 
-import argparse
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+import runpy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from absl import logging
+from absl import app, flags
 
-from adabatch.config import Config
+from adabatch.config import ConfigError
 from adabatch.config.files import cache_directory
-from adabatch.plan.compiler import Compiled, Compiler
+from adabatch.plan import topology
+from adabatch.plan.compiler import Compiled, Compiler, TooLarge
 from adabatch.plan.figures import programs
 from adabatch.plan.outline import outline
-from adabatch.plan.topology import find
 from adabatch.train.build import build
 from adabatch.train.tasks import make_task
-from benchmarks import measure
-from configs import resnet20_cifar10, resnet50_imagenet
+from benchmarks import flax_imagenet_step, measure
 
-ONE, SIXTEEN, POD = 'v5e:1x1', 'v5e:4x4', 'v5e:16x16'
+LOG = flags.DEFINE_string(
+  'log', str(measure.DOCS / 'tpu_steps.json'), 'Where the log is written.'
+)
+LABEL = flags.DEFINE_string('label', 'now', 'Of the version that is compiled.')
+ONLY = flags.DEFINE_list('only', [], 'Names of programs; the rest stay.')
+FROM_LOG = flags.DEFINE_bool('from_log', False, 'Compiles nothing.')
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+SMALL = 1e6  # bytes of an exchange that is not that of all gradients
 
 
-def compiler_of(machine: Any) -> Compiler:
-  return Compiler(machine, cache_directory('plans'))
+class Program(NamedTuple):
+  """What is compiled.
+
+  Attributes:
+    machine: a topology.
+    images: on each chip.
+    config: a file of `configs/`, with its variant; '' for Flax's example.
+    overrides: of the config.
+  """
+
+  machine: str
+  images: int
+  config: str = ''
+  overrides: dict[str, Any] = {}  # noqa: RUF012
 
 
-def ours(config: Config, name: str, batch_size: int) -> Compiled:
-  """The step of a constant batch size in bfloat16."""
-  machine = find(name)
+RESNET50 = 'resnet50_imagenet.py:256'
+PROGRAMS = {
+  'resnet50': Program('v5e:1x1', 64, RESNET50),
+  'resnet50_no_bn': Program(
+    'v5e:1x1', 64, RESNET50, {'model.resnet.batch_norm_group': 0}
+  ),
+  'resnet50_16x16': Program('v5e:16x16', 1, RESNET50),
+  'resnet20': Program('v5e:1x1', 128, 'resnet20_cifar10.py'),
+  'flax': Program('v5e:1x1', 64),
+  'resnet50_4x4': Program('v5e:4x4', 64, RESNET50),
+  'flax_4x4': Program('v5e:4x4', 64),
+}
+
+Found = dict[str, Any]
+
+
+def compiled(program: Program) -> Compiled:
+  """By the compiler of its machine.
+
+  Raises:
+    ConfigError: if that is not installed, or the program does not fit.
+  """
+  machine = topology.find(program.machine)
+  compiler = Compiler(machine, cache_directory('plans'))
+  if not program.config:
+    made = compiler(flax_imagenet_step.lower(machine.devices, program.images))
+  else:
+    made = _ours(program, machine, compiler)
+  if isinstance(made, TooLarge):
+    raise ConfigError(f'{program}: {made.why}')
+  return made
+
+
+def _ours(
+  program: Program, machine: topology.Topology, compiler: Compiler
+) -> Compiled | TooLarge:
+  file, _, variant = program.config.partition(':')
+  get_config = runpy.run_path(str(CONFIGS / file))['get_config']
+  config = get_config(*([variant] if variant else []))
+  size = program.images * len(machine.devices)
   config.update_from_flattened_dict(
     {
       'model.dtype': 'bfloat16',
-      'controller.name': 'constant',
-      'controller.initial_batch_size': batch_size,
-      'controller.max_batch_size': batch_size,
+      'controller.initial_batch_size': size,
+      'controller.max_batch_size': size,
+      'buckets.max_per_device': program.images,
+      **program.overrides,
     }
   )
   splits = outline(config, make_task(config).labels)
   parts = build(config, machine.devices, splits)
-  made = programs(parts, machine, compiler_of(machine)).rungs[batch_size]
-  assert isinstance(made, Compiled), made.why
-  return made
+  return programs(parts, machine, compiler).rungs[size]
 
 
-def resnet50(chips: str, images: int, norm: bool = True) -> Compiled:
-  config = resnet50_imagenet.get_config()
-  if not norm:
-    config.model.resnet.batch_norm_group = 0
-  return ours(config, chips, images * len(find(chips).devices))
-
-
-def flax_example(chips: str, images: int) -> Compiled:
-  from benchmarks.flax_imagenet_step import lowered
-
-  machine = find(chips)
-  made = compiler_of(machine)(lowered(machine.devices, images))
-  assert isinstance(made, Compiled), made.why
-  return made
-
-
-def resnet20() -> Compiled:
-  return ours(resnet20_cifar10.get_config(), ONE, 128)
-
-
-# name -> what compiles it
-STEPS: dict[str, Callable[[], Compiled]] = {
-  'ResNet-20, 128 images on the chip': resnet20,
-  'ResNet-50, 64 images on a chip': lambda: resnet50(ONE, 64),
-  'ResNet-50, 64 images on a chip, without BatchNorm': lambda: resnet50(
-    ONE, 64, norm=False
-  ),
-  "flax's ImageNet example, 64 images on a chip": lambda: flax_example(ONE, 64),
-  'ResNet-50, 64 images on each of 16 chips': lambda: resnet50(SIXTEEN, 64),
-  "flax's ImageNet example, 64 images on each of 16 chips": lambda: (
-    flax_example(SIXTEEN, 64)
-  ),
-  'ResNet-50, 1 image on each of 256 chips': lambda: resnet50(POD, 1),
-}
-
-
-def row(name: str, made: Compiled) -> dict[str, Any]:
-  """What the table has of a program."""
-  small = [c for c in made.cost.collectives if c.bytes < 1e6]
-  kinds: dict[str, int] = {}
-  for c in small:
-    over = f'{c.kind} over {c.devices}'
-    kinds[over] = kinds.get(over, 0) + c.times
+def said(program: Program, made: Compiled) -> Found:
+  """Plain numbers."""
+  cost, clock = made.cost, topology.CHIPS[program.machine.split(':')[0]].clock
+  assert clock is not None
+  exchanges: dict[str, int] = {}
+  for c in cost.collectives:
+    size = 'small' if c.bytes < SMALL else 'large'
+    members = 'all' if c.devices is None else c.devices
+    name = f'{size} {c.kind}, {members} chips'
+    exchanges[name] = exchanges.get(name, 0) + c.times
   return {
-    'name': name,
-    'cycles': made.cost.cycles,
-    'unknown': made.cost.unknown,
-    'peak_bytes': made.memory['peak'],
-    'small_exchanges': kinds,
-    'large_exchanges': sum(
-      c.times for c in made.cost.collectives if c.bytes >= 1e6
-    ),
+    'cycles': cost.cycles,
+    'ms': 1e3 * cost.cycles / clock,
+    'temporary_mb': made.memory['temp'] / 1e6,
+    'exchanges': exchanges,
   }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--log', default=measure.DOCS / 'tpu_steps.json')
-  parser.add_argument('--label', default='now')
-  parser.add_argument('--only', default='', help='names that contain it')
-  given = parser.parse_args(argv)
-  logging.set_verbosity(logging.ERROR)
-  path = pathlib.Path(given.log)
-  log = json.loads(path.read_text()) if path.exists() else {}
-  clock = find(ONE).chip.clock
-  for name, compiled in STEPS.items():
-    if given.only not in name:
-      continue
-    found = row(name, compiled())
-    found['milliseconds'] = 1e3 * found['cycles'] / clock
-    log.setdefault(given.label, {})[name] = found
-    print(
-      f'{name}: {found["milliseconds"]:.2f} ms, '
-      f'{found["peak_bytes"] / 1e9:.2f} GB, {found["small_exchanges"]}',
-      flush=True,
+def rows(found: dict[str, Found]) -> Iterator[Found]:
+  """Lines of the table, of programs that are there."""
+
+  def there(*names: str) -> bool:
+    return all(name in found for name in names)
+
+  if there('resnet50'):
+    ms = found['resnet50']['ms']
+    yield {'name': 'ResNet-50, 64 images on a chip', 'ms': ms}
+  if there('resnet50', 'resnet50_no_bn'):
+    ms = found['resnet50']['ms']
+    percent = 100 * (ms - found['resnet50_no_bn']['ms']) / ms
+    name = 'GhostBatchNorm in a step of ResNet-50'
+    yield _limit({'name': name, 'percent': percent}, percent, 12.0, '%')
+  if there('resnet50_16x16'):
+    exchanges = found['resnet50_16x16']['exchanges']
+    reduced = sum(
+      times
+      for name, times in exchanges.items()
+      if name.startswith('small all-reduce')
     )
-    versions = compiler_of(find(ONE)).versions
-    measure.write(path, log | {'versions': versions})
-  return 0
+    yield _limit(
+      {
+        'name': 'small all-reduces of ResNet-50, 1 image on each of 256 chips',
+        'number': reduced,
+        'of all': _words(exchanges),
+        'ms': found['resnet50_16x16']['ms'],
+      },
+      reduced,
+      60,
+      '',
+    )
+  if there('resnet20'):
+    ms = found['resnet20']['ms']
+    name = 'ResNet-20 on CIFAR-10, 128 images'
+    yield _limit({'name': name, 'ms': ms}, ms, 2.6, 'ms')
+  for more, where in (('', 'a chip'), ('_4x4', 'each of 16 chips')):
+    if there('resnet50' + more, 'flax' + more):
+      ours, theirs = (found[name + more]['cycles'] for name in OURS_AND_FLAX)
+      row = {
+        'name': f"ResNet-50 against Flax's example, 64 images on {where}",
+        'ratio of cycles': ours / theirs,
+        'theirs, ms': found['flax' + more]['ms'],
+        'note': 'ours has statistics of 32 images, theirs of 64',
+      }
+      yield _limit(row, ours / theirs, 1.0, '')
+
+
+OURS_AND_FLAX = 'resnet50', 'flax'
+
+
+def _limit(row: Found, value: float, most: float, unit: str) -> Found:
+  goal = f'≤ {most:g} {unit}'.rstrip()
+  return row | {'goal': goal, 'met': 'yes' if value <= most else 'no'}
+
+
+def _words(exchanges: dict[str, int]) -> str:
+  return '; '.join(f'{n} {name}' for name, n in exchanges.items())
+
+
+def tables(log: Found) -> Iterator[str]:
+  """Of every label, in Markdown."""
+  columns = ['step', 'found', 'goal', 'met']
+  for label, found in log['found'].items():
+    yield f'\n{label} ({_words_of(found["versions"])})\n'
+    lines = []
+    for row in rows(found['programs']):
+      values = dict(row)
+      ends = [str(values.pop(key, '')) for key in ('goal', 'met')]
+      name = values.pop('name')
+      cells = [
+        f'{key} {value:.4g}' if isinstance(value, float) else f'{key} {value}'
+        for key, value in values.items()
+      ]
+      lines.append([name, ', '.join(cells), *ends])
+    yield measure.table(columns, lines)
+
+
+def _words_of(versions: dict[str, str]) -> str:
+  return ', '.join(f'{name} {version}' for name, version in versions.items())
+
+
+def measured(
+  log: Found,
+  label: str,
+  names: list[str],
+  compile_: Callable[[Program], Compiled] = compiled,
+) -> Iterator[Found]:
+  """The log with one program more each time."""
+  about = {
+    'versions': measure.versions('jax', 'jaxlib', 'libtpu', 'flax', 'optax')
+  }
+  of_label = log.setdefault('found', {}).setdefault(label, {'programs': {}})
+  of_label |= about
+  for name in names:
+    program = PROGRAMS[name]
+    of_label['programs'][name] = said(program, compile_(program))
+    yield (
+      log
+      | about
+      | {
+        'hardware': 'no TPU, by its compiler',
+        'rows': list(rows(of_label['programs'])),
+      }
+    )
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  path = pathlib.Path(LOG.value)
+  log = json.loads(path.read_text()) if path.exists() else {'found': {}}
+  unknown = sorted(set(ONLY.value) - set(PROGRAMS))
+  if unknown:
+    raise app.UsageError(
+      f'--only={",".join(unknown)}: choose some of {", ".join(PROGRAMS)}'
+    )
+  if not FROM_LOG.value:
+    names = ONLY.value or list(PROGRAMS)
+    for new in measured(log, LABEL.value, names):
+      measure.write(path, new)
+      log = new
+  print('\n'.join(tables(log)))
 
 
 if __name__ == '__main__':
-  raise SystemExit(main())
+  app.run(main)
