@@ -1,6 +1,5 @@
 """BatchNorm whose statistics do not depend on batch size, devices or steps."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +63,8 @@ class GhostBatchNorm(nn.Module):
       shift = bias - mean.value * factor
       return (x * factor + shift).astype(self.dtype)
 
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # integers have no gradient
+      x = x.astype(jnp.float32)
     batch = x.shape[0]
     together = 1 if rows is None else self._devices_together(batch, rows)
     size = batch if together > 1 else min(self.group_size, batch)
@@ -73,7 +74,9 @@ class GhostBatchNorm(nn.Module):
       x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
       weights = jnp.pad(weights, (0, padding))
     mask = weights.reshape(count, size, 1, 1)
-    gather = Alone() if together == 1 else _gatherer(together, rows)
+    gather = Alone()
+    if rows is not None and together > 1:
+      gather = _gatherer(together, rows)
     normalised, group_mean, group_var = _normalise(
       x.reshape(count, size, -1, features),
       mask,
@@ -206,8 +209,9 @@ def _statistics(x, mask, running, gather):
   return mean, jnp.sum(squares, 0) / all_of_them, all_of_them
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _normalise(x, mask, scale_and_bias, running, epsilon, gather):
+def _plainly(
+  x, mask, scale_and_bias, running, epsilon, gather
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(x - mean) / sqrt(variance + epsilon) * scale + bias, by groups.
 
   Its gradient takes one more pass over x and the gradient of the result.
@@ -221,8 +225,8 @@ def _normalise(x, mask, scale_and_bias, running, epsilon, gather):
     gather: values of the devices that share a group.
 
   Returns:
-    The result, of the shape and dtype of x; mean and variance of each group,
-    float32 [groups, 1, 1, C], which have no gradient.
+    The result, of the shape of x; mean and variance of each group, [groups, 1,
+    1, C], which have no gradient. All float32.
   """
   return _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather)[
     0
@@ -235,7 +239,7 @@ def _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather):
   factor = jax.lax.rsqrt(variance + epsilon)
   result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
   kept = x, mask, scale, mean, factor, count
-  return (result.astype(x.dtype), mean, variance), kept
+  return (result, mean, variance), kept
 
 
 def _normalise_backward(epsilon, gather, kept, cotangents):
@@ -262,4 +266,5 @@ def _normalise_backward(epsilon, gather, kept, cotangents):
   )
 
 
+_normalise = jax.custom_vjp(_plainly, nondiff_argnums=(4, 5))
 _normalise.defvjp(_normalise_forward, _normalise_backward)

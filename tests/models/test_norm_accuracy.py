@@ -105,6 +105,25 @@ def test_results_and_gradients_are_those_of_the_textbook(
     np.testing.assert_allclose(a, b, rtol=0, atol=rel * np.abs(b).max())
 
 
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, np.int32])
+def test_the_result_is_as_exact_as_its_own_dtype(dtype):
+  """However coarse the input is."""
+  x = jnp.asarray(10 * draw((8, CHANNELS), 0.0), dtype)
+  model = GhostBatchNorm(8)
+  variables = model.init(jax.random.key(0), x, train=False)
+
+  def trained(params, x):
+    y, _ = model.apply(
+      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+    )
+    return jnp.sum(jnp.sin(y)), y
+
+  both = jax.grad(trained, has_aux=True)
+  found = both(variables['params'], x)
+  expected = both(variables['params'], x.astype(jnp.float32))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @pytest.mark.parametrize(
   ('devices', 'gathers', 'reduces'),
   [
