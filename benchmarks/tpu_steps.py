@@ -18,13 +18,12 @@ A row for another program: an entry of PROGRAMS, and one of `rows`. Minutes a
 program the first time; what the compiler said is kept.
 """
 
+import argparse
 import json
 import pathlib
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-
-from absl import app, flags
 
 from adabatch.config import ConfigError
 from adabatch.config.files import cache_directory
@@ -36,13 +35,8 @@ from adabatch.train.build import build
 from adabatch.train.tasks import make_task
 from benchmarks import flax_imagenet_step, measure
 
-LOG = flags.DEFINE_string(
-  'log', str(measure.DOCS / 'tpu_steps.json'), 'Where the log is written.'
-)
-LABEL = flags.DEFINE_string('label', 'now', 'Of the version that is compiled.')
-ONLY = flags.DEFINE_list('only', [], 'Names of programs; the rest stay.')
-FROM_LOG = flags.DEFINE_bool('from_log', False, 'Compiles nothing.')
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+NOW = 'now'  # what the page of all benchmarks shows
 SMALL = 1e6  # bytes of an exchange that is not that of all gradients
 
 
@@ -231,32 +225,38 @@ def measured(
   for name in names:
     program = PROGRAMS[name]
     of_label['programs'][name] = said(program, compile_(program))
+    shown = log['found'].get(NOW, of_label)
     yield (
       log
       | about
       | {
         'hardware': 'no TPU, by its compiler',
-        'rows': list(rows(of_label['programs'])),
+        'rows': list(rows(shown['programs'])),
       }
     )
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  path = pathlib.Path(LOG.value)
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--log', default=measure.DOCS / 'tpu_steps.json')
+  parser.add_argument('--label', default=NOW, help='of what is compiled')
+  parser.add_argument(
+    '--only', default=','.join(PROGRAMS), help='the rest stay'
+  )
+  parser.add_argument('--from_log', action='store_true', help='no compiling')
+  given = parser.parse_args(argv)
+  names = given.only.split(',')
+  if unknown := sorted(set(names) - set(PROGRAMS)):
+    parser.error(f'--only: {unknown} are none of {", ".join(PROGRAMS)}')
+  path = pathlib.Path(given.log)
   log = json.loads(path.read_text()) if path.exists() else {'found': {}}
-  unknown = sorted(set(ONLY.value) - set(PROGRAMS))
-  if unknown:
-    raise app.UsageError(
-      f'--only={",".join(unknown)}: choose some of {", ".join(PROGRAMS)}'
-    )
-  if not FROM_LOG.value:
-    names = ONLY.value or list(PROGRAMS)
-    for new in measured(log, LABEL.value, names):
+  if not given.from_log:
+    for new in measured(log, given.label, names):
       measure.write(path, new)
       log = new
   print('\n'.join(tables(log)))
+  return 0
 
 
 if __name__ == '__main__':
-  app.run(main)
+  raise SystemExit(main())
