@@ -1,20 +1,19 @@
 """Steps by the TPU's compiler: what the script makes of what it says."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from adabatch.plan.compiler import Compiled
 from adabatch.plan.hlo import Collective, Cost
 from benchmarks import flax_imagenet_step, page, tpu_steps
 
 
 def made(cycles, *collectives):
   cost = Cost(cycles, 0.0, 0, collectives, 0)
-  return types.SimpleNamespace(cost=cost, memory={'temp': 3_000_000})
+  return Compiled(cost, {'temp': 3_000_000}, 1.0, None)
 
 
 def test_exchanges_are_counted_by_kind_and_size():
