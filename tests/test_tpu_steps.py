@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch.plan import hlo
 from adabatch.plan.compiler import Compiled
 from adabatch.plan.hlo import Collective, Cost
 from benchmarks import flax_imagenet_step, page, tpu_steps
@@ -37,6 +38,31 @@ def test_exchanges_are_counted_by_kind_and_size():
   (row,) = tpu_steps.rows({'resnet50_16x16': found})
   assert row['number'] == 7
   assert row['met'] == 'yes'
+
+
+def test_a_branch_that_is_seldom_taken_is_counted_apart():
+  text = """HloModule m, is_scheduled=true
+
+%long (p: f32[]) -> f32[] {
+  %a = f32[] copy(%p), backend_config={"estimated_cycles":"700"}
+}
+
+%short (q: f32[]) -> f32[] {
+  %b = f32[] copy(%q), backend_config={"estimated_cycles":"20"}
+}
+
+ENTRY %main (x: f32[]) -> f32[] {
+  %c = f32[] copy(%x), backend_config={"estimated_cycles":"1000"}
+  %d = f32[] conditional(%c, %x, %x), branch_computations={%short, %long}
+}
+"""
+  cost = hlo.read(text)
+  assert (cost.cycles, cost.spared) == (1720, 700)
+  found = tpu_steps.said(
+    tpu_steps.PROGRAMS['resnet50'], Compiled(cost, {'temp': 0}, 1.0, None)
+  )
+  assert found['cycles'] == 1020
+  assert found['spared_ms'] == pytest.approx(1e3 * 700 / 1.5e9)
 
 
 def test_rows_judge_what_was_found():
