@@ -8,8 +8,8 @@ of Flax's ImageNet example (`flax_imagenet_step.py`) on the same machine with as
 many images. Times are cycles of XLA's own cost model by the clock, without what
 chips exchange; of that kind and number are counted. Of branches the cheapest is
 taken: GhostBatchNorm reads its input again where its guess of the mean was far
-off, as in the first updates (`spared_ms` more, where all do). Ghost groups of 32 are
-finer statistics than Flax's, which are over all images of a device.
+off, as in the first updates (`spared_ms` more, where all do). Ghost groups of
+32 are finer statistics than Flax's, which are over all images of a device.
 
 What was found is kept in the log (`--log`) under `--label`, so that an earlier
 version of adabatch, on PYTHONPATH, gives figures of before:
