@@ -1,9 +1,10 @@
 """BatchNorm whose statistics do not depend on batch size, devices or steps."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from adabatch.models.rows import Rows
@@ -62,38 +63,37 @@ class GhostBatchNorm(nn.Module):
       shift = bias - mean.value * factor
       return (x * factor + shift).astype(self.dtype)
 
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # integers have no gradient
+      x = x.astype(jnp.float32)
     batch = x.shape[0]
     together = 1 if rows is None else self._devices_together(batch, rows)
-
-    def total(value):
-      if rows is None or together == 1:
-        return value
-      return _sum_over_neighbours(value, together, rows)
-
     size = batch if together > 1 else min(self.group_size, batch)
-    groups = -(-batch // size)
-    padding = groups * size - batch
-    grouped = jnp.pad(
-      x.astype(jnp.float32), [(0, padding)] + [(0, 0)] * (x.ndim - 1)
-    ).reshape(groups, size, -1, features)
     weights = jnp.ones(batch) if rows is None else rows.weights
-    mask = jnp.pad(weights, (0, padding)).reshape(groups, size, 1, 1)
-    examples = jnp.sum(mask, 1, keepdims=True)
-    count = jnp.maximum(total(examples), 1.0) * grouped.shape[2]
-    group_mean = total(jnp.sum(grouped * mask, (1, 2), keepdims=True)) / count
-    centred = grouped - group_mean
-    squares = jnp.sum(jnp.square(centred) * mask, (1, 2), keepdims=True)
-    group_var = total(squares) / count
+    count = -(-batch // size)  # of groups
+    if padding := count * size - batch:
+      x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+      weights = jnp.pad(weights, (0, padding))
+    mask = weights.reshape(count, size, 1, 1)
+    gather = Alone()
+    if rows is not None and together > 1:
+      gather = _gatherer(together, rows)
+    normalised, group_mean, group_var = _normalise(
+      x.reshape(count, size, -1, features),
+      mask,
+      (scale, bias),
+      mean.value,
+      self.epsilon,
+      gather,
+    )
     if not self.is_initializing():
+      examples = jnp.sum(mask, 1, keepdims=True)
       share = examples / jnp.maximum(jnp.sum(examples), 1.0)
       for running, value in ((mean, group_mean), (var, group_var)):
-        batch_value = jnp.sum(value * share, (0, 1, 2))
+        batch_value = jnp.sum(jax.lax.stop_gradient(value) * share, (0, 1, 2))
         running.value = (
           self.momentum * running.value + (1 - self.momentum) * batch_value
         )
-    normalised = centred * jax.lax.rsqrt(group_var + self.epsilon)
-    result = (normalised * scale + bias).reshape(-1, *x.shape[1:])[:batch]
-    return result.astype(self.dtype)
+    return normalised.reshape(x.shape)[:batch].astype(self.dtype)
 
   def _devices_together(self, batch: int, rows: Rows) -> int:
     """How many neighbouring devices make up a group; 1: groups are local."""
@@ -107,18 +107,164 @@ class GhostBatchNorm(nn.Module):
     return min(self.group_size // batch, rows.devices)
 
 
-def _sum_over_neighbours(
-  value: jax.Array, together: int, rows: Rows
-) -> jax.Array:
-  """Sums over blocks of `together` devices, the last one perhaps shorter.
+class Alone(NamedTuple):
+  """Of a group that lies on one device."""
 
-  Every device fills in its own block's row and reads it from the sum over all,
-  because sums over parts of an axis are not available everywhere. There are
-  fewer blocks than groups that fit on the devices at once.
+  def __call__(self, value: jax.Array) -> jax.Array:
+    return value[None]
+
+
+class Gatherer(NamedTuple):
+  """Of each device that shares a group its value, on all of them.
+
+  Attributes:
+    together: devices that share a group.
+    devices: of the batch.
+    axis: along which they lie.
   """
+
+  together: int
+  devices: int
+  axis: str
+
+  def __call__(self, value: jax.Array) -> jax.Array:
+    """[...] -> [together, ...]."""
+    together, devices = self.together, self.devices
+    if devices % together == 0:
+      groups = np.arange(devices).reshape(-1, together).tolist()
+      return jax.lax.all_gather(value, self.axis, axis_index_groups=groups)
+    # The last group has fewer, and groups of several lengths are not to be had:
+    # every device fills in its own place of all.
+    index = jax.lax.axis_index(self.axis)
+    own = jnp.arange(-(-devices // together) * together) == index
+    spread = jnp.where(own.reshape(-1, *[1] * value.ndim), value[None], 0.0)
+    everywhere = jax.lax.psum(spread, self.axis)
+    everywhere = everywhere.reshape(-1, together, *value.shape)
+    return everywhere[index // together]
+
+
+def _gatherer(together: int, rows: Rows) -> Gatherer:
   assert rows.axis is not None, 'several devices share an axis'
-  block = jax.lax.axis_index(rows.axis) // together
-  blocks = -(-rows.devices // together)
-  own = jnp.arange(blocks) == block
-  spread = jnp.where(own.reshape(-1, *[1] * value.ndim), value[None], 0.0)
-  return jax.lax.psum(spread, rows.axis)[block]
+  return Gatherer(together, rows.devices, rows.axis)
+
+
+# Squares that are added up lose (mean - shift)^2 / variance roundings of
+# float32; with more the sums are made anew around the mean.
+FAR = 30.0
+
+
+def _around(x: jax.Array, mask: jax.Array, shift: jax.Array, count: jax.Array):
+  """Mean and variance of the distance to a shift, over examples and places."""
+  distance = x.astype(jnp.float32) - shift
+  mean = jnp.sum(distance * mask, (1, 2), keepdims=True) / count
+  square = jnp.sum(jnp.square(distance) * mask, (1, 2), keepdims=True) / count
+  return mean, square
+
+
+def _two_passes(x, mask, running, count):
+  """Mean and variance of each group: first the one, then around it the other.
+
+  Args:
+    x: [groups, size, places, C].
+    mask: 1 of a real example, else 0: [groups, size, 1, 1].
+    running: any guess of the mean, [C].
+    count: entries of each group and channel, at least 1.
+  """
+  mean = running + _around(x, mask, running, count)[0]
+  return mean, _around(x, mask, mean, count)[1]
+
+
+def _one_pass(x, mask, running, count):
+  """The same from sums that a TPU makes beside the convolution before.
+
+  They are around the running mean; where that is still far from the mean, as in
+  the first updates, once more around the mean.
+  """
+
+  def around(guess):
+    step, square = _around(x, mask, guess, count)
+    return step, guess + step, square - jnp.square(step)
+
+  step, mean, variance = around(running)
+  far = jnp.any(jnp.square(step) > FAR * variance)
+  # Where all is 0, as in a group of empty slots, there is nothing to mend.
+  return jax.lax.cond(far, lambda: around(mean)[1:], lambda: (mean, variance))
+
+
+def _statistics(x, mask, running, gather):
+  """Mean, variance and number of entries of each group, on all its devices."""
+  places = x.shape[2]
+  count = jnp.sum(mask, 1, keepdims=True) * places
+  here = jnp.maximum(count, 1.0)
+  mean, variance = jax.lax.platform_dependent(
+    x, mask, running, here, tpu=_one_pass, default=_two_passes
+  )
+  if isinstance(gather, Alone):
+    return mean, variance, here
+  each = jnp.stack([jnp.broadcast_to(count, mean.shape), mean, variance])
+  counts, means, variances = jnp.moveaxis(gather(each), 1, 0)
+  all_of_them = jnp.maximum(jnp.sum(counts, 0), 1.0)
+  mean = jnp.sum(counts * means, 0) / all_of_them
+  squares = counts * (variances + jnp.square(means - mean))
+  return mean, jnp.sum(squares, 0) / all_of_them, all_of_them
+
+
+def _plainly(
+  x, mask, scale_and_bias, running, epsilon, gather
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(x - mean) / sqrt(variance + epsilon) * scale + bias, by groups.
+
+  Its gradient takes one more pass over x and the gradient of the result.
+
+  Args:
+    x: [groups, size, places, C].
+    mask: of real examples, [groups, size, 1, 1].
+    scale_and_bias: [C] each.
+    running: mean, [C].
+    epsilon: added to the variance.
+    gather: values of the devices that share a group.
+
+  Returns:
+    The result, of the shape of x; mean and variance of each group, [groups, 1,
+    1, C], which have no gradient. All float32.
+  """
+  return _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather)[
+    0
+  ]
+
+
+def _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather):
+  scale, bias = scale_and_bias
+  mean, variance, count = _statistics(x, mask, running, gather)
+  factor = jax.lax.rsqrt(variance + epsilon)
+  result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
+  kept = x, mask, scale, mean, factor, count
+  return (result, mean, variance), kept
+
+
+def _normalise_backward(epsilon, gather, kept, cotangents):
+  del epsilon
+  x, mask, scale, mean, factor, count = kept
+  above = cotangents[0].astype(jnp.float32)
+  normalised = (x.astype(jnp.float32) - mean) * factor
+  here = jnp.stack(
+    [
+      jnp.sum(above, (1, 2), keepdims=True),
+      jnp.sum(above * normalised, (1, 2), keepdims=True),
+    ]
+  )
+  of_group = jnp.sum(gather(here), 0) / count
+  # What is not real is normalised, too, but no part of mean and variance.
+  through = mask * (of_group[0] + normalised * of_group[1])
+  below = (factor * scale) * (above - through)
+  to_bias, to_scale = jnp.sum(here, (1, 2, 3))
+  return (
+    below.astype(x.dtype),
+    None,
+    (to_scale, to_bias),
+    None,
+  )
+
+
+_normalise = jax.custom_vjp(_plainly, nondiff_argnums=(4, 5))
+_normalise.defvjp(_normalise_forward, _normalise_backward)

@@ -93,6 +93,8 @@ class Cost(NamedTuple):
     unknown: instructions of which it has none.
     collectives: all of them.
     aliased: arguments whose memory the results take over.
+    spared: of the cycles, those of branches beside the cheapest, of which one
+      alone is taken.
   """
 
   cycles: float
@@ -100,6 +102,7 @@ class Cost(NamedTuple):
   unknown: int
   collectives: tuple[Collective, ...]
   aliased: int
+  spared: float = 0.0
 
 
 def size_of(shape: str) -> float:
@@ -147,7 +150,7 @@ def read(text: str) -> Cost:
 
   @functools.cache
   def cost(name: str) -> Cost:
-    cycles, traffic, unknown = 0.0, 0.0, 0
+    cycles, traffic, unknown, spared = 0.0, 0.0, 0, 0.0
     found: list[Collective] = []
     shapes: dict[str, str] = {}
     for line in computations[name].splitlines():
@@ -159,7 +162,12 @@ def read(text: str) -> Cost:
       if op in ('while', 'call', 'conditional'):
         times = _trips(line, computations) if op == 'while' else 1
         callees = _branches(line)
-        for inner in map(cost, callees or [_called(line, 'body')]):
+        inners = [*map(cost, callees or [_called(line, 'body')])]
+        if op == 'conditional':
+          least = min(i.cycles - i.spared for i in inners)
+          spared += sum(i.cycles - i.spared for i in inners) - least
+        for inner in inners:
+          spared += times * inner.spared
           cycles += times * inner.cycles
           traffic += times * inner.traffic
           unknown += inner.unknown
@@ -178,7 +186,7 @@ def read(text: str) -> Cost:
         unknown += 1
       if (collective := _collective(op, match['shape'], line)) is not None:
         found.append(collective)
-    return Cost(cycles, traffic, unknown, tuple(found), 0)
+    return Cost(cycles, traffic, unknown, tuple(found), 0, spared)
 
   alias = re.search(r'input_output_alias=\{(.*?)\}, (?:entry|allow)', text)
   aliased = 0 if alias is None else len(re.findall(r'\(\d+, \{', alias[1]))

@@ -15,6 +15,7 @@ from adabatch.data.source import Inputs
 from adabatch.devices.mesh import BY_DEVICE, DATA_AXIS, WHOLE, make_devices
 from adabatch.devices.messages import Call
 from adabatch.devices.recipe import Recipe
+from adabatch.devices.step import varying
 from adabatch.devices.trainer import Trainer
 from adabatch.models import MODELS, GhostBatchNorm, Rows, tasks
 
@@ -210,13 +211,12 @@ def on_devices(devices, size, group, x, weights, variables):
   """Outputs, new statistics and gradients of `devices` devices of `size`."""
   model = GhostBatchNorm(group)
   target = draw(x.shape, seed=2)
+  between = (DATA_AXIS,) if devices > 1 else ()
 
   def body(variables, shares):
     x, weights, target = shares
-    variables = jax.tree.map(
-      lambda v: jax.lax.pcast(v, DATA_AXIS, to='varying'), variables
-    )
-    first = jax.lax.axis_index(DATA_AXIS) * size
+    variables = varying(variables, between)
+    first = size * (jax.lax.axis_index(DATA_AXIS) if between else 0)
     rows = Rows(weights, first + jnp.arange(size), devices, DATA_AXIS)
 
     def loss(params, x):
@@ -235,7 +235,9 @@ def on_devices(devices, size, group, x, weights, variables):
     )
     share = jnp.sum(weights)
     statistics = jax.tree.map(lambda v: v * share, new['batch_stats'])
-    sums = jax.lax.psum((statistics, share, gradients[0]), DATA_AXIS)
+    sums = jax.lax.psum((statistics, share, gradients[0]), between)
+    if not between:
+      return sums, (y, gradients[1])
     rows = jax.lax.all_gather((y, gradients[1]), DATA_AXIS, axis=0, tiled=True)
     return sums, jax.lax.pmax(rows, DATA_AXIS)
 
