@@ -57,7 +57,7 @@ ENTRY %main (x: f32[]) -> f32[] {
 }
 """
   cost = hlo.read(text)
-  assert (cost.cycles, cost.spared) == (1720, 700)
+  assert (cost.cycles, cost.spared) == (1020, 700)
   found = tpu_steps.said(
     tpu_steps.PROGRAMS['resnet50'], Compiled(cost, {'temp': 0}, 1.0, None)
   )

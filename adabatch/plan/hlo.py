@@ -88,13 +88,13 @@ class Cost(NamedTuple):
   """Of a program.
 
   Attributes:
-    cycles: the compiler's estimate.
+    cycles: the compiler's estimate; of a conditional its cheapest branch, for
+      what is done seldom has the other.
     traffic: bytes that instructions read from and write to the large memory.
     unknown: instructions of which it has none.
     collectives: all of them.
     aliased: arguments whose memory the results take over.
-    spared: of the cycles, those of branches beside the cheapest, of which one
-      alone is taken.
+    spared: beside them, those of the other branches.
   """
 
   cycles: float
@@ -163,14 +163,16 @@ def read(text: str) -> Cost:
         times = _trips(line, computations) if op == 'while' else 1
         callees = _branches(line)
         inners = [*map(cost, callees or [_called(line, 'body')])]
+        least = inners
         if op == 'conditional':
-          least = min(i.cycles - i.spared for i in inners)
-          spared += sum(i.cycles - i.spared for i in inners) - least
-        for inner in inners:
-          spared += times * inner.spared
+          least = [min(inners, key=lambda inner: inner.cycles)]
+        spared += times * sum(i.cycles + i.spared for i in inners)
+        for inner in least:
+          spared -= times * inner.cycles
           cycles += times * inner.cycles
           traffic += times * inner.traffic
           unknown += inner.unknown
+        for inner in inners:
           found += [
             c._replace(times=c.times * times) for c in inner.collectives
           ]
