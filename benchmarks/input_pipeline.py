@@ -8,7 +8,9 @@ images that it already holds in memory. TensorFlow (the extra `prepare`) decodes
 with its default options, and with its fastest ones. Each measurement is a
 process of its own; all are repeated in turn, so that a disturbance of the
 machine does not fall on one of them alone. CPU time is that of all processes
-and threads of the pipeline, without starting up.
+and threads of the pipeline, without starting up. How long an evaluation waits
+for its first examples is measured, too: the first one, which starts the
+processes, and the next, a second after it ended.
 
 Writes `docs/input_pipeline.json` and prints a table: median (least–most).
 """
@@ -33,6 +35,7 @@ from absl import app, flags, logging
 
 from adabatch.data import jpeg, open_images, read_chunks, tfds_records
 from adabatch.data.order import Order, take
+from adabatch.data.streaming import CHUNK
 
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Measurements of each kind.')
 SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of each, at least.')
@@ -44,6 +47,7 @@ THREADS = flags.DEFINE_integer('threads', 1, 'Workers or threads of KIND.')
 BATCH_SIZE = 256
 SIZE = 224
 WARM_UP = 4  # batches
+EVALUATIONS = 'evaluations'  # the kind that measures how long they wait
 LOG = pathlib.Path(__file__).parent.parent / 'docs/input_pipeline.json'
 
 
@@ -142,6 +146,21 @@ def measure(kind: str, threads: int) -> dict[str, float]:
   }
 
 
+def first_examples(workers: int) -> dict[str, float]:
+  """Seconds that an evaluation waits for its first chunk."""
+  begin = time.perf_counter()
+  source = open_images(NAME.value, 'train', DATA_DIR.value, image_size=SIZE)
+  with read_chunks(source, None, 0, workers=workers, again=True) as chunks:
+    next(chunks)
+    first = time.perf_counter() - begin
+    for _ in range(CHUNK, source.num_examples, CHUNK):
+      next(chunks)
+    time.sleep(1)  # training goes on
+    begin = time.perf_counter()
+    next(chunks)
+    return {'first': first, 'next': time.perf_counter() - begin}
+
+
 def in_process(kind: str, threads: int) -> dict[str, float]:
   """`measure` in a fresh process."""
   command = [sys.executable, '-m', 'benchmarks.input_pipeline']
@@ -160,15 +179,23 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   if KIND.value:
-    print(json.dumps(measure(KIND.value, THREADS.value)))
+    evaluates = KIND.value == EVALUATIONS
+    found = (
+      first_examples(THREADS.value)
+      if evaluates
+      else measure(KIND.value, THREADS.value)
+    )
+    print(json.dumps(found))
     return
   cores = os.cpu_count() or 1
   threads = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores]
   kinds = list(itertools.product(KINDS, threads))
   found = {kind: [] for kind in kinds}
+  waits: list[dict[str, float]] = []
   for _ in range(REPEATS.value):
     for kind, values in found.items():
       values.append(in_process(*kind))
+    waits.append(in_process(EVALUATIONS, cores))
   log = {
     'hardware': f'{platform.machine()}, {cores} cores',
     'versions': {
@@ -180,6 +207,9 @@ def main(argv: list[str]) -> None:
       f'{kind} x {n}': {key: [v[key] for v in values] for key in values[0]}
       for (kind, n), values in found.items()
     },
+    'seconds_to_first_examples_of_an_evaluation': {
+      key: [wait[key] for wait in waits] for key in waits[0]
+    },
   }
   LOG.write_text(json.dumps(log, indent=1) + '\n')
   print('| pipeline | workers or threads | images/s | images/s and core |')
@@ -190,6 +220,11 @@ def main(argv: list[str]) -> None:
       for t in ([v[key] for v in values] for key in values[0])
     ]
     print(f'| {kind} | {n} | {" | ".join(cells)} |')
+  print('\nSeconds to the first examples of an evaluation:')
+  for key in waits[0]:
+    seconds = [wait[key] for wait in waits]
+    spread = f'({min(seconds):.3f}–{max(seconds):.3f})'
+    print(f'{key}: {statistics.median(seconds):.3f} {spread}')
 
 
 def _tensorflow_version() -> str:
