@@ -5,8 +5,9 @@ Any key of the config can be overridden (--config.optimizer.name=adam);
 where it was; a search or a study started twice has two workers.
 
 Exit status: 0 done, 1 what was asked for cannot be done, 2 wrong flags, 3
-diverged, 75 a process was lost (the same command, started again, goes on), 143
-or 130 stopped by SIGTERM or Ctrl-C (with a checkpoint).
+diverged, 75 a process was lost (the same command, started again, goes on), 76
+more devices are wanted (summary.json says how many), 143 or 130 stopped by
+SIGTERM or Ctrl-C (with a checkpoint).
 """
 
 import pathlib

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import app, flags, logging
 
-from benchmarks import tuned_arms
+from benchmarks import measure, tuned_arms
 from benchmarks.tuned_arms import Arm, of_arm, spread
 from configs import fashion_mnist_cnn
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     runs=runs,
     tuned=pathlib.Path(TUNED.value) if TUNED.value else None,
   )
-  tuned_arms.write_log(pathlib.Path(LOG.value), log)
+  measure.write(LOG.value, log)
   print(table(log['final']))
 
 

@@ -9,11 +9,8 @@ all is on disk, of the checksums alone, and of reading back, which goes on in
 the background; and what memory of the process each save takes for ever.
 """
 
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -26,10 +23,12 @@ from absl import app, flags, logging
 from adabatch.devices.checksums import checksums
 from adabatch.train import checkpoints as checkpoints_lib
 from adabatch.train.checkpoints import Checkpoints
+from benchmarks import measure
 
-DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 LOG = flags.DEFINE_string(
-  'log', str(DOCS / 'checkpoint_cost.json'), 'Where the log is written.'
+  'log',
+  str(measure.DOCS / 'checkpoint_cost.json'),
+  'Where the log is written.',
 )
 REPEATS = flags.DEFINE_integer('repeats', 11, 'Saves of each kind.')
 
@@ -62,7 +61,7 @@ def save(directory: str, state: dict[str, jax.Array]) -> dict[str, float]:
   return {'waits': waited - begin, 'on_disk': on_disk - begin}
 
 
-def measure(megabytes: int, seed: int) -> dict[str, float]:
+def costs(megabytes: int, seed: int) -> dict[str, float]:
   """One save without and one with checksums; and what else there is."""
   found = {}
   for kind in ('without', 'with')[:: 1 if seed % 2 else -1]:
@@ -111,29 +110,22 @@ def resident_bytes() -> int:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
-  measure(MEGABYTES[0], 0)  # what is slow the first time
+  costs(MEGABYTES[0], 0)  # what is slow the first time
   runs = {size: [] for size in MEGABYTES}
   for seed in range(REPEATS.value):
     for size, found in runs.items():
-      found.append(measure(size, seed))
-  log = {
-    'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
-    f'{platform.machine()}, {os.cpu_count()} cores',
-    'load': os.getloadavg()[0],  # others at work on the machine
-    'jax': jax.__version__,
-    'tensorstore': importlib.metadata.version('tensorstore'),
-    'kept_bytes_of_a_save': kept_bytes(SAVES),
-    'seconds': {f'{size} MB': found for size, found in runs.items()},
-  }
-  pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
-  names = list(runs[MEGABYTES[0]][0])
-  print('| MB | ' + ' | '.join(names) + ' | of a save |')
-  print('|---' * (2 + len(names)) + '|')
+      found.append(costs(size, seed))
+  seconds = {f'{size} MB': found for size, found in runs.items()}
+  log = measure.record(kept_bytes_of_a_save=kept_bytes(SAVES), seconds=seconds)
+  log['versions'] |= measure.versions('tensorstore')
+  measure.write(LOG.value, log)
+  names, rows = list(runs[MEGABYTES[0]][0]), []
   for size, found in runs.items():
     middle = {n: statistics.median(run[n] for run in found) for n in names}
-    cells = ' | '.join(f'{middle[n]:.3f}' for n in names)
     share = middle['checksums'] / middle['on_disk without']
-    print(f'| {size} | {cells} | {share:.1%} |')
+    cells = [f'{middle[n]:.3f}' for n in names]
+    rows.append([str(size), *cells, f'{share:.1%}'])
+  print(measure.table(['MB', *names, 'of a save'], rows))
   print(f'kept of each save: {log["kept_bytes_of_a_save"] / 1e3:.1f} kB')
 
 

@@ -22,7 +22,7 @@ import statistics
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from benchmarks import tuned_arms
+from benchmarks import measure, tuned_arms
 from benchmarks.tuned_arms import Arm, of_arm, spread
 from configs import fashion_mnist_cnn
 
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
   if not FROM_LOG.value:
     runs = pathlib.Path(RUNS.value)
     log = tuned_arms.compare(ARMS, make_config, seeds=SEEDS.value, runs=runs)
-    tuned_arms.write_log(DOCS / 'local_methods.json', log)
+    measure.write(DOCS / 'local_methods.json', log)
   log = json.loads((DOCS / 'local_methods.json').read_text())
   draw(log, DOCS / 'local_methods.png')
   insert(DOCS / 'local_methods.md', table(log))

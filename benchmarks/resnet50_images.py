@@ -10,18 +10,15 @@ lines before it were logged when calls after them were under way.
 """
 
 import json
-import os
 import pathlib
-import platform
-import statistics
 import tempfile
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 
 from adabatch.report import read_metrics
 from adabatch.train import train
+from benchmarks import measure
 from configs import resnet50_imagenet
 
 LOG = flags.DEFINE_string('log', None, 'Where the log is written.')
@@ -41,7 +38,9 @@ def make_images(path: pathlib.Path) -> None:
   np.savez(path, image=images, label=np.arange(len(images)) % 1000)
 
 
-def measure(batch_size: int, data: pathlib.Path, workdir: pathlib.Path) -> dict:
+def train_at(
+  batch_size: int, data: pathlib.Path, workdir: pathlib.Path
+) -> dict:
   """Seconds to compile, and images a second of each stretch but the first."""
   config = resnet50_imagenet.get_config('256')
   config.update_from_flattened_dict(
@@ -83,26 +82,21 @@ def main(argv: list[str]) -> None:
     home = pathlib.Path(directory)
     make_images(home / 'images.npz')
     for size in map(int, BATCH_SIZES.value):
-      rows.append(measure(size, home / 'images.npz', home / str(size)))
+      rows.append(train_at(size, home / 'images.npz', home / str(size)))
       print(json.dumps(rows[-1]), flush=True)
   if LOG.value:
-    log = {
-      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
-      f'{platform.machine()}, {os.cpu_count()} cores',
-      'jax': jax.__version__,
-      'max_per_device': MAX_PER_DEVICE.value,
-      'rows': rows,
-    }
-    pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
-  print('| batch size | images a second | seconds to compile |')
-  print('|---|---|---|')
-  for row in rows:
-    rates = row['images_per_second'][:-1]
-    print(
-      f'| {row["batch_size"]} | {statistics.median(rates):,.0f} '
-      f'({min(rates):,.0f}–{max(rates):,.0f}) '
-      f'| {row["compile_seconds"]:.0f} |'
-    )
+    figures = measure.record(max_per_device=MAX_PER_DEVICE.value, rows=rows)
+    measure.write(LOG.value, figures)
+  cells = [
+    [
+      str(row['batch_size']),
+      measure.spread(row['images_per_second'][:-1], 0),
+      f'{row["compile_seconds"]:.0f}',
+    ]
+    for row in rows
+  ]
+  columns = ['batch size', 'images a second', 'seconds to compile']
+  print(measure.table(columns, cells))
 
 
 if __name__ == '__main__':

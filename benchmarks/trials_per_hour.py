@@ -10,10 +10,6 @@ machine does not fall on one of them alone; compiling is left out. Writes
 a log (`--log`) and prints a table: median (least–most).
 """
 
-import json
-import os
-import pathlib
-import platform
 import statistics
 import time
 
@@ -26,11 +22,11 @@ from adabatch.search import population as trials
 from adabatch.search.population import Mode
 from adabatch.search.workload import at_batch_size
 from adabatch.train.build import Parts, build
+from benchmarks import measure
 from configs import study_digits_mlp
 
-DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 LOG = flags.DEFINE_string(
-  'log', str(DOCS / 'trials_per_hour.json'), 'Where the log is written.'
+  'log', str(measure.DOCS / 'trials_per_hour.json'), 'Where the log is written.'
 )
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Times that each way is run.')
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['16', '64', '256'], 'Which.')
@@ -39,9 +35,11 @@ TRIALS = 16
 UPDATES = 1000
 
 
-def make_population(batch_size: int) -> tuple[Population, Parts]:
+def make_population(
+  batch_size: int, updates: int = UPDATES
+) -> tuple[Population, Parts]:
   config = study_digits_mlp.get_config()
-  config.max_updates = UPDATES
+  config.max_updates = updates
   config.epochs = 1e6
   config.eval.growth = 2.0
   one = at_batch_size(config, 'nesterov', batch_size)
@@ -49,18 +47,24 @@ def make_population(batch_size: int) -> tuple[Population, Parts]:
   return trials.make_population(parts, ('learning_rate.base',)), parts
 
 
-def run(population: Population, parts: Parts, mode: Mode) -> float:
+def run(
+  population: Population,
+  parts: Parts,
+  mode: Mode,
+  number: int = TRIALS,
+  updates: int = UPDATES,
+) -> float:
   """Seconds of all trials, without compiling."""
-  members = [Member(i, (0.01,)) for i in range(TRIALS)]
+  members = [Member(i, (0.01,)) for i in range(number)]
   compiled, begin = population.compile_seconds, time.perf_counter()
   size = mode.members * population.devices
-  for first in range(0, TRIALS, size):
+  for first in range(0, number, size):
     some = members[first : first + size]
     ended = list(
       trials.run(population, parts, some, mode, limit=lambda i, known: None)
     )
     assert len(ended) == len(some)
-    assert all(o.updates == UPDATES and not o.diverged for _, o in ended)
+    assert all(o.updates == updates and not o.diverged for _, o in ended)
   compiling = population.compile_seconds - compiled
   return time.perf_counter() - begin - compiling
 
@@ -99,31 +103,13 @@ def main(argv: list[str]) -> None:
     }
     rows.append(
       [str(batch_size)]
-      + [
-        f'{statistics.median(r):,.0f} ({min(r):,.0f}–{max(r):,.0f})'
-        for r in hourly.values()
-      ]
+      + [measure.spread(r, 0) for r in hourly.values()]
       + [f'{automatic}: {share:.0%} of the best']
     )
-  device = jax.devices()[0]
-  pathlib.Path(LOG.value).write_text(
-    json.dumps(
-      {
-        'hardware': f'{jax.device_count()} x {device.device_kind}, '
-        f'{platform.machine()}, {os.cpu_count()} cores',
-        'jax': jax.__version__,
-        'trials': TRIALS,
-        'updates': UPDATES,
-        'batch_sizes': log,
-      },
-      indent=1,
-    )
-    + '\n'
-  )
-  print('| ' + ' | '.join(['batch size', *ways, 'the automatic choice']) + ' |')
-  print('|---' * (2 + len(ways)) + '|')
-  for row in rows:
-    print('| ' + ' | '.join(row) + ' |')
+  log = measure.record(trials=TRIALS, updates=UPDATES, batch_sizes=log)
+  measure.write(LOG.value, log)
+  columns = ['batch size', *ways, 'the automatic choice']
+  print(measure.table(columns, rows))
 
 
 if __name__ == '__main__':

@@ -6,17 +6,14 @@ figures come from training on everything with other seeds, on the test split.
 """
 
 import json
-import os
 import pathlib
-import platform
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
 from adabatch.config import Config
 from adabatch.train import train
+from benchmarks import measure
 
 SUMMARY_KEYS = (
   'status',
@@ -151,18 +148,11 @@ def compare(
     for name, trials in zip(arms, tuning, strict=True)
     for i in range(seeds)
   ]
-  return {
-    'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
-    f'{platform.machine()}, {os.cpu_count()} cores',
-    'jax': jax.__version__,
-    'epochs': make_config().epochs,
-    'tuning': [trial for trials in tuning for trial in trials],
-    'final': final,
-  }
-
-
-def write_log(path: pathlib.Path, log: dict[str, Any]) -> None:
-  path.write_text(json.dumps(log, indent=1) + '\n')
+  return measure.record(
+    epochs=make_config().epochs,
+    tuning=[trial for trials in tuning for trial in trials],
+    final=final,
+  )
 
 
 def of_arm(runs: list[dict], name: str) -> list[dict]:

@@ -7,22 +7,20 @@ in turn so that a disturbance of the machine does not fall on one of them alone.
 Writes a log (`--log`) and prints a table: median (least, most).
 """
 
-import json
-import os
-import pathlib
-import platform
-import statistics
+import functools
+import itertools
 import tempfile
 
-import jax
 from absl import app, flags, logging
 
 from adabatch.train import train
+from benchmarks import measure
 from configs import digits_mlp
 
-DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 LOG = flags.DEFINE_string(
-  'log', str(DOCS / 'updates_per_call.json'), 'Where the log is written.'
+  'log',
+  str(measure.DOCS / 'updates_per_call.json'),
+  'Where the log is written.',
 )
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each kind.')
 
@@ -53,25 +51,20 @@ def microseconds(batch_size: int, per_call: int) -> float:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
-  times = {(b, n): [] for b in BATCH_SIZES for n in PER_CALL}
-  for _ in range(REPEATS.value):
-    for (batch_size, per_call), values in times.items():
-      values.append(microseconds(batch_size, per_call))
-  log = {
-    'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
-    f'{platform.machine()}, {os.cpu_count()} cores',
-    'jax': jax.__version__,
-    'microseconds': {f'{b} x {n}': t for (b, n), t in times.items()},
-  }
-  pathlib.Path(LOG.value).write_text(json.dumps(log, indent=1) + '\n')
-  print('| batch size | ' + ' | '.join(f'{n} a call' for n in PER_CALL) + ' |')
-  print('|---' * (1 + len(PER_CALL)) + '|')
-  for b in BATCH_SIZES:
-    cells = [
-      f'{statistics.median(t):.0f} ({min(t):.0f}–{max(t):.0f})'
-      for t in (times[b, n] for n in PER_CALL)
-    ]
-    print(f'| {b} | ' + ' | '.join(cells) + ' |')
+  kinds = list(itertools.product(BATCH_SIZES, PER_CALL))
+  times = measure.side_by_side(
+    {kind: functools.partial(microseconds, *kind) for kind in kinds},
+    REPEATS.value,
+    warm=False,
+  )
+  found = {f'{b} x {n}': t for (b, n), t in times.items()}
+  measure.write(LOG.value, measure.record(microseconds=found))
+  rows = [
+    [str(b), *(measure.spread(times[b, n], 0) for n in PER_CALL)]
+    for b in BATCH_SIZES
+  ]
+  columns = ['batch size', *(f'{n} a call' for n in PER_CALL)]
+  print(measure.table(columns, rows))
 
 
 if __name__ == '__main__':

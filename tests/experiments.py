@@ -10,6 +10,8 @@ def digits(**overrides):
   """A small MLP on the digits whose batch size visits several buckets."""
   c = config.default()
   c.epochs = 3.0
+  # How many updates a call does by itself depends on what they take.
+  c.updates_per_call = 1
   c.model.mlp.hidden_sizes = (32,)
   c.learning_rate.base = 0.02
   c.controller.initial_batch_size = 16

@@ -70,7 +70,7 @@ def test_main_job_reaches_its_figures(digits):
   assert result['final']['validation']['accuracy'] >= 0.95
   sizes = [record['batch_size'] for record in records(workdir)]
   assert sizes[-2] >= 8 * sizes[0]  # the end of the run cuts the last
-  assert result['compilations'] <= result['buckets_visited'] + 1
+  assert result['compilations'] <= result['buckets_visited'] + 2
 
 
 def test_main_job_leaves_its_files(digits):

@@ -16,7 +16,7 @@ from adabatch import config
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
 # Exit statuses, which the help of launch.py and the README list.
 ERROR, USAGE = 1, 2
-EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 3}
+EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 3, 'grow': 76}
 
 
 def exit_code(status: str, number: int | None = None) -> int:

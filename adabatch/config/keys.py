@@ -26,7 +26,7 @@ COUNTED = frozenset(
 )
 
 # Keys that hold a number, or 'auto'.
-AUTOMATIC = frozenset(['buckets.max_per_device'])
+AUTOMATIC = frozenset(['buckets.max_per_device', 'updates_per_call'])
 
 
 def default() -> Config:
@@ -45,10 +45,11 @@ def default() -> Config:
   # ... or tokens of text, '2.5B'; of an example that has only a part of them
   # left nothing is trained on.
   c.max_tokens = placeholder(object)
-  # Most updates in one call of a compiled program: more is faster for small
-  # networks, up to controller.every. Not for convolutions on a CPU, which XLA
-  # runs far slower in a loop. Losses differ by rounding.
-  c.updates_per_call = 1
+  # Most updates in one call of a compiled program, up to controller.every. 1:
+  # no loop, whose losses differ by rounding. 'auto': as many as take a short
+  # while, by measuring; 1 for convolutions on a CPU, which XLA runs far slower
+  # in a loop, and for long updates. May be another when a run is resumed.
+  c.updates_per_call = FieldReference('auto', field_type=object)
   # Directory of a run whose newest parameters are started from, as far as their
   # names and shapes are the same; the others, such as a head for other classes,
   # start anew. Read at the first start alone.
@@ -315,6 +316,14 @@ def default() -> Config:
   # Examples a device processes at once; may be others when a run is resumed.
   # 'auto': as many as fit in its memory; on CPUs, the fastest of a few.
   c.buckets.max_per_device = FieldReference(4096, field_type=object)
+  # Devices in use have at least so many examples each, the others idle: few run
+  # a small batch. None: all devices always. Batch sizes stay the same, but for
+  # rules that read the gradient noise, as on another number of devices.
+  c.buckets.min_per_device = placeholder(int)
+  # Devices that the job may be given: where a batch wants more than there are,
+  # the run ends with exit status 76 to be started again with `wanted_devices`
+  # of summary.json. None: it goes on with those that there are.
+  c.buckets.grow_to = placeholder(int)
   c.buckets.rounding = 'up'  # 'up', 'exact', 'nearest'
   c.buckets.growth = 2.0  # ratio of neighbouring buckets
 

@@ -41,13 +41,16 @@ def check_keys(
 
 # What a run may go on with: what changes nothing that is computed, and the
 # number of replicas. That data elsewhere are the same, their fingerprint tells.
-# How many examples a device takes at once changes the order of sums, and with a
-# rule that reads the gradient noise what it is estimated from, as another
-# number of devices does: the estimates stay within their spread. Any other key,
-# a new one too, makes a directory of before refuse to go on.
+# How many examples a device takes at once changes the order of sums, as one
+# update a call or several may, and with a rule that reads the gradient noise
+# what it is estimated from, as another number of devices does: the estimates
+# stay within their spread. Any other key, a new one too, makes a directory of
+# before refuse to go on.
 FREE = frozenset(
   [
+    'buckets.grow_to',
     'buckets.max_per_device',
+    'buckets.min_per_device',
     'checkpoint.best',
     'checkpoint.keep',
     'compilation.programs',
@@ -78,6 +81,7 @@ FREE = frozenset(
     'study.optimizers',
     'sync.min_replicas',
     'sync.replicas',
+    'updates_per_call',
     'watchdog.abort',
     'watchdog.seconds',
   ]

@@ -81,6 +81,7 @@ class Ladder(NamedTuple):
   replicas: int = 1
   min_microbatches: int = 1
   damping_exponent: float = 1.0
+  min_per_device: int | None = None
 
 
 def ladder(
@@ -95,6 +96,7 @@ def ladder(
   replicas: int = 1,
   min_microbatches: int = 1,
   damping_exponent: float = 1.0,
+  min_per_device: int | None = None,
 ) -> Ladder:
   """The rungs smallest * growth**i below `largest`, then `largest`.
 
@@ -122,6 +124,8 @@ def ladder(
       their own, so that few groups leave devices idle.
     damping_exponent: of `Plan.damping`; 1, for SGD at a constant learning rate,
       is Algorithm 1 of AdaDamp, and `optim.damping_exponent` knows the others.
+    min_per_device: examples that each device in use has at least; see
+      `devices_for`. None: all devices are in use always.
 
   Raises:
     ValueError: for sizes below 1, smallest > largest, sizes that replicas
@@ -141,6 +145,7 @@ def ladder(
     replicas,
     min_microbatches,
     damping_exponent,
+    min_per_device,
   )
   _check_ladder(smallest, largest, growth, made)
   rungs = []
@@ -206,6 +211,23 @@ def _whole_groups(bucket: Bucket, group_size: int | None) -> bool:
   return steps == 1 or size * devices % group_size == 0
 
 
+def devices_for(batch_size: int, ladder: Ladder) -> int:
+  """How many devices run a rung.
+
+  The largest divisor of their number with which each has at least
+  `min_per_device` examples; 1 where none has.
+
+  >>> some = ladder(16, 512, devices=8, min_per_device=16)
+  >>> [devices_for(size, some) for size in some.batch_sizes]
+  [1, 2, 4, 8, 8, 8]
+  """
+  if ladder.min_per_device is None:
+    return ladder.devices
+  most = _smallest_share(batch_size, ladder) // ladder.min_per_device
+  some = range(min(most, ladder.devices), 0, -1)
+  return next((n for n in some if ladder.devices % n == 0), 1)
+
+
 def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   """The bucket that runs `batch_size` examples in the fewest microbatches.
 
@@ -223,7 +245,8 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
   Bucket(microbatch_size=160, accumulation_steps=2, devices=1)
   """
   share = -(-batch_size // ladder.replicas)
-  per_device = -(-share // ladder.devices)
+  devices = devices_for(batch_size, ladder)
+  per_device = -(-share // devices)
   group = ladder.group_size
   # No microbatch need be larger than a share filled up to whole groups.
   limit = ladder.max_per_device or per_device + (group or 0)
@@ -236,7 +259,7 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
     smallest = -(-per_device // steps)
     largest = min(limit, smallest + (group or 0))
     for size in range(smallest, largest + 1):
-      bucket = Bucket(size, steps, ladder.devices)
+      bucket = Bucket(size, steps, devices)
       if between and group is not None and size % group:
         continue
       if _whole_groups(bucket, group):
@@ -250,7 +273,7 @@ def bucket_for(batch_size: int, ladder: Ladder) -> Bucket:
     )
   raise ValueError(
     f'a BatchNorm group of {group} examples cannot be kept whole: '
-    f'{ladder.devices} devices take {limit} examples each at once; raise '
+    f'{devices} devices take {limit} examples each at once; raise '
     'max_per_device to at least the group, or make the group smaller'
   )
 

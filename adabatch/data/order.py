@@ -233,7 +233,7 @@ class _Permutations:
 
   def __init__(self, max_entries: int, max_bytes: int) -> None:
     self._max_entries = max_entries
-    self._max_bytes = max_bytes
+    self._max_bytes, self._bytes = max_bytes, 0
     self._lock = threading.Lock()
     self._kept: collections.OrderedDict[tuple[Order, int], np.ndarray] = (
       collections.OrderedDict()
@@ -244,17 +244,16 @@ class _Permutations:
     # Made under the lock: a second thread that wants the same epoch waits for
     # it instead of making it again.
     with self._lock:
-      if key not in self._kept:
-        self._kept[key] = _permutation(order, epoch)
-      self._kept.move_to_end(key)
+      if key in self._kept:
+        self._kept.move_to_end(key)
+        return self._kept[key]
+      self._kept[key] = made = _permutation(order, epoch)
+      self._bytes += made.nbytes
       while len(self._kept) > 2 and (
-        len(self._kept) > self._max_entries or self._bytes() > self._max_bytes
+        len(self._kept) > self._max_entries or self._bytes > self._max_bytes
       ):
-        self._kept.popitem(last=False)
-      return self._kept[key]
-
-  def _bytes(self) -> int:
-    return sum(kept.nbytes for kept in self._kept.values())
+        self._bytes -= self._kept.popitem(last=False)[1].nbytes
+      return made
 
 
 _permutations = _Permutations(_CACHE_ENTRIES, _CACHE_BYTES)

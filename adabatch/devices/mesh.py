@@ -57,6 +57,12 @@ class Devices(NamedTuple):
     return self.mesh.devices.flat[0].platform
 
   @property
+  def is_one(self) -> bool:
+    """Whether a program is given arrays of the host as they are."""
+    one = self.size == jax.process_count() == 1
+    return one and self.backend == 'shard_map' and not self.abstract
+
+  @property
   def rows(self) -> int:
     """Rows of the mesh: 1 of one that has no axis of replicas."""
     return self.mesh.shape.get(REPLICA_AXIS, 1)
@@ -82,9 +88,13 @@ class Devices(NamedTuple):
   @property
   def calls_in_flight(self) -> int:
     """How many calls of programs may be under way at once."""
+    if self.platform != 'cpu':
+      return 8
     # A CPU runs its virtual devices on few threads: collectives of several
-    # updates at once could wait for each other for ever.
-    return 1 if self.platform == 'cpu' else 8
+    # updates at once could wait for each other for ever. One device has none;
+    # the next call is made ready while it is busy, and no more, for it may be
+    # long.
+    return 1 if self.size > 1 else 2
 
   def with_replicas(self, replicas: int) -> 'Devices':
     """The same devices along two axes, `replica` and `data`.
@@ -102,6 +112,17 @@ class Devices(NamedTuple):
       self.mesh.devices.reshape(rows, -1),
       (REPLICA_AXIS, DATA_AXIS),
       axis_types=(AxisType.Auto, AxisType.Auto),
+    )
+    return self._replace(mesh=mesh)
+
+  def first(self, count: int) -> 'Devices':
+    """So many of them, from the first on, along one axis."""
+    if count == self.size:
+      return self
+    mesh = Mesh(
+      self.mesh.devices.flat[:count],
+      (DATA_AXIS,),
+      axis_types=(AxisType.Auto,),
     )
     return self._replace(mesh=mesh)
 
@@ -188,6 +209,23 @@ class Devices(NamedTuple):
       tree,
     )
 
+  def part_of(self, tree: Any) -> Any:
+    """Arrays that are WHOLE on these devices and others, as they lie here."""
+    sharding = self.shardings(WHOLE)
+    here = set(self.mesh.devices.flat)
+    return jax.tree.map(
+      lambda x: (
+        _shape(x.shape, x.dtype, sharding)
+        if self.abstract
+        else jax.make_array_from_single_device_arrays(
+          x.shape,
+          sharding,
+          [s.data for s in x.addressable_shards if s.device in here],
+        )
+      ),
+      tree,
+    )
+
   def place_own(self, rows: Any) -> Any:
     """Host arrays [own devices, ...] placed one row on each device.
 
@@ -246,7 +284,11 @@ def _described(sharding: Any, tree: Any) -> Any:
 
 def _spec(mesh: Mesh, where: str) -> PartitionSpec:
   if where == BY_DEVICE:
-    return PartitionSpec(tuple(mesh.axis_names))
+    # Along an axis of one device nothing differs.
+    shape = mesh.shape
+    return PartitionSpec(
+      tuple(a for a in mesh.axis_names if a != DATA_AXIS or shape[a] > 1)
+    )
   return PartitionSpec(REPLICA_AXIS) if where == BY_REPLICA else PartitionSpec()
 
 

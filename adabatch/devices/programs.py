@@ -21,8 +21,9 @@ class Programs:
 
   Lowering (tracing) happens in the caller's thread, because tracing contexts
   are local to threads; compiling, which is where the time goes, in a worker.
-  At most one program is compiled ahead of need: while it waits to be used no
-  other is started, so a run compiles at most one program more than it uses.
+  At most one program is compiled ahead of need, or two, side by side, once one
+  came too late: while they wait to be used no other is started, so a run
+  compiles at most that many programs more than it uses.
 
   Attributes:
     compilations: programs compiled or being compiled; not those that were
@@ -32,6 +33,7 @@ class Programs:
       thread.
     stall_seconds: time `get` made its caller wait, the first program's apart.
     first_seconds: the wait for the first program.
+    ahead: programs that are compiled ahead, at most.
   """
 
   def __init__(self, lower: Callable[[Any], Any], stored: Stored | None = None):
@@ -48,6 +50,7 @@ class Programs:
     self._programs: dict[Hashable, Future] = {}
     self._used: dict[Hashable, Any] = {}
     self._dropped = 0
+    self.ahead = 1
     self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
     # All threads add to `compile_seconds`, and say what is not stored.
     self._lock = threading.Lock()
@@ -103,19 +106,21 @@ class Programs:
     self._programs[key] = self._worker.submit(self._compile, key, lowered)
     return self._programs[key]
 
-  def get(self, key, likely_next=None):
+  def get(self, key, *likely):
     """The program of a key; waits for it if it is not ready.
 
     Args:
       key: what is run now.
-      likely_next: what may be run soon (None: nothing in sight); it starts to
-        compile unless another program still waits to be used.
+      *likely: what may be run soon, the next one first; see `prefetch`.
     """
     start = time.perf_counter()
     future = self._programs.get(key) or self._start(key)
-    first = not self._used
+    first, late = not self._used, not future.done()
+    # Several processes compile the same, whatever each has waited for.
+    if late and not first and jax.process_count() == 1:
+      self.ahead = 2
     self._used.setdefault(key)
-    self.prefetch(likely_next)
+    self.prefetch(*likely)
     self._used[key] = program = future.result()
     waited = time.perf_counter() - start
     if first:
@@ -135,11 +140,12 @@ class Programs:
     with self._lock:
       self._dropped += there and key not in self._loaded
 
-  def prefetch(self, key) -> None:
-    """Starts to compile a program, unless another still waits to be used."""
-    waiting = self._programs.keys() - self._used.keys()
-    if key is not None and key not in self._programs and not waiting:
-      self._start(key)
+  def prefetch(self, *keys) -> None:
+    """Starts to compile programs, as far as few others wait to be used."""
+    for key in keys:
+      waiting = self._programs.keys() - self._used.keys()
+      if key not in self._programs and len(waiting) < self.ahead:
+        self._start(key)
 
   def drop_unused(self) -> None:
     """Forgets what was compiled ahead, because it will not be asked for."""
@@ -213,7 +219,7 @@ def use_persistent_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
     path = cache_directory('programs')
     jax.config.update('jax_compilation_cache_dir', str(path))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import jax
 import optax
 from flax import linen as nn
 
+from adabatch.controllers.buckets import Bucket
 from adabatch.data.source import Inputs
 from adabatch.devices.mesh import Devices
 from adabatch.models.tasks import Task
@@ -48,6 +49,8 @@ class Recipe(NamedTuple):
     initial: parameters and statistics to start from, in place of fresh ones of
       the same names and shapes; None: all are fresh.
     updates_per_call: most updates that one call of a program does.
+    indices_per_call: most indices of examples that a call of several is given;
+      None: any number. See `room`.
     evaluated_at_once: most examples that a device evaluates at once.
     subset_size: examples of the measurements that go over a part.
     group_size: examples of a BatchNorm group; None where there are none.
@@ -69,7 +72,15 @@ class Recipe(NamedTuple):
   skip: bool = False
   initial: Any = None
   updates_per_call: int = 1
+  indices_per_call: int | None = None
   evaluated_at_once: int = 1024
   subset_size: int = 1024
   group_size: int | None = None
   split_names: tuple[str, str] = ('training', 'evaluation')
+
+  def room(self, bucket: Bucket) -> int:
+    """Most updates of a call in a bucket."""
+    if self.indices_per_call is None:
+      return self.updates_per_call
+    fit = self.indices_per_call // (bucket.slots * self.replicas)
+    return max(1, min(self.updates_per_call, fit))

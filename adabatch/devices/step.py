@@ -109,11 +109,17 @@ def train_step(
   contract.check_model(recipe.model)
   sync = recipe.sync
   many = one_of_many or sync is not None
-  axes = (REPLICA_AXIS, DATA_AXIS) if many else (DATA_AXIS,)
+  replica = (REPLICA_AXIS,) if many else ()
+  # One device has nobody to agree with, and XLA would copy what it summed.
+  between = (DATA_AXIS,) if variant.bucket.devices > 1 else ()
   accumulate = _accumulate(
-    _microbatch(recipe, variant.bucket), variant.bucket, layout, unroll, axes
+    _microbatch(recipe, variant.bucket),
+    variant.bucket,
+    layout,
+    unroll,
+    replica + between,
   )
-  update = _update(recipe, accumulate, axes)
+  update = _update(recipe, accumulate, replica, between)
 
   def by_replica(tree):
     # Some leaves, such as the learning rate, may come from the batch alone; a
@@ -148,7 +154,7 @@ def train_step(
     columns = [jnp.broadcast_to(x, here) for x in report]
     return state, jnp.stack(columns, 1)
 
-  return _repeat(plain if sync is None else several, axes[:-1])
+  return _repeat(plain if sync is None else several, replica)
 
 
 def _repeat(update, axes: tuple[str, ...]):
@@ -267,7 +273,12 @@ def _accumulate(
   return accumulate
 
 
-def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
+def _update(
+  recipe: Recipe,
+  accumulate,
+  replica: tuple[str, ...],
+  between: tuple[str, ...],
+):
   """(state, data, batch) -> (state, Report) of one model."""
 
   def noise(sums, gradient, norm_squared, state):
@@ -286,20 +297,23 @@ def _update(recipe: Recipe, accumulate, axes: tuple[str, ...]):
     )
 
   def update(state: TrainState, data: Data, batch: Unpacked):
-    params, model_state = varying((state.params, state.model_state))
-    position, batch_size = varying((batch.position, batch.batch_size), axes)
+    params, model_state = varying((state.params, state.model_state), between)
+    position, batch_size = varying(
+      (batch.position, batch.batch_size), replica + between
+    )
     sums = accumulate(
       params,
       model_state,
       data,
       batch._replace(position=position, batch_size=batch_size),
     )
-    sums, stop = jax.lax.psum((sums, batch.stop), DATA_AXIS)
+    sums, stop = jax.lax.psum((sums, batch.stop), between)
     # Of a batch without a readable example everything is 0.
-    weight = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
+    share = 1 / jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
 
     def mean(total):
-      return total / weight
+      # A product, which XLA fuses with whatever reads it.
+      return total * share
 
     # Of a complex parameter JAX gives the conjugate of the way uphill.
     gradient = jax.tree.map(lambda g: mean(jnp.conj(g)), sums.gradient)

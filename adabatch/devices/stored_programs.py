@@ -147,6 +147,12 @@ def _arguments(lowered: Any) -> list[str]:
   raise AssertionError('a program of JAX has a main function')
 
 
+def _number(lowered: Any) -> int:
+  """Devices of a program, which are the first ones."""
+  operation = lowered.compiler_ir('stablehlo').operation
+  return int(operation.attributes['mhlo.num_partitions'])
+
+
 def _key(made: Mapping[str, Any]) -> str:
   return _sum(json.dumps(made, sort_keys=True).encode())
 
@@ -358,7 +364,7 @@ class StoredPrograms:
     if isinstance(content, str):
       self._compiles(name, content)
       return None
-    flat = list(self._devices.mesh.devices.flat)
+    flat = list(self._devices.mesh.devices.flat)[: _number(lowered)]
     try:
       return serialize_executable.deserialize_and_load(
         content,

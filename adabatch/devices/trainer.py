@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -93,9 +93,10 @@ class Trainer:
     state: a TrainState, or a SyncState where replicas are trained.
     replicas: how many; 1 of a TrainState.
     devices: with an axis of replicas for a SyncState.
+    in_use: how many of them the state lies on, the first ones.
     feed: where the examples come from.
     programs: the compiled programs.
-    updates_per_call: most updates that one call does.
+    updates_per_call: most updates that one call does in any bucket.
     calls_in_flight: how many may be under way.
     evaluates: whether it is evaluating, or failed at it.
     apart: whether a process sees the reports of its own replicas alone.
@@ -127,8 +128,10 @@ class Trainer:
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
     self.devices = _devices(recipe, recipe.replicas)
+    self._size = self.devices.size
     self.replicas = recipe.replicas
     self.feed = _make_feed(recipe, self.devices, skipped)
+    self._feeds = {self._size: self.feed}
     self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
     self.calls_in_flight = self.devices.calls_in_flight
     if recipe.inputs.streaming:
@@ -139,6 +142,7 @@ class Trainer:
     self.apart = recipe.replicas > 1 and jax.process_count() > 1
     self.programs = Programs(self.lower, stored)
     self._bucket = self._program = None  # of the last call
+    self._room = 1  # of it
     self.evaluates = False
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)
@@ -163,6 +167,7 @@ class Trainer:
     """
     recipe, have = self._recipe, self._recipe.replicas
     self.state: State
+    self.in_use, self._bucket = self._size, None
     if self.devices.abstract:
       self.state = template(recipe, replicas)
       return
@@ -188,6 +193,10 @@ class Trainer:
     """The program that runs a call."""
     return Variant(call.plan.bucket, call.agree, self.replicas)
 
+  def room(self, bucket: Bucket) -> int:
+    """Most updates of a call in a bucket."""
+    return self.feed.most_updates or self._recipe.room(bucket)
+
   def ready(self, call: Call) -> bool:
     """Whether nothing has to be compiled for a call, or looked for ahead."""
     variant = self.variant(call)
@@ -196,28 +205,54 @@ class Trainer:
     self._program = self.programs[variant]
     return True
 
-  def compile(self, call: Call, ahead: Variant | None = None) -> None:
-    """Waits for the program of a call; one that may come next is begun."""
-    self._bucket = call.plan.bucket
-    self._program = self.programs.get(self.variant(call), ahead)
+  def compile(self, call: Call, ahead: Sequence[Variant] = ()) -> None:
+    """Waits for the program of a call; those that may come next are begun."""
+    self._bucket, self._room = call.plan.bucket, self.room(call.plan.bucket)
+    self._program = self.programs.get(self.variant(call), *ahead)
+    self._use(self._bucket)
 
   def dispatch(self, call: Call, *, stop: bool) -> jax.Array:
     """Dispatches the updates of a call.
 
     Args:
-      call: of at most `updates_per_call` updates, of the kind that `ready` or
-        `compile` was last asked for.
+      call: of at most `room` updates, of the kind that `ready` or `compile`
+        was last asked for.
       stop: whether this process was asked to stop.
 
     Returns:
-      Their reports, still on their way: float32 [replicas, updates_per_call,
-      9], a Report in each of the first `count` rows.
+      Their reports, still on their way: float32 [replicas, room, 9], a Report
+      in each of the first `count` rows.
     """
     assert self._program is not None, 'compile() fetches it'
-    arrays, batch = self.feed.take(call, self.updates_per_call, stop=stop)
-    with jax.transfer_guard('disallow'):
-      self.state, reports = self._program(self.state, arrays, batch)
+    feed = self._feeds[self.in_use]
+    arrays, batch = feed.take(call, self._room, stop=stop)
+    self.state, reports = self._program(self.state, arrays, batch)
     return reports
+
+  # On as many devices as a bucket needs.
+
+  def _on(self, bucket: Bucket) -> tuple[Devices, Any]:
+    """The devices that run a bucket, and their feed; of replicas, all."""
+    if self._recipe.sync is not None or bucket.devices == self._size:
+      return self.devices, self.feed
+    some = self.devices.first(bucket.devices)
+    if some.size not in self._feeds:
+      assert isinstance(self.feed, ResidentFeed), 'a stream uses all devices'
+      self._feeds[some.size] = self.feed.on(some)
+    return some, self._feeds[some.size]
+
+  def _use(self, bucket: Bucket) -> None:
+    """The state lies where a bucket needs it; it moves if it did not."""
+    devices, _ = self._on(bucket)
+    if devices.size != self.in_use:
+      self.state, self.in_use = devices.place(self.state), devices.size
+
+  def _everywhere(self, state: Any) -> Any:
+    """What is evaluated, on all devices; the state itself stays."""
+    if self.in_use == self._size:
+      return state
+    params, statistics = self.devices.place((state.params, state.model_state))
+    return state._replace(params=params, model_state=statistics)
 
   # Whether a program can be run at all.
 
@@ -232,6 +267,7 @@ class Trainer:
   def try_out(self, variant: Variant, times: int = 1) -> float:
     """Seconds of an update, the least of several; the state is spent."""
     program = self.programs.look(variant)
+    self._use(variant.bucket)
     data, batch = self._made_up(variant.bucket, place=True)
     least = math.inf
     for _ in range(times):
@@ -243,37 +279,40 @@ class Trainer:
 
   def _made_up(self, bucket: Bucket, *, place: bool) -> tuple[Any, StepBatch]:
     """What a program is given, of the right shapes."""
-    first = self.feed.layout.lane
-    slots = *first.shape, self.updates_per_call, bucket.slots_per_device
+    devices, feed = self._on(bucket)
+    first = feed.layout.lane
+    slots = *first.shape, self.room(bucket), bucket.slots_per_device
     call = Call(0, 0, 1, Plan(1.0, 1, 1.0, bucket))
     batch = pack(call, np.zeros(slots, np.int32), first, stop=False)
-    example = self.feed.example(bucket)
+    example = feed.example(bucket)
     if place:
-      example = self.devices.zeros(example)
+      example = devices.zeros(example)
     with jax.transfer_guard('allow'):
-      return example, self.devices.place(batch, BATCH)
+      return example, devices.place(batch, BATCH)
 
   def lower(self, variant: Variant) -> Any:
     """What is compiled for a variant."""
     recipe, bucket = self._recipe, variant.bucket
-    body = train_step(
-      recipe, variant, self.feed.layout, unroll=self.devices.unroll
-    )
+    devices, feed = self._on(bucket)
+    body = train_step(recipe, variant, feed.layout, unroll=devices.unroll)
     several = recipe.sync is not None
-    program = self.devices.spmd(
+    program = devices.spmd(
       body,
       arguments=(
         self._where,
-        self.feed.where,
+        feed.where,
         BATCH,
       ),
       results=(self._where, BY_REPLICA if several else WHOLE),
       donate=(0,),
     )
     # To `pmap` shapes are not enough.
-    made_up = self._made_up(bucket, place=self.devices.backend == 'pmap')
+    made_up = self._made_up(bucket, place=devices.backend == 'pmap')
+    state = self.state
+    if devices.size != self.in_use:  # where it will be
+      state = devices._replace(abstract=True).place(state)
     with jax.transfer_guard('allow'):
-      return program.lower(self.state, *made_up)
+      return program.lower(state, *made_up)
 
   def lower_evaluation(self) -> Any:
     """What is compiled to evaluate; of devices that are not there."""
@@ -309,14 +348,15 @@ class Trainer:
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
     self.evaluates = True
-    found = self.evaluator.metrics(state_lib.to_evaluate(self.state))
+    state = self._everywhere(state_lib.to_evaluate(self.state))
+    found = self.evaluator.metrics(state)
     self.evaluates = False
     return found
 
   def measure(self) -> tuple[dict[str, float], int]:
     """The signals that cost a pass over data; see `Measurements`."""
     self.evaluates = True
-    found = self._measurements.take(self.state)
+    found = self._measurements.take(self._everywhere(self.state))
     self.evaluates = False
     return found
 

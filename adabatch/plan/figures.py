@@ -156,8 +156,12 @@ def at_most(
   return parts
 
 
-def _kind(bucket: Bucket) -> tuple[int, bool]:
-  return bucket.microbatch_size, bucket.accumulation_steps > 1
+def _kind(bucket: Bucket) -> tuple[int, bool, int]:
+  return (
+    bucket.microbatch_size,
+    bucket.accumulation_steps > 1,
+    bucket.devices,
+  )
 
 
 def _to_compile(buckets: list[Bucket]) -> list[Bucket]:
@@ -265,6 +269,12 @@ def all_reduce_seconds(
   return None if any(np.isnan(seconds)) else float(sum(seconds))
 
 
+def devices_in_use(parts: Parts, bucket: Bucket) -> int:
+  """Of all replicas together."""
+  replicas = parts.recipe.sync is not None
+  return parts.recipe.devices.size if replicas else bucket.devices
+
+
 def _seconds(collective: hlo.Collective, machine: Topology) -> float:
   """Of one; NaN: not known."""
   chip, both = machine.chip, 2 if collective.kind == 'all-reduce' else 1
@@ -278,6 +288,15 @@ def _seconds(collective: hlo.Collective, machine: Topology) -> float:
     network = np.nan if chip.network is None else chip.network
     seconds += (slices - 1) / slices * size / n / network
   return seconds
+
+
+def _among(cost: hlo.Cost, devices: int) -> hlo.Cost:
+  """A collective of which it is not said is among all that are in use."""
+  collectives = tuple(
+    c._replace(devices=devices if c.devices is None else c.devices)
+    for c in cost.collectives
+  )
+  return cost._replace(collectives=collectives)
 
 
 # What is written down.
@@ -306,6 +325,9 @@ def figures(
   if isinstance(program, TooLarge):
     return {'fits': False, 'why': program.why, **too_large}
   bucket = bucket_for(size, parts.ladder)
+  used = devices_in_use(parts, bucket)
+  if used < len(machine.devices):
+    program = program._replace(cost=_among(program.cost, used))
   found: dict[str, Any] = {
     'fits': size not in made.fits_with,
     **too_large,
@@ -318,13 +340,14 @@ def figures(
   if isinstance(apart, Compiled):
     found['without_sync'] = _seconds_of(machine, apart)
   if bucket.accumulation_steps == 1 and program.flops is not None:
-    all_ = program.flops * len(machine.devices)
+    all_ = program.flops * used
     found['compiled_flops_per_example'] = all_ / size
   whole = found['seconds']
   if whole:
     found |= _rates(parts, machine, size, whole)
+    found['device_seconds'] = whole * used
   if flops_per_example is not None:
-    each = flops_per_example * size / len(machine.devices)
+    each = flops_per_example * size / used
     found['flops_bound_seconds'] = each / chip.flops
     if whole:
       found['flops_utilisation'] = each / chip.flops / whole

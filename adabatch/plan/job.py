@@ -17,11 +17,13 @@ from adabatch import data
 from adabatch.config import Config, ConfigError, command_line
 from adabatch.config.files import cache_directory
 from adabatch.config.smoke import shrink
+from adabatch.controllers.buckets import Bucket
 from adabatch.devices.mesh import is_first_process
 from adabatch.plan import network, scaling
 from adabatch.plan.compiler import Compiler
 from adabatch.plan.figures import (
   at_most,
+  devices_in_use,
   evaluation,
   evaluation_figures,
   figures,
@@ -200,10 +202,22 @@ def _add_machine(
       continue
     totals['seconds'] = sum(s for s in seconds if s is not None)
     totals['chip_hours'] = totals['seconds'] * machine.chips / 3600
+    totals['device_seconds'] = sum(
+      s * _devices(parts, rung)
+      for s, (rung, _) in zip(seconds, rungs_, strict=True)
+      if s is not None
+    )
+    whole = totals['seconds'] * parts.recipe.devices.size
+    totals['in_use'] = totals['device_seconds'] / whole
     if evaluated.get('seconds') is not None:
       each = evaluated['seconds']
       totals['evaluation_seconds'] = totals['evaluations'] * each
   found['scaling'] = scaling.describe(parts, machine, found, compiler, _say())
+
+
+def _devices(parts: Parts, rung: dict[str, Any]) -> int:
+  """In use."""
+  return devices_in_use(parts, Bucket(*(rung[k] for k in Bucket._fields)))
 
 
 def _seconds(rung: dict[str, Any], spent: dict[str, Any]) -> float | None:

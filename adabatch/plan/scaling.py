@@ -98,6 +98,8 @@ def _why_not(
 ) -> str | None:
   if parts.recipe.sync is not None:
     return 'replicas agree by a rule of their own, which the model has not'
+  if parts.ladder.min_per_device is not None:
+    return 'small batches leave chips idle, which the model has not'
   if machine.slices > 1:
     return 'several slices were compiled for, and the model starts from one'
   if machine.chip.devices > 1:

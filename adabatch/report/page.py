@@ -17,7 +17,15 @@ from adabatch.report.layout import (
 )
 from adabatch.report.panels import Panel, eval_panels, train_panels
 from adabatch.report.pictures import draw
-from adabatch.report.records import AXES, Record, Records, ends, facts, number
+from adabatch.report.records import (
+  AXES,
+  Record,
+  Records,
+  device_time,
+  ends,
+  facts,
+  number,
+)
 
 
 def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
@@ -39,6 +47,9 @@ def _head(name: str, known: Mapping[str, Any], config: Mapping[str, Any]):
   yield tile('updates', quantity(known['updates']))
   yield tile('examples', quantity(known['examples']), epochs)
   yield tile('training time', duration(known['seconds']))
+  if (used := device_time(known)) is not None:
+    of = f'{used[1]:.0%} of {quantity(known["devices"])} devices always'
+    yield tile('device time', duration(used[0]), of)
   if 'compilations' in known:
     seconds = duration(known.get('compile_seconds'))
     waited = duration(known.get('stall_seconds'))

@@ -209,8 +209,14 @@ def _time_of(spent: Mapping[str, Any]) -> str:
   evaluations = spent.get('evaluation_seconds')
   return (
     f'; by the estimate {duration(spent["seconds"])}, '
-    f'{spent["chip_hours"]:,.3g} chip-hours'
+    f'{spent["chip_hours"]:,.3g} chip-hours{_in_use(spent)}'
   ) + (f', and {duration(evaluations)} to evaluate' if evaluations else '')
+
+
+def _in_use(spent: Mapping[str, Any]) -> str:
+  """Where devices idle."""
+  share = spent.get('in_use', 1.0)
+  return f', devices in use {share:.0%} of it' if share < 0.995 else ''
 
 
 def programs_line(plan: Mapping[str, Any]) -> str | None:

@@ -124,6 +124,20 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return {k: v for k, v in value.items() if k != 'checksum'}
 
 
+def device_time(summary: Mapping[str, Any]) -> tuple[float, float] | None:
+  """Device-seconds of a run, and their share of those of all devices always.
+
+  None where it used all of them, or nobody knows.
+
+  >>> device_time({'seconds': 10.0, 'devices': 8, 'device_seconds': 20.0})
+  (20.0, 0.25)
+  """
+  names = 'seconds', 'devices', 'device_seconds'
+  seconds, devices, used = (number(summary.get(name)) for name in names)
+  share = used / (seconds * devices) if seconds * devices > 0 else math.nan
+  return (used, share) if share < 0.995 else None
+
+
 def number(value: Any) -> float:
   """A JSON value as a float; NaN if it is not a number one could draw.
 

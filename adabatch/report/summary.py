@@ -3,6 +3,7 @@
 from typing import Any
 
 from adabatch.report.plan_table import describe_plan
+from adabatch.report.records import device_time
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -21,6 +22,16 @@ def describe(summary: dict[str, Any]) -> str:
     f'{summary["examples"]:,} examples, {summary["epochs"]:.1f} epochs, '
     f'{summary["seconds"]:.1f} s of training'
   ]
+  if (used := device_time(summary)) is not None:
+    lines[0] += (
+      f' ({used[0]:.1f} device-seconds, {used[1]:.0%} of {summary["devices"]} '
+      'devices always)'
+    )
+  if 'wanted_devices' in summary:
+    lines.append(
+      f'start it again with {summary["wanted_devices"]} devices; it goes on '
+      'with fewer too'
+    )
   for key in ('skipped_updates', 'rollbacks'):
     if summary.get(key):
       lines[0] += f', {key.replace("_", " ")}: {summary[key]}'

@@ -247,6 +247,11 @@ def check_tasks(tasks: Iterable[Task], devices: int) -> None:
         "buckets.max_per_device='auto' is for a single run, and would be "
         'looked for in every trial: give a number'
       )
+    if (most := task.config.buckets.grow_to) is not None:
+      raise ConfigError(
+        f'buckets.grow_to={most} is for a single run, and trials would not be '
+        'started again: leave it out'
+      )
     check(task.config, devices)
     for end in (0.0, 1.0):
       ends = {key: p.at(end) for key, p in task.space.items()}

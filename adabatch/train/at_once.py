@@ -11,7 +11,7 @@ What a device takes at once changes no batch size and no learning rate; losses
 differ by the order of their sums.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -144,13 +144,13 @@ def _start_anew(trainer: Trainer) -> None:
   trainer.go_on(None, trainer.replicas)
 
 
-def compiled(run: Any, call: Call, ahead: Variant | None) -> str | None:
+def compiled(run: Any, call: Call, ahead: Sequence[Variant]) -> str | None:
   """Compiles what a call needs, and looks whether there is room for it.
 
   Args:
     run: of the loop; nothing of it is under way.
     call: that is next.
-    ahead: a program that may come after it.
+    ahead: programs that may come after it.
 
   Returns:
     None; or, where there is no room, a line that says that fewer examples are
@@ -336,7 +336,8 @@ def _fastest(
     except ValueError:  # BatchNorm's groups would be cut
       continue
     # One of them is enough, for the others take as long.
-    variant = _variant(parts, trainer, Bucket(size, 1, ladder.devices))
+    devices = bucket_for(ladder.batch_sizes[-1], limited).devices
+    variant = _variant(parts, trainer, Bucket(size, 1, devices))
     seconds = trainer.try_out(variant, REPEATS)
     tried[limited] = of_first_process(seconds / size)
   best = min(tried, key=lambda one: tried[one])

@@ -13,15 +13,15 @@ from adabatch import data
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.config.ranges import check_numbers
 from adabatch.controllers import BatchSizeController, parse_count
-from adabatch.controllers.buckets import Ladder
+from adabatch.controllers.buckets import Ladder, bucket_for
 from adabatch.data.source import Inputs
 from adabatch.devices import layout
 from adabatch.devices.mesh import BACKENDS, Devices, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
-from adabatch.train import memory
-from adabatch.train.calls import Due, make_due, most_in_a_call
+from adabatch.train import memory, per_call
+from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions
 from adabatch.train.inputs import open_inputs
 from adabatch.train.networks import LANGUAGE_MODELS, check_model, make_model
@@ -36,8 +36,11 @@ from adabatch.train.optimizer import (
 from adabatch.train.register import registered
 from adabatch.train.replicas import Replicas
 from adabatch.train.rules import (
+  check_devices,
+  check_idle,
   count_replicas,
   estimates_noise,
+  idle_remarks,
   make_controller,
   make_ladder,
 )
@@ -137,6 +140,7 @@ def remarks(parts: Parts) -> Iterator[str]:
       f'split has {parts.extent.epoch} examples'
     )
   yield from _rounded_up(config, parts.ladder)
+  yield from idle_remarks(config, parts.ladder)
   about = parts.extent.epoch, parts.extent.tokens_per_example
   if (line := without_effect(config, *about)) is not None:
     yield line
@@ -247,7 +251,8 @@ def check(config: Config, devices: int) -> None:
     )
   if config.parallel.backend == 'pmap':
     _check_pmap(config)
-  make_ladder(config, devices)
+  check_devices(config)
+  make_ladder(config, devices, processes=jax.process_count())
   make_controller(config, extent)
   make_optimizer(config, extent)
   if length is not None:
@@ -325,7 +330,9 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   if config.target.value is not None:
     _check_target(config, task)
   num_examples = inputs.train.num_examples
-  ladder = make_ladder(config, made.size, num_examples)
+  processes = len({p for row in made.processes for p in row})
+  ladder = make_ladder(config, made.size, num_examples, processes=processes)
+  check_idle(ladder, streaming=inputs.streaming)
   batch = example_batch(inputs)
   example = network_input(config, task, batch)
   model = make_model(config, inputs.train.num_classes, inputs.end_of_document)
@@ -349,6 +356,13 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
   extent = extent._replace(run=length.examples)
   controller = make_controller(config, extent)
   noise, replicas = estimates_noise(config, controller), count_replicas(config)
+  looped = per_call.is_automatic(config) and per_call.is_looped(
+    made.platform,
+    model,
+    variables,
+    example,
+    bucket_for(ladder.batch_sizes[0], ladder),
+  )
   recipe = Recipe(
     model=model,
     task=task,
@@ -366,7 +380,10 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     sync=make_sync(config, extent),
     replicas=replicas,
     skip=config.on_nonfinite == 'skip',
-    updates_per_call=most_in_a_call(config, length.updates),
+    updates_per_call=per_call.most_in_a_call(config, length.updates, looped),
+    indices_per_call=(
+      per_call.MOST_INDICES if per_call.is_automatic(config) else None
+    ),
     evaluated_at_once=config.eval.max_per_device,
     subset_size=config.controller.subset_size,
     group_size=ladder.group_size,

@@ -81,18 +81,6 @@ def make_due(config: Config, num_examples: int) -> Due:
   )
 
 
-def most_in_a_call(config: Config, updates: int) -> int:
-  """`updates_per_call`, or less where calls always end sooner.
-
-  Args:
-    config: the whole config.
-    updates: of the run, at most.
-  """
-  c, checkpoint = config.controller, config.checkpoint.every_updates
-  decisions = [] if c.name == 'constant' else [max(c.every, c.wait)]
-  return min(config.updates_per_call, updates, checkpoint, *decisions)
-
-
 class Update(NamedTuple):
   """One update that is done.
 
@@ -125,6 +113,8 @@ class Progress:
     next_evaluation: examples after which the next evaluation is due.
     update, examples: dispatched so far.
     seconds: training clock.
+    device_seconds: its integral over the devices in use; None in checkpoints of
+      before it was counted, when all were.
     evaluated: update of the last evaluation.
     final, best: metrics of the last evaluation and the best ones, by split.
     best_update: of the best evaluation by the target's metric, or by the loss;
@@ -138,6 +128,7 @@ class Progress:
     rollbacks: how often the run went back to a checkpoint.
     rate: the factor on the learning rate that came of it.
     left_out: places of the data order that were jumped over.
+    asked: the most devices that the run has asked for, see `grow`.
   """
 
   next_evaluation: int
@@ -157,6 +148,8 @@ class Progress:
   rollbacks: int = 0
   rate: float = 1.0
   left_out: int = 0
+  device_seconds: float | None = None
+  asked: int = 0
 
   def over(self, end: RunEnd, cut: float = math.inf) -> bool:
     """Whether the run is at its own end, or where it is cut short."""

@@ -18,6 +18,9 @@ from adabatch.train.calls import Update
 
 # Updates among which a decision is looked for when guessing a future one.
 LOOK_AHEAD = 1000
+# Future buckets that are guessed, and where: at these parts of what is ahead,
+# so that none is missed where a rule grows fast.
+MOST_AHEAD, PARTS_AHEAD = 2, (16, 8, 4, 2, 1)
 
 
 # Of an update that gave no estimate: measured, in vain.
@@ -33,6 +36,7 @@ class Decisions:
     evaluated_examples: examples evaluated only to choose batch sizes.
     measured: whether the rule reads anything that the devices have to report;
       if not, nothing has to be waited for.
+    follows: whether it reads every update.
   """
 
   def __init__(
@@ -61,9 +65,10 @@ class Decisions:
     self._num_examples = num_examples
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
+    self._growth = 1.0  # at the last decision; not kept, for it guesses alone
     self.evaluated_examples = 0
     self.measured = bool(controller.needs - PROGRESS)
-    self._follows = bool(controller.needs & OF_UPDATES)
+    self.follows = bool(controller.needs & OF_UPDATES)
     if saved is not None:
       self.nominal = saved['nominal']
       self.evaluated_examples = saved['evaluated_examples']
@@ -117,7 +122,7 @@ class Decisions:
       ConfigError: if the rule cannot work with what was measured, because F*
         lies above the first loss.
     """
-    if not (done.decides or self._follows):
+    if not (done.decides or self.follows):
       return
     signals = self._progress(done.update, done.examples)._replace(
       loss=done.report.loss,
@@ -134,35 +139,47 @@ class Decisions:
       values, cost = self._measure()
       self.evaluated_examples += cost
       signals = signals._replace(**values)
+    before = self.nominal
     try:
       self.nominal, self._state = self._controller.update(self._state, signals)
     except ValueError as error:
       raise ConfigError(str(error)) from error
+    if measure:
+      self._growth = self.nominal / before
 
   def plan(self) -> Plan:
     """What the next update runs."""
     return buckets.plan(self.nominal, self.ladder)
 
-  def likely_next(
-    self, update: int, examples: int, ahead: int
-  ) -> Bucket | None:
-    """The bucket that will probably be asked for after the current one.
+  def likely_next(self, update: int, examples: int, ahead: int) -> list[Bucket]:
+    """Buckets that will probably be asked for after the current one, in order.
 
-    A rule that reads measurements mostly grows by a rung. One that reads
-    nothing but the run's progress can be asked what it will want `ahead`
-    examples later.
+    A rule that reads measurements mostly grows as it did at the last decision,
+    or by a rung. One that reads nothing but the run's progress can be asked
+    what it will want up to `ahead` examples later.
     """
-    now = self.plan().batch_size
+    plan = self.plan()
+    found = [plan.bucket]
     if self.measured:
-      above = buckets.next_rung(now, self.ladder)
-      return None if above is None else buckets.bucket_for(above, self.ladder)
-    first = update + max(ahead // now, 1)
-    later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
-    if later is None:
-      return None
-    signals = self._progress(later, examples + ahead)
-    nominal, _ = self._controller.update(self._state, signals)
-    return buckets.plan(nominal, self.ladder).bucket
+      grown = min(self.nominal * self._growth, self.ladder.batch_sizes[-1])
+      found.append(buckets.plan(max(grown, 1.0), self.ladder).bucket)
+      size: int | None = plan.batch_size
+      while size is not None and len(found) <= MOST_AHEAD + 1:
+        size = buckets.next_rung(size, self.ladder)
+        if size is not None:
+          found.append(buckets.bucket_for(size, self.ladder))
+    else:
+      for part in PARTS_AHEAD:
+        more = ahead // part
+        first = update + max(more // plan.batch_size, 1)
+        later = next(filter(self.due, range(first, first + LOOK_AHEAD)), None)
+        if later is None:
+          break
+        signals = self._progress(later, examples + more)
+        nominal, _ = self._controller.update(self._state, signals)
+        found.append(buckets.plan(nominal, self.ladder).bucket)
+    different = dict.fromkeys(b for b in found if b != plan.bucket)
+    return list(different)[:MOST_AHEAD]
 
   def _progress(self, update: int, examples: int) -> Signals:
     return Signals(update, examples, examples / self._num_examples)

@@ -153,7 +153,7 @@ def _complete(
 ) -> bool:
   """Whether the run has been done to its end, or to where it is cut."""
   # A run that was cut short may have gone beyond where it is now to end.
-  if saved is None or summary['status'] == 'preempted':
+  if saved is None or summary['status'] in ('preempted', 'grow'):
     return False
   at = Progress(**saved.host['progress'])
   return at.over(parts.end, cut)

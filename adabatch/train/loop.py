@@ -10,6 +10,7 @@ from sums over all devices.
 """
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +21,7 @@ from adabatch.devices.messages import Call
 from adabatch.devices.programs import Stored
 from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Restored, Trainer
-from adabatch.train import at_once
+from adabatch.train import at_once, grow
 from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
@@ -28,6 +29,7 @@ from adabatch.train.checkpoints import Saved
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
+from adabatch.train.per_call import Pace, is_automatic
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
@@ -100,7 +102,9 @@ class Run:
     self.stop, self.cut, self.doing = stop, cut, doing
     self.rolled_back: list[Record] = []
     restored = self.place(saved)
-    self.clock = Clock(self.at.seconds)
+    self.clock = self.clock_of(self.at)
+    self.pace = Pace(is_automatic(parts.config))
+    self.larger = grow.larger(parts)
     self.fitting: set[Variant] = set()  # programs for which there is room
     self.trainer = Trainer(
       parts.recipe,
@@ -134,11 +138,17 @@ class Run:
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
     host = {} if saved is None else saved.host
-    self.decisions = make_decisions(
-      self.parts, self.trainer.measure, host.get('decisions')
-    )
+    measure = functools.partial(self.clock.on_all, self.trainer.measure)
+    self.decisions = make_decisions(self.parts, measure, host.get('decisions'))
     if saved is None:
       self.decisions.decide(0, 0)
+
+  def clock_of(self, at: Progress) -> Clock:
+    """Goes on where it was, on all devices."""
+    devices, before = self.parts.recipe.devices.size, at.device_seconds
+    if before is None:
+      before = at.seconds * devices
+    return Clock(at.seconds, device_seconds=before, devices=devices)
 
   def start(self, saved: Saved | None) -> Iterator[Record]:
     """Decides, or goes on; then all is accepted."""
@@ -146,7 +156,7 @@ class Run:
     self.decide(saved)
     at, over = self.at, self.finished()
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
-    self.clock = Clock(at.seconds)
+    self.clock.restart()
     yield from self.listen()
     for line in (*found, *remarks(self.parts)):
       yield note(at, line)
@@ -188,6 +198,7 @@ class Run:
       self.clock,
       gather,
       trainer.calls_in_flight,
+      self.pace,
     )
     trainer.feed.start(at.examples + at.left_out)
 
@@ -215,16 +226,21 @@ class Run:
         if self.best is not None and at.best_update == at.update:
           self.checkpoint(self.best.hold)
       over = self.finished()
-    due = self.parts.due.saves(at.update)
-    if over or self.reports.stopping or (due and at.update != self.resumed_at):
+    due = self.parts.due.saves(at.update) and at.update != self.resumed_at
+    wanted = grow.wanted(self) if self.larger and not over else 0
+    if over or self.reports.stopping or wanted or due:
       yield from self.reports.observe()
+      wanted = 0 if self.reports.stopping else wanted
+      at.asked = max(at.asked, wanted)
       with self.paused('saving'):
         if self.best is not None:
           self.best.write(at.update)
         self.checkpoint(self.save)
     if over:
       return 'completed' if at.reached is None else 'target_reached'
-    return 'preempted' if self.reports.stopping else None
+    if self.reports.stopping:
+      return 'preempted'
+    return 'grow' if wanted else None
 
   def end_stretch(self) -> None:
     """Counts what was dispatched of it."""
@@ -242,7 +258,8 @@ class Run:
     while True:
       rules = self.parts, self.decisions, self.replicas
       self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)
-      self.left = stretch.count
+      self.left, bucket = stretch.count, stretch.plan.bucket
+      self.pace.begin(bucket, trainer.room(bucket))
       if trainer.ready(stretch):
         return
       # Nothing is under way while it compiles.
@@ -250,6 +267,7 @@ class Run:
       with self.paused('compiling'):
         ahead = likely_next(stretch, *rules, trainer)
         line = at_once.compiled(self, stretch, ahead)
+        self.clock.devices = self.trainer.in_use
       if line is None:
         return
       yield note(at, line)
@@ -258,7 +276,7 @@ class Run:
     """The next call; decides at once if that needs no report."""
     at, decisions, stretch = self.at, self.decisions, self.stretch
     assert stretch is not None, 'plan() makes it'
-    count = min(self.left, self.trainer.updates_per_call)
+    count = min(self.left, self.pace.most)
     self.left -= count
     decides = stretch.decides and not self.left
     call = stretch._replace(
@@ -277,6 +295,7 @@ class Run:
   def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at)
     self.at.seconds = self.clock.seconds
+    self.at.device_seconds = self.clock.device_seconds
     host = {
       'progress': self.at.host(),
       'decisions': self.decisions.host(),

@@ -124,8 +124,9 @@ def check_calls(recipe: Recipe, ladder: Ladder) -> None:
   Raises:
     ConfigError: in one line.
   """
-  slots = bucket_for(ladder.batch_sizes[-1], ladder).slots * ladder.replicas
-  needed = BYTES_OF_AN_INDEX * slots * recipe.updates_per_call
+  bucket = bucket_for(ladder.batch_sizes[-1], ladder)
+  slots = bucket.slots * ladder.replicas
+  needed = BYTES_OF_AN_INDEX * slots * recipe.room(bucket)
   there = of_machine()
   if needed > there:
     raise ConfigError(

@@ -62,8 +62,8 @@ def likely_next(
   decisions: Decisions,
   replicas: Replicas,
   trainer: Trainer,
-) -> Variant | None:
-  """What may be needed after a call; None: nothing is in sight.
+) -> list[Variant]:
+  """What may be needed after a call, the next one first.
 
   The other program of a bucket comes before those of other buckets, which are
   looked for a twentieth of the run ahead.
@@ -74,11 +74,13 @@ def likely_next(
   other = variant._replace(agree=not variant.agree)
   missing = not trainer.programs.ready(other)
   if missing and replicas.period(call.examples, plan) > 1:
-    return other
-  bucket = decisions.likely_next(call.update, call.examples, ahead)
-  if bucket is not None and bucket != variant.bucket:
-    later = replicas.period(call.examples + ahead, plan)
-    return variant._replace(bucket=bucket, agree=later == 1)
+    return [other]
+  later = replicas.period(call.examples + ahead, plan) == 1
+  found = [
+    variant._replace(bucket=bucket, agree=later)
+    for bucket in decisions.likely_next(call.update, call.examples, ahead)
+  ]
   # Replicas that agree at each update at first, and seldom later.
-  seldom = missing and replicas.period(total, plan) > 1
-  return other if seldom else None
+  if not found and missing and replicas.period(total, plan) > 1:
+    return [other]
+  return found

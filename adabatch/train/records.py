@@ -43,6 +43,8 @@ def train_record(
     'examples_per_second': (done.examples - examples)
     / max(done.seconds - seconds, 1e-9),
   }
+  if parts.ladder.min_per_device is not None:
+    record['devices'] = done.plan.bucket.devices
   if done.clipped is not None:
     # Before it was clipped; of replicas the root of the mean square.
     record['gradient_norm'] = math.sqrt(done.report.gradient_norm_squared)
@@ -106,7 +108,7 @@ def summary(status: str, run: Any) -> dict[str, Any]:
   """What `summary.json` holds.
 
   Args:
-    status: `completed`, `target_reached`, `diverged` or `preempted`.
+    status: `completed`, `target_reached`, `diverged`, `preempted` or `grow`.
     run: with `at`, `parts`, `trainer`, `decisions`, `replicas` and `clock`.
   """
   at, parts, seconds = run.at, run.parts, run.clock.seconds
@@ -124,7 +126,9 @@ def summary(status: str, run: Any) -> dict[str, Any]:
     **tokens,
     'epochs': at.examples / parts.extent.epoch,
     'seconds': seconds,
-    'device_seconds': seconds * parts.recipe.devices.size,
+    'devices': parts.recipe.devices.size,
+    'device_seconds': run.clock.device_seconds,
+    **({'wanted_devices': at.asked} if status == 'grow' else {}),
     'compilations': programs.compilations,
     'loaded_programs': programs.loaded,
     'buckets_visited': len({variant.bucket for variant in programs.used}),

@@ -4,22 +4,36 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
+import numpy as np
 
 from adabatch.controllers import GradientNoise
-from adabatch.devices.messages import Call, Report, combine, share_above
+from adabatch.devices.messages import (
+  Call,
+  Report,
+  combine,
+  finite_rows,
+  share_above,
+)
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress, Update
 from adabatch.train.decisions import Decisions
 from adabatch.train.not_finite import skip, without
+from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
+
+_T = TypeVar('_T')
 
 
 class Clock:
   """Seconds of training, without evaluation, checkpoints and compilation.
+
+  Attributes:
+    devices: in use from now on.
 
   >>> now = iter([0.0, 2.0, 7.0, 8.0]).__next__
   >>> clock = Clock(now=now)
@@ -30,17 +44,36 @@ class Clock:
   """
 
   def __init__(
-    self, seconds: float = 0.0, now: Callable[[], float] = time.perf_counter
+    self,
+    seconds: float = 0.0,
+    now: Callable[[], float] = time.perf_counter,
+    *,
+    device_seconds: float = 0.0,
+    devices: int = 1,
   ):
-    """`seconds` is where a resumed clock goes on."""
+    """Goes on from both kinds of seconds, at first on all `devices`."""
     self._now = now
-    self._before = seconds
-    self._since: float | None = now()
+    self._begin, self._all = (seconds, device_seconds), devices
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins once more, as if no time had passed."""
+    self._before, self._of_devices = self._begin
+    self._since: float | None = self._now()
+    self.devices = self._all
 
   @property
   def seconds(self) -> float:
-    running = 0.0 if self._since is None else self._now() - self._since
-    return self._before + running
+    return self._before + self._running
+
+  @property
+  def device_seconds(self) -> float:
+    """The integral of the devices in use over the seconds."""
+    return self._of_devices + self._running * self.devices
+
+  @property
+  def _running(self) -> float:
+    return 0.0 if self._since is None else self._now() - self._since
 
   @property
   def running(self) -> bool:
@@ -52,12 +85,27 @@ class Clock:
     if self._since is None:
       yield
       return
-    self._before = self.seconds
-    self._since = None
+    self._stop()
     try:
       yield
     finally:
       self._since = self._now()
+
+  def _stop(self) -> None:
+    running = self._running
+    self._before += running
+    self._of_devices += running * self.devices
+    self._since = None
+
+  def on_all(self, does: Callable[[], _T]) -> _T:
+    """What is done on all devices."""
+    if self._since is None:
+      return does()
+    began = self._before + self._now() - self._since
+    found = does()  # which may pause
+    seconds = self._before + self._now() - self._since - began
+    self._of_devices += seconds * (self._all - self.devices)
+    return found
 
 
 class Reports:
@@ -78,6 +126,7 @@ class Reports:
     clock: Clock,
     gather: Callable[[jax.Array], jax.Array] | None = None,
     in_flight: int = 0,
+    pace: Pace | None = None,
   ):
     """Nothing is on its way.
 
@@ -89,9 +138,11 @@ class Reports:
       gather: makes the reports of all replicas known to every process, where
         each has only those of its own.
       in_flight: how many calls may be on their way.
+      pace: is told how long the first calls took.
     """
     self._parts, self._at, self._decisions = parts, at, decisions
     self._clock, self._gather, self._in_flight = clock, gather, in_flight
+    self._pace = pace
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
     self._told = decisions.losses_below_minimum > 0
@@ -140,10 +191,11 @@ class Reports:
       call, reports = self._queue.popleft()
       if self._gather is not None:
         reports = self._gather(reports)
-      rows = jax.device_get(reports)
+      rows = np.asarray(reports)
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
-      for i in range(1, call.count + 1):
+      self._measure(call, now - since)
+      for i in self._looked_at(call, rows):
         one, (update, examples) = rows[:, i - 1], call.after(i)
         report = combine(one)
         if report.finite:
@@ -164,6 +216,38 @@ class Reports:
             clipped=None if clip is None else share_above(one, clip),
           )
         )
+
+  def _measure(self, call: Call, seconds: float) -> None:
+    if self._pace is None or not self._pace.measures:
+      return
+    if jax.process_count() > 1:
+      # Processes agree by a collective, of which there is one at a time.
+      self.wait(0)
+    self._pace.saw(call.plan.bucket, seconds / call.count)
+
+  def _looked_at(self, call: Call, rows: np.ndarray) -> Iterable[int]:
+    """Which updates of a call are, from 1: all, or those that leave a trace.
+
+    Args:
+      call: that is done.
+      rows: its reports, [replicas, at least count, 9].
+    """
+    every = range(1, call.count + 1)
+    if call.count == 1:
+      return every
+    reports = rows[:, : call.count].reshape(-1, rows.shape[-1])
+    if (
+      self._decisions.follows
+      or self._parts.recipe.sync is not None
+      or self._at.skipped_in_a_row
+      or not finite_rows(reports).all()
+      or Report(*reports.T).stop.any()
+    ):
+      return every
+    log = self._parts.due.log
+    first = log - call.update % log
+    logged = range(first, call.count + 1, log)
+    return logged if call.count in logged else (*logged, call.count)
 
   def _observe(self, done: Update) -> Iterator[Record]:
     parts, at, report = self._parts, self._at, done.report

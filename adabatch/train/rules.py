@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from adabatch import controllers
@@ -129,12 +130,17 @@ def finds_limit(config: Config) -> bool:
 
 
 def make_ladder(
-  config: Config, devices: int, num_examples: int | None = None
+  config: Config,
+  devices: int,
+  num_examples: int | None = None,
+  *,
+  processes: int = 1,
 ) -> Ladder:
   """The batch sizes that can be run; their parts tell the gradient noise.
 
   None is larger than the training split of `num_examples`: a batch would hold
-  examples twice, and a run of few epochs would be over with it.
+  examples twice, and a run of few epochs would be over with it. Of several
+  `processes` none can idle, so all devices are in use always.
   """
   c, b = config.controller, config.buckets
   if c.max_batch_size < c.initial_batch_size:
@@ -195,6 +201,55 @@ def make_ladder(
       replicas=replicas,
       min_microbatches=2 if noise else 1,
       damping_exponent=damping_exponent(config),
+      min_per_device=b.min_per_device if processes == 1 else None,
+    )
+
+
+def check_devices(config: Config) -> None:
+  """Refuses fewer devices, or more, where they have no meaning."""
+  least, most = config.buckets.min_per_device, config.buckets.grow_to
+  if least is None:
+    if most is not None:
+      raise ConfigError(
+        f'buckets.grow_to={most} has no effect unless a device is to have at '
+        'least so many examples: set buckets.min_per_device'
+      )
+    return
+  if config.sync.name != 'synchronous':
+    raise ConfigError(
+      f'buckets.min_per_device={least} lets devices idle, and with sync.name='
+      f'{config.sync.name!r} each trains replicas: leave one of them out'
+    )
+  if config.parallel.backend == 'pmap':
+    raise ConfigError(
+      f"buckets.min_per_device={least} is not for parallel.backend='pmap': "
+      "choose 'shard_map'"
+    )
+
+
+def check_idle(ladder: Ladder, *, streaming: bool) -> None:
+  """Refuses devices that idle while others read their share of a stream."""
+  if streaming and ladder.min_per_device is not None:
+    raise ConfigError(
+      f'buckets.min_per_device={ladder.min_per_device} is for examples in '
+      'memory, and these are streamed: set data.placement=resident, if they '
+      'fit, or leave it out'
+    )
+
+
+def idle_remarks(config: Config, ladder: Ladder) -> Iterator[str]:
+  """A line where none does, of several processes; or what it changes."""
+  b = config.buckets
+  if b.min_per_device and not (ladder.min_per_device or b.grow_to):
+    yield (
+      f'buckets.min_per_device={b.min_per_device} has no effect: no process of '
+      'several can idle, but with buckets.grow_to they ask for more devices'
+    )
+  if ladder.min_per_device and ladder.min_microbatches > 1:
+    yield (
+      f'buckets.min_per_device={ladder.min_per_device}: the gradient noise is '
+      'estimated from other microbatches than on all devices, within its '
+      'spread; batch sizes that follow it may differ'
     )
 
 

@@ -38,7 +38,7 @@ def test_of_every_key(key):
   if default is None or key in config_lib.COUNTED:
     others = (b'x', {1}, (b'x',), math.nan)
   else:
-    others = OTHERS[type(default)]
+    others = OTHERS[int if key in config_lib.AUTOMATIC else type(default)]
   for value in others:
     if (key, value) == ('search.space', ((),)):
       continue  # a row, which the space itself refuses

@@ -74,21 +74,22 @@ def programs(compiler):
 
 
 @pytest.mark.parametrize('seed', range(30))
-def test_never_more_programs_than_visited_and_one(compiler, programs, seed):
+def test_never_more_programs_than_visited_and_ahead(compiler, programs, seed):
   """Whatever is asked for, and whatever is said to be likely."""
   rng = random.Random(seed)
   buckets = range(rng.randint(1, 12))
   visited = set()
   for _ in range(80):
     bucket = rng.choice(buckets)
-    likely = rng.choice([None, bucket, *buckets])
+    likely = rng.choices([bucket, *buckets], k=rng.randint(0, 3))
     if rng.random() < 0.2:
-      programs.prefetch(likely)
-      assert len(set(compiler.lowered) - visited) <= 1
+      programs.prefetch(*likely)
+      assert len(set(compiler.lowered) - visited) <= programs.ahead
     visited.add(bucket)
-    assert programs.get(bucket, likely) == f'program {bucket}'
+    assert programs.get(bucket, *likely) == f'program {bucket}'
     assert len(programs.used) == len(visited)
-    assert programs.compilations <= len(visited) + 1
+    assert programs.compilations <= len(visited) + programs.ahead
+    assert programs.ahead <= 2
     assert len(set(compiler.lowered)) == len(compiler.lowered)
     assert programs.compilations == len(compiler.lowered)
   programs.close()  # may drop the one that nobody asked for
@@ -99,7 +100,7 @@ def test_never_more_programs_than_visited_and_one(compiler, programs, seed):
 def test_a_ladder_costs_its_rungs_and_nothing_else(compiler, programs):
   for rung in range(6):
     for _ in range(3):
-      programs.get(rung, rung + 1 if rung < 5 else None)
+      programs.get(rung, *range(rung + 1, min(rung + 2, 6)))
   assert programs.compilations == len(programs.used) == 6
   assert compiler.lowered == list(range(6))
 
@@ -143,6 +144,28 @@ def test_the_next_program_compiles_while_this_one_runs(compiler, programs):
   release.set()
   assert programs.get('next') == 'program next'
   assert compiler.compiled['next'] == 1
+
+
+def test_two_are_compiled_ahead_once_one_came_too_late(compiler, programs):
+  release = compiler.hold('b')
+  programs.get('a', 'b', 'c')
+  assert compiler.lowered == ['a', 'b']
+  assert compiler.started['b'].wait(PATIENCE)
+  threading.Timer(0.05, release.set).start()
+  # Side by side: each is only ready once the other has started.
+  compiler.held['c'] = compiler.started['d']
+  compiler.held['d'] = compiler.started['c']
+  programs.get('b', 'c', 'd', 'e')
+  assert compiler.lowered == ['a', 'b', 'c', 'd']
+  assert programs.get('c', 'd', 'e') == 'program c'
+  assert compiler.lowered == ['a', 'b', 'c', 'd', 'e']
+
+
+def test_one_is_compiled_ahead_while_none_comes_too_late(compiler, programs):
+  programs.get('a', 'b', 'c')
+  programs._programs['b'].result()
+  programs.get('b', 'c', 'd')
+  assert compiler.lowered == ['a', 'b', 'c']
 
 
 def test_this_program_and_the_next_compile_at_the_same_time(compiler, programs):

@@ -75,6 +75,15 @@ def test_it_is_found_and_does_the_same(directory):
   )
 
 
+def test_a_program_for_some_of_the_devices(tmp_path):
+  all_, some = devices(4), devices(4).first(2)
+  ProgramWriter(str(tmp_path), all_, none).write(lower(at=some), 'a sum')
+  found, said, warned = load(tmp_path, lower(at=some), all_)
+  assert said == warned == []
+  x = some.place(X[:2], BY_DEVICE)
+  np.testing.assert_array_equal(found(x), 2 * X[:2].sum(0))
+
+
 def test_another_program_is_not_there_which_is_said_once(directory):
   said = []
   stored = StoredPrograms(str(directory), devices(), say=said.append, warn=none)

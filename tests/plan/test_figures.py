@@ -177,3 +177,27 @@ def test_the_plan_takes_what_the_run_will_find(monkeypatch):
   assert found.ladder == parts.ladder._replace(max_per_device=8)
   monkeypatch.setattr(figures, '_fits', lambda *_: True)
   assert figures.at_most(parts, V5E, lambda lowered: program) == parts
+
+
+def test_a_rung_on_some_of_the_devices():
+  parts = parts_of(**{'buckets.min_per_device': 32})
+  assert bucket_for(64, parts.ladder).devices == 2
+  alone = programs_of(parts).rungs[64]
+  among = alone.cost._replace(collectives=(GRADIENTS._replace(devices=None),))
+  made = programs_of(parts, rungs={64: alone._replace(cost=among)})
+  found = figures.figures(parts, V5E, made, 64, 1e6)
+  exchange = 2 * 1 / 2 * 1e6 / (2 * 50e9)
+  assert found['all_reduce_seconds'] == pytest.approx(exchange)
+  assert found['device_seconds'] == pytest.approx(2 * found['seconds'])
+  assert found['flops_bound_seconds'] == pytest.approx(64e6 / 2 / 197e12)
+  assert found['compiled_flops_per_example'] == pytest.approx(7e6 * 2 / 64)
+  # Alike but for their devices, and each is compiled.
+  pair = [Bucket(32, 1, 1), Bucket(32, 1, 2)]
+  assert figures._to_compile(pair) == pair
+
+
+def test_a_schedule_on_some_of_the_devices():
+  spent = {'seconds': 10.0, 'chip_hours': 1.0}
+  assert 'in use' not in plan_table._time_of(spent)
+  words = plan_table._time_of(spent | {'in_use': 0.25})
+  assert words.endswith('1 chip-hours, devices in use 25% of it')

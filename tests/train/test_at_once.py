@@ -406,10 +406,10 @@ def test_what_was_compiled_ahead_is_forgotten(tmp_path, monkeypatch):
   after(3, monkeypatch, lambda *_: most.insert(0, 32))
   prefetch = Programs.prefetch
 
-  def noting(self, key):
+  def noting(self, *keys):
     waiting = self._programs.keys() - self._used.keys()
-    asked.append((key, [k.bucket.microbatch_size for k in waiting]))
-    prefetch(self, key)
+    asked.append((keys, [k.bucket.microbatch_size for k in waiting]))
+    prefetch(self, *keys)
 
   monkeypatch.setattr(Programs, 'prefetch', noting)
   train(growing(**AUTO), tmp_path, devices=one())

@@ -51,7 +51,7 @@ def run(tmp_path, **overrides):
   config = digits(epochs=1.5, **overrides)
   summary = train(config, tmp_path, devices=jax.devices()[:2])
   assert summary['status'] == 'completed'
-  assert summary['compilations'] <= summary['buckets_visited'] + 1
+  assert summary['compilations'] <= summary['buckets_visited'] + 2
   return summary
 
 

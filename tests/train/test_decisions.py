@@ -186,11 +186,28 @@ def test_only_some_rules_wait_for_the_devices(needs, measured):
 
 def test_a_measured_rule_will_likely_want_the_next_rung():
   decisions = make(recorder()[0], devices=2)
-  assert decisions.likely_next(0, 0, 50) == buckets.Bucket(8, 1, 2)
+  likely = [buckets.Bucket(size, 1, 2) for size in (8, 16, 32)]
+  assert decisions.likely_next(0, 0, 50) == likely[:2]
   decisions.nominal = 17.0
-  assert decisions.likely_next(0, 0, 50) == buckets.Bucket(32, 1, 2)
+  assert decisions.likely_next(0, 0, 50) == likely[2:]
   decisions.nominal = 33.0
-  assert decisions.likely_next(0, 0, 50) is None
+  assert decisions.likely_next(0, 0, 50) == []
+
+
+def test_a_rule_that_grew_fast_will_likely_do_so_again():
+  for before, now, slots in (
+    (8, 8, [16, 32]),
+    (8, 16, [32, 64]),
+    (4, 16, [64, 32]),
+  ):
+    controller = recorder()[0]._replace(
+      update=lambda s, _, n=now: (float(n), s)
+    )
+    decisions = make(controller)
+    decisions.nominal = float(before)
+    decisions.decide(0, 0)
+    found = decisions.likely_next(0, 0, 50)
+    assert [bucket.slots for bucket in found] == slots
 
 
 def test_a_schedule_is_asked_what_it_will_want():
@@ -199,17 +216,18 @@ def test_a_schedule_is_asked_what_it_will_want():
   decisions = make(controllers.every(table, updates=20))
   decisions.decide(0, 0)
   before = decisions.host()
-  for examples, ahead, likely in ((0, 999, 8), (0, 1000, 64), (900, 100, 64)):
-    bucket = decisions.likely_next(examples // 8, examples, ahead)
-    assert bucket.slots == likely
+  for examples, ahead, likely in ((0, 999, []), (0, 1000, [64]), (900, 99, [])):
+    found = decisions.likely_next(examples // 8, examples, ahead)
+    assert [bucket.slots for bucket in found] == likely
   assert decisions.host() == before
 
   # By updates: 200 examples ahead are 25 updates of 8, and 40 is the next due.
   pad = controllers.padadamp(initial_batch_size=8, rate=1.0)
   decisions = make(controllers.every(pad, updates=20))
   decisions.decide(0, 0)
-  assert decisions.likely_next(0, 0, 200).slots == 64
-  assert decisions.likely_next(0, 0, 1).slots == 32  # 28 at update 20
+  slots = [bucket.slots for bucket in decisions.likely_next(0, 0, 200)]
+  assert slots == [32, 64]
+  assert decisions.likely_next(0, 0, 1)[0].slots == 32  # 28 at update 20
 
 
 # Updates in flight.
@@ -229,7 +247,7 @@ def dispatched(update, count, rows, plan=PLAN):
 class Observed:
   """In place of a rule: what it is fed with."""
 
-  measured, losses_below_minimum = True, 0
+  measured, follows, losses_below_minimum = True, True, 0
 
   def __init__(self):
     self.updates = []
@@ -323,5 +341,5 @@ def test_guessing_costs_little_on_a_long_run():
 
   controller = controllers.constant(initial_batch_size=8)._replace(due=due)
   decisions = make(controller)
-  assert decisions.likely_next(0, 0, ahead=10**12) is None
+  assert decisions.likely_next(0, 0, ahead=10**12) == []
   assert len(asked) < 2000
