@@ -175,8 +175,8 @@ def input_rows(log: Log) -> Iterator[Row]:
     # Only the first one starts processes.
     goal = '< 0.5 s' if which == 'next' else ''
     met = 'yes' if statistics.median(seconds) < 0.5 else 'no'
-    found = f'{spread(seconds, 3)} s'
-    yield Row(figure, found, goal, met if goal else '', MEASURED)
+    waited = f'{spread(seconds, 3)} s'
+    yield Row(figure, waited, goal, met if goal else '', MEASURED)
 
 
 def trial_rows(log: Log) -> Iterator[Row]:
