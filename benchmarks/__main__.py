@@ -73,7 +73,9 @@ ENTRIES = {
   'updates_per_call': Entry(15, quick=('--repeats=1',)),
   'switching': Entry(10),
   'trials_per_hour': Entry(30, quick=('--repeats=1', '--batch_sizes=64')),
-  'input_pipeline': Entry(15, ('data_dir',), None, lacks_tensorflow),
+  'input_pipeline': Entry(
+    15, ('data_dir',), ('--repeats=1', '--seconds=1'), lacks_tensorflow
+  ),
   'tpu_steps': Entry(120, quick=None, lacks=lacks_compiler),
   'host_part': Entry(10),
   'devices_as_needed': Entry(20),
@@ -98,8 +100,7 @@ def run(name: str, given: argparse.Namespace, docs: pathlib.Path) -> str:
     if entry.quick is None:
       return 'has no quick form'
     arguments += entry.quick
-  if name != 'input_pipeline':  # which has one place
-    arguments.append(f'--log={log}')
+  arguments.append(f'--log={log}')
   command = [sys.executable, '-m', f'benchmarks.{name}', *arguments]
   try:
     done = subprocess.run(

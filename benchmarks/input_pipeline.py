@@ -8,24 +8,25 @@ images that it already holds in memory. TensorFlow (the extra `prepare`) decodes
 with its default options, and with its fastest ones. Each measurement is a
 process of its own; all are repeated in turn, so that a disturbance of the
 machine does not fall on one of them alone. CPU time is that of all processes
-and threads of the pipeline, without starting up.
+and threads of the pipeline, without starting up. How long an evaluation waits
+for its first examples is measured, too: the first one, which starts the
+processes, and the next, a second after it ended.
 
-Writes `docs/input_pipeline.json` and prints a table: median (least–most).
+Writes a log (`--log`) and prints tables: median (least–most). Ratios are pair
+by pair, against the kind of tf.data that is faster here.
 """
 
+import functools
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,12 @@ from absl import app, flags, logging
 
 from adabatch.data import jpeg, open_images, read_chunks, tfds_records
 from adabatch.data.order import Order, take
+from adabatch.data.streaming import CHUNK
+from benchmarks import measure, page
 
+LOG = flags.DEFINE_string(
+  'log', str(measure.DOCS / 'input_pipeline.json'), 'Where the log is written.'
+)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Measurements of each kind.')
 SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of each, at least.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Default: as TFDS.')
@@ -44,7 +50,11 @@ THREADS = flags.DEFINE_integer('threads', 1, 'Workers or threads of KIND.')
 BATCH_SIZE = 256
 SIZE = 224
 WARM_UP = 4  # batches
-LOG = pathlib.Path(__file__).parent.parent / 'docs/input_pipeline.json'
+EVALUATIONS = 'evaluations'  # the kind that measures how long they wait
+PACKAGES = (
+  *('adabatch', 'simplejpeg', 'opencv-python-headless', 'grain'),
+  *('tensorflow', 'tensorflow-cpu'),
+)
 
 
 def adabatch_batches(workers: int) -> Iterator[np.ndarray]:
@@ -128,7 +138,7 @@ def cpu_seconds() -> float:
   return total
 
 
-def measure(kind: str, threads: int) -> dict[str, float]:
+def images_a_second(kind: str, threads: int) -> dict[str, float]:
   """Images a second, and for each second of one core's time."""
   batches = iter(KINDS[kind](threads))
   for _ in range(WARM_UP):
@@ -142,8 +152,23 @@ def measure(kind: str, threads: int) -> dict[str, float]:
   }
 
 
+def first_examples(workers: int) -> dict[str, float]:
+  """Seconds that an evaluation waits for its first chunk."""
+  begin = time.perf_counter()
+  source = open_images(NAME.value, 'train', DATA_DIR.value, image_size=SIZE)
+  with read_chunks(source, None, 0, workers=workers, again=True) as chunks:
+    next(chunks)
+    first = time.perf_counter() - begin
+    for _ in range(CHUNK, source.num_examples, CHUNK):
+      next(chunks)
+    time.sleep(1)  # training goes on
+    begin = time.perf_counter()
+    next(chunks)
+    return {'first': first, 'next': time.perf_counter() - begin}
+
+
 def in_process(kind: str, threads: int) -> dict[str, float]:
-  """`measure` in a fresh process."""
+  """What a kind measures, in a fresh process."""
   command = [sys.executable, '-m', 'benchmarks.input_pipeline']
   command += [f'--kind={kind}', f'--threads={threads}']
   command += [f'--seconds={SECONDS.value}', f'--name={NAME.value}']
@@ -160,45 +185,45 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   if KIND.value:
-    print(json.dumps(measure(KIND.value, THREADS.value)))
+    threads = THREADS.value
+    evaluates = KIND.value == EVALUATIONS
+    print(
+      json.dumps(
+        first_examples(threads)
+        if evaluates
+        else images_a_second(KIND.value, threads)
+      )
+    )
     return
-  cores = os.cpu_count() or 1
+  cores = len(os.sched_getaffinity(0))
   threads = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores]
-  kinds = list(itertools.product(KINDS, threads))
-  found = {kind: [] for kind in kinds}
-  for _ in range(REPEATS.value):
-    for kind, values in found.items():
-      values.append(in_process(*kind))
-  log = {
-    'hardware': f'{platform.machine()}, {cores} cores',
-    'versions': {
-      package: metadata.version(package)
-      for package in ('simplejpeg', 'opencv-python-headless', 'grain')
-    }
-    | {'tensorflow': _tensorflow_version()},
-    'measurements': {
-      f'{kind} x {n}': {key: [v[key] for v in values] for key in values[0]}
-      for (kind, n), values in found.items()
-    },
+  kinds = [*itertools.product(KINDS, threads), (EVALUATIONS, cores)]
+  found = measure.side_by_side(
+    {kind: functools.partial(in_process, *kind) for kind in kinds},
+    REPEATS.value,
+    warm=False,
+  )
+  columns = {
+    kind: {key: [value[key] for value in values] for key in values[0]}
+    for kind, values in found.items()
   }
-  LOG.write_text(json.dumps(log, indent=1) + '\n')
-  print('| pipeline | workers or threads | images/s | images/s and core |')
-  print('|---|---|---|---|')
-  for (kind, n), values in found.items():
-    cells = [
-      f'{statistics.median(t):.0f} ({min(t):.0f}–{max(t):.0f})'
-      for t in ([v[key] for v in values] for key in values[0])
-    ]
-    print(f'| {kind} | {n} | {" | ".join(cells)} |')
-
-
-def _tensorflow_version() -> str:
-  for package in ('tensorflow', 'tensorflow-cpu'):
-    try:
-      return metadata.version(package)
-    except metadata.PackageNotFoundError:
-      continue
-  return 'unknown'
+  waits = columns.pop((EVALUATIONS, cores))
+  log = measure.record(
+    versions=measure.versions(*PACKAGES),
+    measurements={
+      f'{kind} x {n}': rates for (kind, n), rates in columns.items()
+    },
+    seconds_to_first_examples_of_an_evaluation=waits,
+  )
+  measure.write(LOG.value, log)
+  head = ['pipeline', 'workers or threads', 'images/s', 'images/s and core']
+  rows = [
+    [kind, str(n), *(measure.spread(rate, 0) for rate in rates.values())]
+    for (kind, n), rates in columns.items()
+  ]
+  print(measure.table(head, rows), end='\n\n')
+  rows = [[row.figure, row.found, row.goal] for row in page.input_rows(log)]
+  print(measure.table(['figure', 'found', 'goal'], rows))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ Needs nothing but the standard library; hardware is asked of JAX where that is
 installed.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -31,7 +32,7 @@ def versions(*packages: str) -> dict[str, str]:
   """Of Python, and of those of the packages that are installed."""
   found = {'python': platform.python_version()}
   for package in packages or ('jax', 'jaxlib', 'flax', 'optax', 'numpy'):
-    if importlib.util.find_spec(package) is not None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
   return found
 

@@ -154,17 +154,29 @@ def resnet50_rows(log: Log) -> Iterator[Row]:
 
 
 def input_rows(log: Log) -> Iterator[Row]:
-  found = log['measurements']
+  found, core = log['measurements'], 'images_per_core_second'
   for kind in found:
     name, _, threads = kind.rpartition(' x ')
     if name != 'adabatch':
       continue
-    core = 'images_per_core_second'
-    fastest = found[f'tf.data, fastest decoding x {threads}'][core]
-    mine = found[kind][core]
+    # "Fastest decoding" is not faster everywhere.
+    peers = [
+      rates[core]
+      for other, rates in found.items()
+      if other.startswith('tf.data') and other.endswith(f' x {threads}')
+    ]
+    mine, fastest = found[kind][core], max(peers, key=statistics.median)
     more = f'; {statistics.median(mine):,.0f} images/s and core'
     figure = f"images per core, against tf.data's fastest, {threads} at work"
     yield at_least(figure, measure.ratios(mine, fastest), 1.25, more)
+  waits = log['seconds_to_first_examples_of_an_evaluation']
+  for which, seconds in waits.items():
+    figure = f'the {which} evaluation waits for its first examples'
+    # Only the first one starts processes.
+    goal = '< 0.5 s' if which == 'next' else ''
+    met = 'yes' if statistics.median(seconds) < 0.5 else 'no'
+    waited = f'{spread(seconds, 3)} s'
+    yield Row(figure, waited, goal, met if goal else '', MEASURED)
 
 
 def trial_rows(log: Log) -> Iterator[Row]:

@@ -36,6 +36,35 @@ def test_a_record_says_where_and_with_what():
   assert log['load'] >= 0
 
 
+def test_versions_are_of_distributions_whatever_they_install():
+  found = measure.versions('opencv-python-headless', 'no-such-package')
+  assert set(found) == {'python', 'opencv-python-headless'}
+
+
+def test_inputs_are_held_against_the_faster_of_the_others():
+  rates = {
+    'adabatch x 2': [1300.0, 1500.0],
+    'tf.data x 1': [9000.0, 9000.0],
+    'tf.data x 2': [1000.0, 1000.0],
+    'tf.data, fastest decoding x 2': [900.0, 800.0],
+  }
+  log = {
+    'measurements': {
+      kind: {'images_per_core_second': values} for kind, values in rates.items()
+    },
+    'seconds_to_first_examples_of_an_evaluation': {
+      'first': [3.0, 2.0],
+      'next': [0.01, 0.02],
+    },
+  }
+  core, first, later = page.input_rows(log)
+  assert core.found.startswith('1.40 (1.30–1.50)')
+  assert (first.goal, first.met) == ('', '')
+  assert (later.goal, later.met) == ('< 0.5 s', 'yes')
+  log['seconds_to_first_examples_of_an_evaluation']['next'] = [0.6, 0.6]
+  assert list(page.input_rows(log))[-1].met == 'no'
+
+
 def test_the_loop_by_hand_takes_every_example_once_an_epoch():
   taken = list(by_hand.batches(12, [(4, 3), (6, 2)]))
   assert [len(rows) for rows in taken] == [4, 4, 4, 6, 6]

@@ -241,17 +241,15 @@ class Population:
     )
     return reports
 
-  def finite(self, group: Group) -> list[bool]:
-    """Whether the state in each place is finite."""
-    program = self._program(
-      ('finite', len(group.orders)),
+  def evaluate(self, group: Group) -> tuple[list[dict[str, float]], list[bool]]:
+    """Of each place, exact means over the evaluation split, and whether its
+    state is finite: read together, as devices wait for the host meanwhile."""
+    room, task = len(group.orders), self._recipe.task
+    check = self._program(
+      ('finite', room),
       lambda: self._spmd(jax.vmap(state_lib.is_finite), (BY_REPLICA,)),
     )
-    return np.asarray(program.run(group.state)).tolist()
-
-  def metrics(self, group: Group) -> list[dict[str, float]]:
-    """Exact means over the evaluation split, of each place."""
-    room, task = len(group.orders), self._recipe.task
+    finite = check.run(group.state)
     zeros = np.zeros(room, np.float32)
     sums = self._all.place(
       (dict.fromkeys(task.metric_names, zeros), zeros), BY_REPLICA
@@ -270,8 +268,8 @@ class Population:
         values, counts = jax.device_get(found)
         for i, one in gathered.items():
           one.add(jax.tree.map(lambda x, i=i: x[i], values), counts[i])
-    totals, weights = jax.device_get(sums)
-    return [
+    (totals, weights), finite = jax.device_get((sums, finite))
+    metrics = [
       summary(
         task,
         {name: total[i] for name, total in totals.items()},
@@ -280,6 +278,7 @@ class Population:
       )
       for i in range(room)
     ]
+    return metrics, finite.tolist()
 
   def keep(self, group: Group) -> None:
     """Moves the members that are left to a smaller program, if one will do."""

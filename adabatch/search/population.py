@@ -205,7 +205,7 @@ def run(
     at.next_evaluation = due.next_evaluation(at.examples)
     seconds = time.perf_counter() - begin - population.compile_seconds
     each = (seconds + compiled) / len(group.places)
-    metrics, finite = population.metrics(group), population.finite(group)
+    metrics, finite = population.evaluate(group)
     for place, i in group.places.items():
       if not (finite[place] and math.isfinite(metrics[place]['loss'])):
         diverged.setdefault(place, at.update)

@@ -10,7 +10,7 @@ import pytest
 
 from adabatch import data
 from adabatch.config import default
-from adabatch.devices.population import Member
+from adabatch.devices.population import Member, Population
 from adabatch.search import modes
 from adabatch.search.population import Mode, make_population, run, why_not
 from adabatch.train import train
@@ -98,6 +98,33 @@ def check(outcome, summary, evals):
     else:
       assert e.metrics['loss'] == pytest.approx(r['loss'], rel=1e-5)
     assert e.metrics['accuracy'] == r['accuracy']
+
+
+def test_an_evaluation_is_read_once(monkeypatch):
+  """Nothing runs on the devices between its answer and the next updates."""
+  events = []
+
+  def noting(owner, name):
+    wanted = getattr(owner, name)
+
+    def noted(*args):
+      events.append(name)
+      return wanted(*args)
+
+    monkeypatch.setattr(owner, name, noted)
+
+  programs, parts = population(workload(), KEYS)
+  for owner, name in (
+    (Population, '_program'),
+    (jax, 'device_get'),
+    (Population, 'dispatch'),
+  ):
+    noting(owner, name)
+  ended = list(run(programs, parts, MEMBERS[:2], Mode(2, 64), limit=to_the_end))
+  assert events.count('device_get') == len(ended[0][1].evaluations) > 2
+  after = {b for a, b in itertools.pairwise(events) if a == 'device_get'}
+  assert after == {'dispatch'}
+  assert events[-1] == 'device_get'
 
 
 @pytest.mark.parametrize(
