@@ -45,10 +45,9 @@ def default() -> Config:
   # ... or tokens of text, '2.5B'; of an example that has only a part of them
   # left nothing is trained on.
   c.max_tokens = placeholder(object)
-  # Most updates in one call of a compiled program, up to controller.every. 1:
-  # no loop, whose losses differ by rounding. 'auto': as many as take a short
-  # while, by measuring; 1 for convolutions on a CPU, which XLA runs far slower
-  # in a loop, and for long updates. May be another when a run is resumed.
+  # Most updates in one call of a program; losses with 1 differ by rounding.
+  # 'auto': as many as take a short while, 1 of convolutions on a CPU and of long
+  # updates. May be another when a run is resumed.
   c.updates_per_call = FieldReference('auto', field_type=object)
   # Directory of a run whose newest parameters are started from, as far as their
   # names and shapes are the same; the others, such as a head for other classes,
@@ -441,10 +440,11 @@ def default() -> Config:
   c.checkpoint.best = True
   c.log = ConfigDict()
   c.log.every_updates = 50  # and at every decision
+  # (first, last) update of a trace in WORKDIR/profile; free at a resume.
+  c.log.profile = placeholder(tuple)
   c.eval = ConfigDict()
   c.eval.every_epochs = 1.0  # epochs between two evaluations
-  # 1.05: between two evaluations at least 5 % more examples, so that a long run
-  # and a short one are measured equally finely in relation to their length.
+  # 1.05: 5 % more examples at each, at least: equally fine for long and short.
   c.eval.growth = 1.0
   c.eval.max_per_device = 1024  # examples a device evaluates at once
   return c

@@ -77,6 +77,7 @@ ENTRIES = {
   'data.mean': float,
   'data.std': float,
   'data.randaugment': float,
+  'log.profile': int,
 }
 
 

@@ -145,6 +145,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'checkpoint.every_updates': COUNT,
   'checkpoint.keep': COUNT,
   'log.every_updates': COUNT,
+  'log.profile': COUNT,
   'processes.start_seconds': POSITIVE,
   'processes.lost_seconds': POSITIVE,
   'processes.restarts': NATURAL,

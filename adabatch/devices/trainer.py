@@ -254,6 +254,10 @@ class Trainer:
     params, statistics = self.devices.place((state.params, state.model_state))
     return state._replace(params=params, model_state=statistics)
 
+  def wait(self) -> None:
+    """Until the devices have done all that was dispatched."""
+    jax.block_until_ready(self.state)
+
   # Whether a program can be run at all.
 
   def memory(self, variant: Variant) -> int | None:

@@ -38,6 +38,7 @@ from adabatch.train.optimizer import (
   make_optimizer,
   unwarmed_rate,
 )
+from adabatch.train.profile import check_profile
 from adabatch.train.register import registered
 from adabatch.train.replicas import Replicas
 from adabatch.train.rules import (
@@ -208,6 +209,7 @@ def check_values(config: Config) -> None:
   config_lib.check_keys(config, registered())
   config_lib.check_kinds(config)
   check_numbers(config, parse_count)
+  check_profile(config)
 
 
 def check(config: Config, devices: int) -> None:

@@ -25,6 +25,7 @@ from adabatch.train.initial import start_from
 from adabatch.train.kept import Kept
 from adabatch.train.loop import loop
 from adabatch.train.open_splits import TextCache
+from adabatch.train.profile import Profile
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.watchdog import Watchdog
 from adabatch.train.workdir import Workdir
@@ -105,6 +106,7 @@ def train(
       doing=watchdog,
       restore=kept.go_back,
       stored=stored,
+      profile=closed(Profile(config, files.path)),
     )
     record: dict[str, Any] = {}
     for kind, record in closed(steps):

@@ -30,6 +30,7 @@ from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
 from adabatch.train.per_call import Pace, is_automatic
+from adabatch.train.profile import Profile
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
@@ -49,6 +50,7 @@ def loop(
   doing: Callable[[str, str], None] = lambda next, done: None,
   restore: Callable[[], Saved | None] = lambda: None,
   stored: Stored | None = None,
+  profile: Profile | None = None,
 ) -> Generator[Record, None, None]:
   """Trains to the end; yields what happens as (kind, record), see `records`.
 
@@ -69,10 +71,12 @@ def loop(
     restore: the newest checkpoint, for a run that goes back where it diverged
       (`on_nonfinite`); None: to the start.
     stored: where programs may be that were compiled before.
+    profile: traces some updates; None: none.
   """
   stop = stop or threading.Event()
   best = None if save_best is None else Best(save_best, saved)
   run = Run(parts, saved, save, best, stop, cut, warn, doing, stored)
+  run.profile = profile
   try:
     try:
       yield from run.start(saved)
@@ -96,6 +100,8 @@ Keep = Callable[[Progress, Progress], None]
 
 class Run:
   """What a run is made of, and the phases of the loop."""
+
+  profile: Profile | None = None
 
   def __init__(self, parts, saved, save, best, stop, cut, warn, doing, stored):
     self.parts, self.save, self.best = parts, save, best
@@ -279,6 +285,9 @@ class Run:
     count = min(self.left, self.pace.most)
     self.left -= count
     decides = stretch.decides and not self.left
+    profile = self.profile
+    if profile is not None and at.update + count >= profile.next:
+      self.trace(profile, count)
     call = stretch._replace(
       update=at.update, examples=at.examples, count=count, decides=decides
     )
@@ -291,6 +300,12 @@ class Run:
     if decides and not decisions.measured:
       decisions.decide(at.update, at.examples)
     yield from self.reports.follow(call, reports)
+
+  def trace(self, profile: Profile, count: int) -> None:
+    if profile.due(self.at.update, count):
+      self.trainer.wait()
+      with self.paused('tracing'):
+        profile.turn()
 
   def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at)
