@@ -9,8 +9,12 @@ program is not in it. Writes a log (`--log`).
 """
 
 import argparse
+import gzip
+import json
+import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +25,7 @@ from absl import logging
 
 from adabatch.devices.messages import Call, Report
 from adabatch.devices.trainer import Trainer
+from adabatch.train import train
 from adabatch.train.build import Parts, build
 from adabatch.train.loop import loop
 from benchmarks import measure
@@ -28,6 +33,7 @@ from configs import digits_mlp
 
 GOAL = 40.0  # microseconds
 WARM_UP = 100  # updates
+RUNS = 'ThunkExecutor::Execute'  # a program on a CPU, in a trace
 BATCH_SIZES = (16, 64, 256)
 
 
@@ -78,6 +84,37 @@ def watched(parts: Parts, updates: int, profile: Any = None) -> float:
   raise AssertionError('the last update was not recorded')
 
 
+def busy(batch_size: int, updates: int) -> float:
+  """Share of a trace in which a program runs, in a run as it is by default."""
+  config = digits_mlp.get_config()
+  config.update_from_flattened_dict(
+    {
+      'epochs': 1e6,
+      'max_updates': updates,
+      'controller.name': 'constant',
+      'controller.initial_batch_size': batch_size,
+      'eval.every_epochs': 1e6,
+      'checkpoint.every_updates': 10**6,
+      'log.profile': (updates // 2, updates // 2 + 2000),
+    }
+  )
+  with tempfile.TemporaryDirectory() as workdir:
+    train(config, workdir, devices=jax.devices()[:1])
+    (path,) = pathlib.Path(workdir).glob('profile/**/*.trace.json.gz')
+    events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  # Of one inside another the outer one counts.
+  spans = sorted(
+    (event['ts'], event['ts'] + event['dur'])
+    for event in events
+    if event.get('name', '').startswith(RUNS)
+  )
+  covered, until = 0.0, spans[0][0]
+  for begin, end in spans:
+    covered += max(0.0, end - max(begin, until))
+    until = max(until, end)
+  return covered / (until - spans[0][0])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--log', default=measure.DOCS / 'host_part.json')
@@ -113,6 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       }
     )
     print(rows[-1]['name'], rows[-1]['microseconds'], rows[-1]['python_calls'])
+    shares = [busy(size, 8000) for _ in range(given.repeats)]
+    rows.append(
+      {
+        'name': f'share of a trace in which a program runs, at {size}',
+        'busy': measure.spread(shares),
+        'each': shares,
+      }
+    )
+    print(rows[-1]['name'], rows[-1]['busy'])
   measure.write(given.log, measure.record(quick=given.quick, rows=rows))
   return 0
 

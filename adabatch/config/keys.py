@@ -46,7 +46,7 @@ def default() -> Config:
   # left nothing is trained on.
   c.max_tokens = placeholder(object)
   # Most updates in one call of a program; losses with 1 differ by rounding.
-  # 'auto': as many as take a short while, 1 of convolutions on a CPU and of long
+  # 'auto': as many as take a short while, 1 of convolutions on a CPU, 1 of long
   # updates. May be another when a run is resumed.
   c.updates_per_call = FieldReference('auto', field_type=object)
   # Directory of a run whose newest parameters are started from, as far as their

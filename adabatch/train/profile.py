@@ -57,7 +57,9 @@ class Profile:
     if self._on:
       self.close()
     else:
-      jax.profiler.start_trace(self._directory)
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # which would slow down what it shows
+      jax.profiler.start_trace(self._directory, profiler_options=options)
       self._on, self.next = True, self._last
 
   def close(self) -> None:

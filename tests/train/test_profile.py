@@ -24,7 +24,7 @@ def traced(monkeypatch, tmp_path, window, per_call, updates=20):
 
   monkeypatch.setattr(profile.Profile, 'due', noting)
   for name in ('start_trace', 'stop_trace'):
-    monkeypatch.setattr(jax.profiler, name, lambda *_: done.append(*at))
+    monkeypatch.setattr(jax.profiler, name, lambda *_, **__: done.append(*at))
   config = digits(
     max_updates=updates,
     updates_per_call=per_call,
