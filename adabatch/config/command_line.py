@@ -30,8 +30,11 @@ def exit_code(status: str, number: int | None = None) -> int:
 
   >>> exit_code('diverged'), exit_code('preempted', signal.SIGINT)
   (3, 130)
+  >>> exit_code('grow'), exit_code('grow', signal.SIGINT)
+  (76, 130)
   """
-  if status == 'preempted':
+  # Who stops a run does not want it started again with more.
+  if status == 'preempted' or (status == 'grow' and number is not None):
     return 128 + (number or signal.SIGTERM)
   return EXIT_CODES[status]
 

@@ -134,16 +134,16 @@ class Chunks:
     self._borrowed = segments.Borrowed(blocks.segments)
     if workers:
       segments.sweep()
-      # What each has read ahead, is about to add, and has handed over.
-      needed = blocks.needed(ahead + 2 * workers)
-      # An evaluation will read beside training, and is not to fail by then.
-      segments.check_room(needed * streams)
       parts = [every[worker::workers] for worker in range(workers)]
       if again:
         ahead = min(ahead, len(blocks))
         parts = [part.repeat() for part in parts]
       each = max(1, ahead // workers // 2)
+      # What each has read ahead, is about to add, and has handed over.
       blocks.slots = 2 * each + 2
+      needed = blocks.needed(workers * blocks.slots)
+      # An evaluation will read beside training, and is not to fail by then.
+      segments.check_room(needed * streams)
       self._iterators = [iter(_in_worker(part, each)) for part in parts]
     else:
       options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
@@ -313,7 +313,7 @@ class _Blocks:
     """Bytes of so many chunks; 0 if what they hold is not known."""
     shapes = getattr(self._source, 'shapes', {}).values()
     each = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes)
-    return min(count, len(self)) * self.size * each
+    return count * self.size * each
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -138,6 +138,8 @@ def _chunk(dtype: Any, smoothing: float):
     logits = products(features, vectors, dtype)
     total = jax.nn.logsumexp(logits, -1)
     own = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+    known = (labels >= 0) & (labels < len(vectors))
+    own = jnp.where(known, own, jnp.nan)
     loss = total - (1 - smoothing) * own
     if smoothing:
       loss -= smoothing * jnp.mean(logits, -1)

@@ -427,10 +427,12 @@ def _cross_entropy(
   """In nats, float32 and of the shape of the labels."""
   logits = logits.astype(jnp.float32)
   if not label_smoothing:
+    # Without a look-up, whose gradient would be a scatter.
     real = labels[..., None] == jnp.arange(logits.shape[-1])
-    return jax.nn.logsumexp(logits, -1) - jnp.sum(
-      jnp.where(real, logits, 0), -1
-    )
+    own = jnp.sum(jnp.where(real, logits, 0), -1)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    own = jnp.where(known, own, jnp.nan)
+    return jax.nn.logsumexp(logits, -1) - own
   targets = optax.smooth_labels(
     jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
   )

@@ -164,17 +164,21 @@ def compiled(run: Any, call: Call, ahead: Sequence[Variant]) -> str | None:
     except JaxRuntimeError as error:
       raise _told(error, call.update, bucket) from error
     return None
+  compiled = True
   try:
     trainer.compile(call, ahead)
   except JaxRuntimeError as error:
     if not memory.out_of_memory(error):
       raise
+    compiled = False
   # Asked by all processes, also by one whose compiler refused.
   if variant not in run.fitting and not fits(parts, trainer, variant):
     trainer.programs.forget(variant)
     _halve(run, bucket)
     return _halved_line(call, run.parts.ladder)
   run.fitting.add(variant)
+  if not compiled:  # it was the state that found no room
+    trainer.compile(call, ahead)
   return None
 
 

@@ -9,7 +9,7 @@ is started again with fewer goes on with those.
 import bisect
 from typing import Any
 
-from adabatch.controllers.buckets import Ladder, devices_for
+from adabatch.controllers.buckets import Ladder, bucket_for, devices_for
 from adabatch.train.build import Parts
 from adabatch.train.next_call import next_plan
 
@@ -22,6 +22,17 @@ def larger(parts: Parts) -> Ladder | None:
   return parts.ladder._replace(
     devices=b.grow_to, min_per_device=b.min_per_device
   )
+
+
+def _runs(ladder: Ladder, devices: int) -> bool:
+  """Whether a run that is started with so many has a bucket for each rung."""
+  started = ladder._replace(devices=devices, min_per_device=None)
+  try:
+    for size in ladder.batch_sizes:
+      bucket_for(size, started)
+  except ValueError:  # groups of BatchNorm that would be cut
+    return False
+  return True
 
 
 def wanted(run: Any) -> int:
@@ -41,4 +52,4 @@ def wanted(run: Any) -> int:
   rung = sizes[bisect.bisect_left(sizes, plan.batch_size)]
   devices = devices_for(rung, ladder)
   more = devices > max(run.parts.recipe.devices.size, at.asked)
-  return devices if more else 0
+  return devices if more and _runs(ladder, devices) else 0

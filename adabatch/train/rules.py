@@ -257,7 +257,8 @@ def check_idle(ladder: Ladder, *, streaming: bool) -> None:
 def idle_remarks(config: Config, ladder: Ladder) -> Iterator[str]:
   """A line where none does, of several processes; or what it changes."""
   b = config.buckets
-  if b.min_per_device and not (ladder.min_per_device or b.grow_to):
+  grows = (b.grow_to or 0) > ladder.devices
+  if b.min_per_device and not (ladder.min_per_device or grows):
     yield (
       f'buckets.min_per_device={b.min_per_device} has no effect: no process of '
       'several can idle, but with buckets.grow_to they ask for more devices'

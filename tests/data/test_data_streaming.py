@@ -17,10 +17,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from adabatch.data import images, jpeg, labels, order
+from adabatch.data import images, jpeg, labels, order, streaming
 from adabatch.data.images import open_images
 from adabatch.data.resident import load
-from adabatch.data.source import Chunk
+from adabatch.data.source import Chunk, Shape
 from adabatch.data.streaming import read_chunks
 from adabatch.data.tfds_records import DatasetError
 from tests.tfds_sets import PREPARED, encode_png, needs, write_tfds
@@ -97,6 +97,46 @@ class Dying(Numbers):
         raise LookupError('no such example')
       os.kill(os.getpid(), signal.SIGKILL)
     return super().read(indices, positions)
+
+
+class Sized(Numbers):
+  """Of 48 bytes each."""
+
+  shapes = {'image': Shape((4, 4, 3), np.dtype(np.uint8))}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+  ('workers', 'ahead', 'again', 'slots'),
+  # A worker reads ahead as many chunks of 2 as it and grain hold, and 2 more.
+  [(1, 8, False, 6), (2, 4, True, 4), (4, 32, False, 6), (4, 32, True, 4)],
+)
+def test_room_is_asked_for_all_that_readers_take(
+  monkeypatch, workers, ahead, again, slots
+):
+  """An evaluation that begins later is not to fail for want of it."""
+  asked = []
+
+  class Enough(Exception):
+    pass
+
+  def start(part, each):
+    raise Enough
+
+  monkeypatch.setattr(streaming.segments, 'check_room', asked.append)
+  monkeypatch.setattr(streaming, '_in_worker', start)
+  blocks = []
+  init = streaming._Blocks.__init__
+
+  def noting(self, *args):
+    blocks.append(self)
+    init(self, *args)
+
+  monkeypatch.setattr(streaming._Blocks, '__init__', noting)
+  how = {'workers': workers, 'chunk': 2, 'read_ahead': ahead, 'again': again}
+  with pytest.raises(Enough):
+    read_chunks(Sized(), None, 0, **how)
+  assert blocks[0].slots == slots
+  assert asked == [workers * slots * 2 * 48]
 
 
 # --- what an example is ---

@@ -102,6 +102,17 @@ def test_large_logits_are_never_whole(chunked):
     assert f'[{tokens},{VOCABULARY}]' not in text
 
 
+@pytest.mark.parametrize('label', [-1, VOCABULARY])
+def test_a_token_that_is_none_has_no_loss(chunked, label):
+  """In chunks or whole: a loop of one's own is to notice it."""
+  scores, batch = example()
+  batch['tokens'][0, 3] = label
+  for on in (False, True):
+    chunked(on)
+    losses = training_loss(language_modelling(), scores, batch)
+    assert np.isnan(losses).tolist() == [True, False, False]
+
+
 def test_which_are_whole():
   def chunks(tokens, vocabulary):
     shapes = [

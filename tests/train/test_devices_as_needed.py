@@ -205,12 +205,20 @@ def test_refused_in_one_line(overrides, message):
     build(config(**keys), jax.devices()[:2])
 
 
+def test_no_number_is_asked_for_that_would_be_refused():
+  """Groups of BatchNorm that so many devices would cut."""
+  rungs = ladder(16, 96, devices=6, max_per_device=8, group_size=16)
+  assert [grow._runs(rungs, devices) for devices in (2, 3)] == [True, False]
+
+
 def test_what_is_not_as_one_may_expect_is_said():
   parts = build(config(**NEEDED), jax.devices()[:2])
   assert not [line for line in remarks(parts) if 'min_per_device' in line]
   several = parts._replace(ladder=parts.ladder._replace(min_per_device=None))
-  (line,) = remarks(several)
-  assert line.startswith('buckets.min_per_device=16 has no effect')
+  grows = config(**NEEDED | {'buckets.grow_to': 2})
+  for one in (several, several._replace(config=grows)):  # there are two already
+    (line,) = remarks(one)
+    assert line.startswith('buckets.min_per_device=16 has no effect')
   noise = build(
     config(**NEEDED | {'controller.name': 'noise_scale'}), jax.devices()[:2]
   )
