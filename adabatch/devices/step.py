@@ -368,6 +368,9 @@ def _noise(sums: _Sums, gradient, norm_squared, state: TrainState):
   )
 
 
+FLOAT32_BITS = jnp.finfo(jnp.float32).nmant
+
+
 def _rounded(gradient: Any, dtype: Any) -> Any:
   """What is wider and real, in a dtype; by the compiler left as it is.
 
@@ -379,7 +382,8 @@ def _rounded(gradient: Any, dtype: Any) -> Any:
 
   def one(g):
     real = jnp.issubdtype(g.dtype, jnp.floating)
-    if not real or jnp.finfo(g.dtype).nmant <= to.nmant:
+    # Gradients of 64 bits keep them unless it is fewer than 32 that are wanted.
+    if not real or min(jnp.finfo(g.dtype).nmant, FLOAT32_BITS) <= to.nmant:
       return g
     # XLA may leave out a mere conversion forth and back.
     return jax.lax.reduce_precision(g, to.nexp, to.nmant).astype(dtype)

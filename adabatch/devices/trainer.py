@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +144,11 @@ class Trainer:
     self.programs = Programs(self.lower, stored)
     self._bucket = self._program = None  # of the last call
     self._room = 1  # of it
+    self._guard = (
+      nullcontext
+      if self.devices.is_one  # to which batches go with the call
+      else partial(jax.transfer_guard, 'disallow')
+    )
     self.evaluates = False
     self._finite = self.devices.jit(state_lib.is_finite)
     self.go_on(restored, recipe.replicas if replicas is None else replicas)
@@ -226,7 +232,9 @@ class Trainer:
     assert self._program is not None, 'compile() fetches it'
     feed = self._feeds[self.in_use]
     arrays, batch = feed.take(call, self._room, stop=stop)
-    self.state, reports = self._program(self.state, arrays, batch)
+    # Nothing else is to be copied, such as a state that lay on the host.
+    with self._guard():
+      self.state, reports = self._program(self.state, arrays, batch)
     return reports
 
   # On as many devices as a bucket needs.

@@ -1,5 +1,6 @@
 """BatchNorm whose statistics do not depend on batch size, devices or steps."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -174,7 +175,7 @@ def _two_passes(x, mask, running, count):
   return mean, _around(x, mask, mean, count)[1]
 
 
-def _one_pass(x, mask, running, count):
+def _one_pass(x, mask, running, count, epsilon=1e-5):
   """The same from sums that a TPU makes beside the convolution before.
 
   They are around the running mean; where that is still far from the mean, as in
@@ -186,18 +187,24 @@ def _one_pass(x, mask, running, count):
     return step, guess + step, square - jnp.square(step)
 
   step, mean, variance = around(running)
-  far = jnp.any(jnp.square(step) > FAR * variance)
-  # Where all is 0, as in a group of empty slots, there is nothing to mend.
+  # Of a channel that is constant the variance may be as wrong as the epsilon
+  # that is added to it allows.
+  far = jnp.any(jnp.square(step) > FAR * (variance + epsilon))
   return jax.lax.cond(far, lambda: around(mean)[1:], lambda: (mean, variance))
 
 
-def _statistics(x, mask, running, gather):
+def _statistics(x, mask, running, gather, epsilon):
   """Mean, variance and number of entries of each group, on all its devices."""
   places = x.shape[2]
   count = jnp.sum(mask, 1, keepdims=True) * places
   here = jnp.maximum(count, 1.0)
   mean, variance = jax.lax.platform_dependent(
-    x, mask, running, here, tpu=_one_pass, default=_two_passes
+    x,
+    mask,
+    running,
+    here,
+    tpu=partial(_one_pass, epsilon=epsilon),
+    default=_two_passes,
   )
   if isinstance(gather, Alone):
     return mean, variance, here
@@ -214,7 +221,8 @@ def _plainly(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(x - mean) / sqrt(variance + epsilon) * scale + bias, by groups.
 
-  Its gradient takes one more pass over x and the gradient of the result.
+  Its gradient takes one more pass over x and the gradient of the result; it has
+  none in forward mode (`jax.jvp`).
 
   Args:
     x: [groups, size, places, C].
@@ -235,7 +243,7 @@ def _plainly(
 
 def _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather):
   scale, bias = scale_and_bias
-  mean, variance, count = _statistics(x, mask, running, gather)
+  mean, variance, count = _statistics(x, mask, running, gather, epsilon)
   factor = jax.lax.rsqrt(variance + epsilon)
   result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
   kept = x, mask, scale, mean, factor, count
@@ -261,7 +269,7 @@ def _normalise_backward(epsilon, gather, kept, cotangents):
   return (
     below.astype(x.dtype),
     None,
-    (to_scale, to_bias),
+    (to_scale.astype(scale.dtype), to_bias.astype(scale.dtype)),
     None,
   )
 

@@ -108,7 +108,6 @@ def train(
       stored=stored,
       profile=closed(Profile(config, files.path)),
     )
-    record: dict[str, Any] = {}
     for kind, record in closed(steps):
       kept.write(kind, record)
     return record

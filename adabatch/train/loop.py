@@ -260,7 +260,9 @@ class Run:
     at, trainer = self.at, self.trainer
     yield from regroup(self)
     # While their number is looked for a window may end after every call.
-    most = math.inf if self.replicas.settled else trainer.updates_per_call
+    most = math.inf
+    if not self.replicas.settled:
+      most = min(trainer.updates_per_call, self.parts.config.sync.tune.window)
     while True:
       rules = self.parts, self.decisions, self.replicas
       self.stretch = stretch = next_call(at, *rules, most=most, cut=self.cut)

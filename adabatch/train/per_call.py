@@ -10,7 +10,8 @@ anyway. How many updates a call then does changes nothing that is computed, and
 is measured: as many as take a short while.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -25,7 +26,7 @@ MOST_INDICES = 2**18  # of examples, a call's: what the host copies at most
 LITTLE = 2e10  # floating-point operations
 # After so long a run listens to who stops it; a call costs the 100th part.
 CALL_SECONDS = 0.05
-MEASURED = 3  # calls in each bucket, of which the fastest counts
+MEASURED = 3  # calls in each bucket
 
 
 def is_automatic(config: Config) -> bool:
@@ -48,6 +49,55 @@ def most_in_a_call(config: Config, updates: int, looped: bool) -> int:
   return min(most, updates, checkpoint, *decisions)
 
 
+class Work(NamedTuple):
+  """What a function computes.
+
+  Attributes:
+    flops: of matrix products and convolutions.
+    convolves: whether there are any of the latter.
+  """
+
+  flops: float
+  convolves: bool
+
+
+def work_of(jaxpr: Any) -> Work:
+  """Counts the products of a function, in loops as often as they go round.
+
+  Of a loop of unknown length once; of the branches of a conditional all.
+
+  Args:
+    jaxpr: of it, from `jax.make_jaxpr`.
+
+  >>> import numpy as np
+  >>> x, w = np.ones((2, 4)), np.ones((3, 4, 4))
+  >>> run = lambda x, w: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+  >>> work_of(jax.make_jaxpr(run)(x, w)).flops
+  192.0
+  """
+  flops, convolves = 0.0, False
+  for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    name, p = eqn.primitive.name, eqn.params
+    out = math.prod(getattr(eqn.outvars[0].aval, 'shape', ()))
+    if name == 'dot_general':
+      ((contracted, _), _), shape = p['dimension_numbers'], eqn.invars[0].aval
+      flops += 2.0 * out * math.prod(shape.shape[i] for i in contracted)
+    elif name == 'conv_general_dilated':
+      # The kernel has as many numbers for each channel that comes out.
+      kernel, where = eqn.invars[1].aval.shape, p['dimension_numbers'].rhs_spec
+      flops += 2.0 * out * math.prod(kernel) / kernel[where[0]]
+      convolves = True
+    times = p['length'] if name == 'scan' else 1
+    for inner in jax.tree.leaves(
+      list(p.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      if hasattr(inner, 'eqns'):
+        more = work_of(inner)
+        flops += times * more.flops
+        convolves |= more.convolves
+  return Work(flops, convolves)
+
+
 def is_looped(
   platform: str,
   model: nn.Module,
@@ -63,13 +113,12 @@ def is_looped(
     example: shape of a batch with one of its inputs.
     bucket: the smallest one.
   """
-  forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
-  lowered = forward.lower(variables, example)
+  forward = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))
+  work = work_of(forward(variables, example))
   if platform == 'cpu':
-    return 'stablehlo.convolution' not in lowered.as_text()
-  found: Any = lowered.cost_analysis()
+    return not work.convolves
   # Backwards there are two products for each one forwards.
-  return 3 * found.get('flops', 0.0) * bucket.slots_per_device < LITTLE
+  return 3 * work.flops * bucket.slots_per_device < LITTLE
 
 
 class Pace:
@@ -85,7 +134,8 @@ class Pace:
   def __init__(self, automatic: bool):
     """`automatic`: else as many as there is room for."""
     self._automatic = automatic
-    self._seconds: dict[Bucket, list[float]] = {}
+    # Of all that were measured: where a report comes late the next is early.
+    self._known: dict[Bucket, tuple[int, int, float]] = {}
     self._bucket: Bucket | None = None
     self._room = self.most = 1
     self.measures = False
@@ -95,17 +145,18 @@ class Pace:
     self._bucket, self._room = bucket, room
     self._decide(bucket)
 
-  def saw(self, bucket: Bucket, seconds: float) -> None:
-    """What an update of a call in a bucket took."""
+  def saw(self, bucket: Bucket, updates: int, seconds: float) -> None:
+    """What a call of so many updates in a bucket took."""
     if bucket == self._bucket:
-      seconds = max(of_first_process(seconds), 1e-9)
-      self._seconds.setdefault(bucket, []).append(seconds)
+      calls, done, spent = self._known.get(bucket, (0, 0, 0.0))
+      spent += of_first_process(seconds)
+      self._known[bucket] = calls + 1, done + updates, spent
       self._decide(bucket)
 
   def _decide(self, bucket: Bucket) -> None:
-    known = self._seconds.get(bucket, [])
+    calls, done, spent = self._known.get(bucket, (0, 0, 0.0))
     free = self._automatic and self._room > 1
-    self.most, self.measures = self._room, free and len(known) < MEASURED
+    self.most, self.measures = self._room, free and calls < MEASURED
     if free:
-      fit = int(CALL_SECONDS / min(known)) if known else 1
+      fit = int(CALL_SECONDS * done / max(spent, 1e-9))
       self.most = max(1, min(self._room, fit))

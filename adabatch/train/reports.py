@@ -223,7 +223,7 @@ class Reports:
     if jax.process_count() > 1:
       # Processes agree by a collective, of which there is one at a time.
       self.wait(0)
-    self._pace.saw(call.plan.bucket, seconds / call.count)
+    self._pace.saw(call.plan.bucket, call.count, seconds)
 
   def _looked_at(self, call: Call, rows: np.ndarray) -> Iterable[int]:
     """Which updates of a call are, from 1: all, or those that leave a trace.

@@ -111,6 +111,14 @@ def test_gradients_of_8_bits_train_alike(devices):
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-2 * np.abs(a).max())
 
 
+def test_64_bits_stay_64_unless_few_are_wanted():
+  with jax.enable_x64():
+    x = jnp.array([1 + 2.0**-40])
+    assert _rounded([x], jnp.float32)[0].dtype == jnp.float64
+    assert _rounded([x], jnp.float32)[0] == x
+    assert _rounded([x], jnp.bfloat16)[0].dtype == jnp.bfloat16
+
+
 def test_what_is_rounded():
   x = jnp.array([1 + 2**-9, 1 + 3 * 2**-8], jnp.float32)
   tree = {'a': x, 'b': x.astype(jnp.float16), 'c': x + 0j}

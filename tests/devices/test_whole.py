@@ -208,7 +208,7 @@ def test_equals_scikit_learn_in_a_population(split):
   programs = Population(recipe, lambda values: recipe.tx, plan)
   group = programs.start([Member(seed, ()) for seed in (1, 2, 3)])
   scales = np.asarray(group.state.params['scale'])
-  found = programs.metrics(group)
+  found, _ = programs.evaluate(group)
   assert len(found) == 4, 'the last place is idle'
   for scale, metrics in zip(scales[:3], found, strict=False):
     scores = split.arrays['features'] * scale

@@ -45,12 +45,12 @@ def run_until(workdir, after, **overrides):
 # What is sent.
 
 OTHERS = re.compile(
-  r'= .* (all-gather|all-to-all|reduce-scatter|collective-\w+)(-start)?\('
+  r'= .* (all-to-all|reduce-scatter|collective-\w+)(-start)?\('
 )
 
 
 def groups_of_devices(line):
-  """Of an all-reduce; JAX 0.10 and 0.12 print them in different forms."""
+  """Of an exchange; JAX 0.10 and 0.12 print them in different forms."""
   if listed := re.search(r'replica_groups=\{\{([\d,{}]*)\}\}', line):
     groups = listed[1].split('},{')
     return [[int(i) for i in group.split(',')] for group in groups]
@@ -75,14 +75,14 @@ def groups_of_devices(line):
 
 
 def reductions(text):
-  """Groups of devices and bytes of each all-reduce in a compiled program."""
+  """Groups of devices and bytes of each sum, or gathering, in a program."""
   found = []
   for line in text.splitlines():
-    if not re.search(r'= .* all-reduce(-start)?\(', line):
+    if not re.search(r'= .* all-(reduce|gather)(-start)?\(', line):
       assert not OTHERS.search(line)
       continue
     groups = groups_of_devices(line)
-    result = line.split('= ', 1)[1].split(' all-reduce', 1)[0]
+    result = re.split(' all-(?:reduce|gather)', line.split('= ', 1)[1])[0]
     size = sum(
       4 * math.prod(int(n) for n in dims.split(',') if n)
       for dims in re.findall(r'f32\[([\d,]*)\]', result)
