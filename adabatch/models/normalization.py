@@ -1,5 +1,6 @@
 """BatchNorm whose statistics do not depend on batch size, devices or steps."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ class GhostBatchNorm(nn.Module):
       x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
       weights = jnp.pad(weights, (0, padding))
     mask = weights.reshape(count, size, 1, 1)
-    gather = Alone()
+    gather: Alone | Gatherer = Alone()
     if rows is not None and together > 1:
       gather = _gatherer(together, rows)
     normalised, group_mean, group_var = _normalise(
@@ -83,17 +84,15 @@ class GhostBatchNorm(nn.Module):
       mask,
       (scale, bias),
       mean.value,
-      self.epsilon,
-      gather,
+      Kind(self.epsilon, gather),
     )
     if not self.is_initializing():
       examples = jnp.sum(mask, 1, keepdims=True)
       share = examples / jnp.maximum(jnp.sum(examples), 1.0)
       for running, value in ((mean, group_mean), (var, group_var)):
-        batch_value = jnp.sum(jax.lax.stop_gradient(value) * share, (0, 1, 2))
-        running.value = (
-          self.momentum * running.value + (1 - self.momentum) * batch_value
-        )
+        of_groups = jax.lax.stop_gradient(value)
+        step = (1 - self.momentum) * (of_groups - running.value)
+        running.value = jnp.sum(share * (running.value + step), (0, 1, 2))
     return normalised.reshape(x.shape)[:batch].astype(self.dtype)
 
   def _devices_together(self, batch: int, rows: Rows) -> int:
@@ -149,75 +148,102 @@ def _gatherer(together: int, rows: Rows) -> Gatherer:
   return Gatherer(together, rows.devices, rows.axis)
 
 
+class Kind(NamedTuple):
+  """What of a layer is known when it is compiled.
+
+  Attributes:
+    epsilon: added to the variance.
+    gather: values of the devices that share a group.
+  """
+
+  epsilon: float
+  gather: Alone | Gatherer
+
+
 # Squares that are added up lose (mean - shift)^2 / variance roundings of
 # float32; with more the sums are made anew around the mean.
-FAR = 30.0
+FAR = 16.0
 
 
-def _around(x: jax.Array, mask: jax.Array, shift: jax.Array, count: jax.Array):
-  """Mean and variance of the distance to a shift, over examples and places."""
+def _sums(values: Sequence[jax.Array], mask: jax.Array) -> jax.Array:
+  """Of each over places, then over the real examples: [..., groups, 1, 1, C].
+
+  In this order nothing of the size of the values is masked, and a TPU adds the
+  places up beside the convolution that they come from.
+  """
+  of_examples = jnp.stack([jnp.sum(v, 2, keepdims=True) for v in values])
+  return jnp.sum(of_examples * mask, 2, keepdims=True)
+
+
+def _around(x: jax.Array, share: jax.Array, shift: jax.Array):
+  """Mean and mean square of the distance to a shift, of each group."""
   distance = x.astype(jnp.float32) - shift
-  mean = jnp.sum(distance * mask, (1, 2), keepdims=True) / count
-  square = jnp.sum(jnp.square(distance) * mask, (1, 2), keepdims=True) / count
-  return mean, square
+  return _sums([distance, jnp.square(distance)], share)
 
 
-def _two_passes(x, mask, running, count):
+def _two_passes(x, share, running):
   """Mean and variance of each group: first the one, then around it the other.
 
   Args:
     x: [groups, size, places, C].
-    mask: 1 of a real example, else 0: [groups, size, 1, 1].
+    share: of each example's places in the mean, [groups, size, 1, 1].
     running: any guess of the mean, [C].
-    count: entries of each group and channel, at least 1.
   """
-  mean = running + _around(x, mask, running, count)[0]
-  return mean, _around(x, mask, mean, count)[1]
+  mean = running + _around(x, share, running)[0]
+  return mean, _around(x, share, mean)[1]
 
 
-def _one_pass(x, mask, running, count, epsilon=1e-5):
+def _one_pass(x, share, running, epsilon=1e-5):
   """The same from sums that a TPU makes beside the convolution before.
 
   They are around the running mean; where that is still far from the mean, as in
-  the first updates, once more around the mean.
+  the first updates, once more around the mean. Not of bfloat16: its own
+  rounding changes the variance by more, and a branch costs even where it is not
+  taken, because what it might read has to lie in the large memory of the chip.
   """
 
   def around(guess):
-    step, square = _around(x, mask, guess, count)
+    step, square = _around(x, share, guess)
     return step, guess + step, square - jnp.square(step)
 
   step, mean, variance = around(running)
+  if x.dtype == jnp.bfloat16:
+    return mean, jnp.maximum(variance, 0.0)
   # Of a channel that is constant the variance may be as wrong as the epsilon
   # that is added to it allows.
   far = jnp.any(jnp.square(step) > FAR * (variance + epsilon))
   return jax.lax.cond(far, lambda: around(mean)[1:], lambda: (mean, variance))
 
 
-def _statistics(x, mask, running, gather, epsilon):
-  """Mean, variance and number of entries of each group, on all its devices."""
-  places = x.shape[2]
-  count = jnp.sum(mask, 1, keepdims=True) * places
-  here = jnp.maximum(count, 1.0)
+def _shares(mask, entries):
+  """Of each example's places in a mean over so many of a group."""
+  return mask / jnp.maximum(entries, 1.0)
+
+
+def _statistics(x, mask, running, kind: Kind):
+  """Mean and variance of each group, of all its devices; shares in them."""
+  entries = x.shape[2] * jnp.sum(mask, 1, keepdims=True)
+  share = _shares(mask, entries)
   mean, variance = jax.lax.platform_dependent(
     x,
-    mask,
+    share,
     running,
-    here,
-    tpu=partial(_one_pass, epsilon=epsilon),
+    tpu=partial(_one_pass, epsilon=kind.epsilon),
     default=_two_passes,
   )
-  if isinstance(gather, Alone):
-    return mean, variance, here
-  each = jnp.stack([jnp.broadcast_to(count, mean.shape), mean, variance])
-  counts, means, variances = jnp.moveaxis(gather(each), 1, 0)
-  all_of_them = jnp.maximum(jnp.sum(counts, 0), 1.0)
-  mean = jnp.sum(counts * means, 0) / all_of_them
-  squares = counts * (variances + jnp.square(means - mean))
-  return mean, jnp.sum(squares, 0) / all_of_them, all_of_them
+  if isinstance(kind.gather, Alone):
+    return mean, variance, share
+  each = jnp.stack([jnp.broadcast_to(entries, mean.shape), mean, variance])
+  counts, means, variances = jnp.moveaxis(kind.gather(each), 1, 0)
+  everywhere = jnp.sum(counts, 0)
+  weights = counts / jnp.maximum(everywhere, 1.0)
+  mean = jnp.sum(weights * means, 0)
+  variance = jnp.sum(weights * (variances + jnp.square(means - mean)), 0)
+  return mean, variance, _shares(mask, everywhere[..., :1])
 
 
 def _plainly(
-  x, mask, scale_and_bias, running, epsilon, gather
+  x, mask, scale_and_bias, running, kind: Kind
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(x - mean) / sqrt(variance + epsilon) * scale + bias, by groups.
 
@@ -229,43 +255,37 @@ def _plainly(
     mask: of real examples, [groups, size, 1, 1].
     scale_and_bias: [C] each.
     running: mean, [C].
-    epsilon: added to the variance.
-    gather: values of the devices that share a group.
+    kind: of the layer.
 
   Returns:
     The result, of the shape of x; mean and variance of each group, [groups, 1,
     1, C], which have no gradient. All float32.
   """
-  return _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather)[
-    0
-  ]
+  return _normalise_forward(x, mask, scale_and_bias, running, kind)[0]
 
 
-def _normalise_forward(x, mask, scale_and_bias, running, epsilon, gather):
+def _normalise_forward(x, mask, scale_and_bias, running, kind):
   scale, bias = scale_and_bias
-  mean, variance, count = _statistics(x, mask, running, gather, epsilon)
-  factor = jax.lax.rsqrt(variance + epsilon)
+  mean, variance, share = _statistics(x, mask, running, kind)
+  factor = jax.lax.rsqrt(variance + kind.epsilon)
   result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
-  kept = x, mask, scale, mean, factor, count
+  kept = x, share, scale, mean, factor
   return (result, mean, variance), kept
 
 
-def _normalise_backward(epsilon, gather, kept, cotangents):
-  del epsilon
-  x, mask, scale, mean, factor, count = kept
+def _normalise_backward(kind, kept, cotangents):
+  x, share, scale, mean, factor = kept
   above = cotangents[0].astype(jnp.float32)
-  normalised = (x.astype(jnp.float32) - mean) * factor
-  here = jnp.stack(
-    [
-      jnp.sum(above, (1, 2), keepdims=True),
-      jnp.sum(above * normalised, (1, 2), keepdims=True),
-    ]
-  )
-  of_group = jnp.sum(gather(here), 0) / count
+  distance = x.astype(jnp.float32) - mean
+  here = _sums([above, above * distance], jnp.ones_like(share))
+  through_mean, through_variance = jnp.sum(kind.gather(here), 0)
   # What is not real is normalised, too, but no part of mean and variance.
-  through = mask * (of_group[0] + normalised * of_group[1])
-  below = (factor * scale) * (above - through)
-  to_bias, to_scale = jnp.sum(here, (1, 2, 3))
+  slope = factor * scale
+  through_mean = share * (slope * through_mean)
+  through_variance = share * (slope * jnp.square(factor) * through_variance)
+  below = slope * above - through_mean - distance * through_variance
+  to_bias = jnp.sum(here[0], (0, 1, 2))
+  to_scale = jnp.sum(here[1] * factor, (0, 1, 2))
   return (
     below.astype(x.dtype),
     None,
@@ -274,5 +294,5 @@ def _normalise_backward(epsilon, gather, kept, cotangents):
   )
 
 
-_normalise = jax.custom_vjp(_plainly, nondiff_argnums=(4, 5))
+_normalise = jax.custom_vjp(_plainly, nondiff_argnums=(4,))
 _normalise.defvjp(_normalise_forward, _normalise_backward)
