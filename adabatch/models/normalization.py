@@ -110,8 +110,9 @@ class GhostBatchNorm(nn.Module):
 class Alone(NamedTuple):
   """Of a group that lies on one device."""
 
-  def __call__(self, value: jax.Array) -> jax.Array:
-    return value[None]
+  def total(self, value: jax.Array) -> jax.Array:
+    """The sum over the devices that share a group."""
+    return value
 
 
 class Gatherer(NamedTuple):
@@ -127,7 +128,11 @@ class Gatherer(NamedTuple):
   devices: int
   axis: str
 
-  def __call__(self, value: jax.Array) -> jax.Array:
+  def total(self, value: jax.Array) -> jax.Array:
+    """The sum over the devices that share a group."""
+    return jnp.sum(self.each(value), 0)
+
+  def each(self, value: jax.Array) -> jax.Array:
     """[...] -> [together, ...]."""
     together, devices = self.together, self.devices
     if devices % together == 0:
@@ -165,20 +170,20 @@ class Kind(NamedTuple):
 FAR = 16.0
 
 
-def _sums(values: Sequence[jax.Array], mask: jax.Array) -> jax.Array:
-  """Of each over places, then over the real examples: [..., groups, 1, 1, C].
+def _means(values: Sequence[jax.Array], share: jax.Array) -> jax.Array:
+  """Of each over places and real examples: [values, groups, 1, 1, C].
 
-  In this order nothing of the size of the values is masked, and a TPU adds the
-  places up beside the convolution that they come from.
+  Places come first: so nothing of the size of the values is masked, and a TPU
+  adds them up beside the convolution that they come from.
   """
-  of_examples = jnp.stack([jnp.sum(v, 2, keepdims=True) for v in values])
-  return jnp.sum(of_examples * mask, 2, keepdims=True)
+  of_examples = [jnp.sum(v, 2, keepdims=True) for v in values]
+  return jnp.stack([jnp.sum(e * share, 1, keepdims=True) for e in of_examples])
 
 
 def _around(x: jax.Array, share: jax.Array, shift: jax.Array):
   """Mean and mean square of the distance to a shift, of each group."""
   distance = x.astype(jnp.float32) - shift
-  return _sums([distance, jnp.square(distance)], share)
+  return _means([distance, jnp.square(distance)], share)
 
 
 def _two_passes(x, share, running):
@@ -215,15 +220,11 @@ def _one_pass(x, share, running, epsilon=1e-5):
   return jax.lax.cond(far, lambda: around(mean)[1:], lambda: (mean, variance))
 
 
-def _shares(mask, entries):
-  """Of each example's places in a mean over so many of a group."""
-  return mask / jnp.maximum(entries, 1.0)
-
-
 def _statistics(x, mask, running, kind: Kind):
-  """Mean and variance of each group, of all its devices; shares in them."""
+  """Mean, variance and number of entries of each group, on all its devices."""
   entries = x.shape[2] * jnp.sum(mask, 1, keepdims=True)
-  share = _shares(mask, entries)
+  count = jnp.maximum(entries, 1.0)
+  share = mask / count
   mean, variance = jax.lax.platform_dependent(
     x,
     share,
@@ -232,14 +233,14 @@ def _statistics(x, mask, running, kind: Kind):
     default=_two_passes,
   )
   if isinstance(kind.gather, Alone):
-    return mean, variance, share
+    return mean, variance, count
   each = jnp.stack([jnp.broadcast_to(entries, mean.shape), mean, variance])
-  counts, means, variances = jnp.moveaxis(kind.gather(each), 1, 0)
-  everywhere = jnp.sum(counts, 0)
-  weights = counts / jnp.maximum(everywhere, 1.0)
+  counts, means, variances = jnp.moveaxis(kind.gather.each(each), 1, 0)
+  count = jnp.maximum(jnp.sum(counts[..., :1], 0), 1.0)
+  weights = counts / count
   mean = jnp.sum(weights * means, 0)
   variance = jnp.sum(weights * (variances + jnp.square(means - mean)), 0)
-  return mean, variance, _shares(mask, everywhere[..., :1])
+  return mean, variance, count
 
 
 def _plainly(
@@ -266,26 +267,26 @@ def _plainly(
 
 def _normalise_forward(x, mask, scale_and_bias, running, kind):
   scale, bias = scale_and_bias
-  mean, variance, share = _statistics(x, mask, running, kind)
+  mean, variance, count = _statistics(x, mask, running, kind)
   factor = jax.lax.rsqrt(variance + kind.epsilon)
   result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
-  kept = x, share, scale, mean, factor
+  kept = x, mask, count, scale, mean, factor
   return (result, mean, variance), kept
 
 
 def _normalise_backward(kind, kept, cotangents):
-  x, share, scale, mean, factor = kept
+  x, mask, count, scale, mean, factor = kept
   above = cotangents[0].astype(jnp.float32)
   distance = x.astype(jnp.float32) - mean
-  here = _sums([above, above * distance], jnp.ones_like(share))
-  through_mean, through_variance = jnp.sum(kind.gather(here), 0)
-  # What is not real is normalised, too, but no part of mean and variance.
+  # What is not real has no gradient, and is no part of mean and variance.
+  here = _means([above, above * distance], mask / count)
+  through_mean, through_variance = kind.gather.total(here)
   slope = factor * scale
-  through_mean = share * (slope * through_mean)
-  through_variance = share * (slope * jnp.square(factor) * through_variance)
-  below = slope * above - through_mean - distance * through_variance
-  to_bias = jnp.sum(here[0], (0, 1, 2))
-  to_scale = jnp.sum(here[1] * factor, (0, 1, 2))
+  through_mean = slope * through_mean
+  through_variance = slope * jnp.square(factor) * through_variance
+  below = slope * above - mask * (through_mean + distance * through_variance)
+  to_bias = jnp.sum(count * here[0], (0, 1, 2))
+  to_scale = jnp.sum(count * factor * here[1], (0, 1, 2))
   return (
     below.astype(x.dtype),
     None,
