@@ -300,12 +300,12 @@ def _update(
 
     # Of a complex parameter JAX gives the conjugate of the way uphill. Back in
     # the dtypes of the parameters, which the sums had before.
-    gradient = jax.tree.map(
-      lambda g, p: mean(jnp.conj(g.astype(p.dtype))),
-      sums.gradient,
-      state.params,
+    total = jax.tree.map(
+      lambda g, p: jnp.conj(g.astype(p.dtype)), sums.gradient, state.params
     )
-    norm_squared = gradient_noise.squared_norm(gradient)
+    gradient = jax.tree.map(mean, total)
+    # Of the total, so that the mean has one reader, and is never in memory.
+    norm_squared = gradient_noise.squared_norm(total) * jnp.square(share)
     estimate = gradient_noise.unknown()
     if recipe.estimate_noise:
       estimate = _noise(sums, gradient, norm_squared, state)
