@@ -305,7 +305,7 @@ def _update(
     )
     gradient = jax.tree.map(mean, total)
     # Of the total, so that the mean has one reader, and is never in memory.
-    norm_squared = gradient_noise.squared_norm(total) * jnp.square(share)
+    norm_squared = mean(mean(gradient_noise.squared_norm(total)))
     estimate = gradient_noise.unknown()
     if recipe.estimate_noise:
       estimate = _noise(sums, gradient, norm_squared, state)
