@@ -77,6 +77,7 @@ ENTRIES = {
     15, ('data_dir',), ('--repeats=1', '--seconds=1'), lacks_tensorflow
   ),
   'tpu_steps': Entry(120, quick=None, lacks=lacks_compiler),
+  'tpu_text': Entry(120, quick=None, lacks=lacks_compiler),
   'host_part': Entry(10),
   'devices_as_needed': Entry(20),
   'resnet50_images': Entry(15, quick=None, lacks=lacks_gpu),

@@ -145,6 +145,21 @@ def plain_rows(kind: str, log: Log) -> Iterator[Row]:
     yield Row(name, found, goal, met, kind)
 
 
+def text_rows(log: Log) -> Iterator[Row]:
+  """In parts and as a whole, side by side."""
+  for name, parts in log['rows'].items():
+    figure, _, way = name.rpartition(', ')
+    if way == 'whole' or (figure + ', whole') not in log['rows']:
+      continue
+    whole = log['rows'][figure + ', whole']
+    found = (
+      f'{parts["milliseconds"]:.1f} ms in {way}, {whole["milliseconds"]:.1f} '
+      f'whole; {parts["temporary_gigabytes"]:.2f} and '
+      f'{whole["temporary_gigabytes"]:.2f} GB of temporaries'
+    )
+    yield Row(figure, found, '', '', ESTIMATE)
+
+
 def resnet50_rows(log: Log) -> Iterator[Row]:
   """The last stretch looks shorter than it was."""
   for row in log['rows']:
@@ -293,6 +308,14 @@ SECTIONS = (
       ('GhostBatchNorm in a step of ResNet-50', '≤ 12 %'),
       ("ResNet-50 against flax's example", '≤ its cycles'),
     ],
+  ),
+  Section(
+    'tpu_text',
+    'Long vocabularies and rows on a TPU, by its compiler',
+    'Forward and backward, in bfloat16, on one chip of a v5e. Logits of more '
+    'than 1 GiB are made in chunks, for their memory.',
+    text_rows,
+    [('loss and attention in parts', '')],
   ),
   Section(
     'gpu',

@@ -38,7 +38,8 @@ from adabatch.train.tasks import make_task
 from benchmarks import flax_imagenet_step, measure
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-NOW = 'now'  # what the page of all benchmarks shows
+NOW, BEFORE = 'now', 'before'  # labels that the page of all benchmarks shows
+MAIN = 'percent', 'number', 'ratio of cycles', 'ms'  # figures of a row
 SMALL = 1e6  # bytes of an exchange that is not that of all gradients
 
 
@@ -129,6 +130,19 @@ def said(program: Program, made: Compiled) -> Found:
     'temporary_mb': made.memory['temp'] / 1e6,
     'exchanges': exchanges,
   }
+
+
+def compared(
+  now: dict[str, Found], before: dict[str, Found]
+) -> Iterator[Found]:
+  """`rows` of now, with the main figure of before beside each."""
+  known = {row['name']: row for row in rows(before)}
+  for row in rows(now):
+    main = next(key for key in MAIN if key in row)
+    first = {key: row[key] for key in ('name', main)}
+    if earlier := known.get(row['name']):
+      first['before'] = earlier[main]
+    yield first | row
 
 
 def rows(found: dict[str, Found]) -> Iterator[Found]:
@@ -228,13 +242,14 @@ def measured(
   for name in names:
     program = PROGRAMS[name]
     of_label['programs'][name] = said(program, compile_(program))
-    shown = log['found'].get(NOW, of_label)
+    shown = log['found'].get(NOW, of_label)['programs']
+    earlier = log['found'].get(BEFORE, {'programs': {}})['programs']
     yield (
       log
       | about
       | {
         'hardware': 'no TPU, by its compiler',
-        'rows': list(rows(shown['programs'])),
+        'rows': list(compared(shown, earlier)),
       }
     )
 

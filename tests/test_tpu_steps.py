@@ -93,6 +93,11 @@ def test_rows_judge_what_was_found():
   assert log['rows'] == []  # of now, of which there is no whole row
   text = '\n'.join(tpu_steps.tables(log))
   assert 'ratio of cycles 1.01' in text
+  cycles['resnet50'] = 90.0
+  (log,) = tpu_steps.measured(log, 'now', ['resnet50'], compile_)
+  whole, against = log['rows']
+  assert (whole['ms'], whole['before']) == pytest.approx((60.0, 100 / 1.5))
+  assert against['before'] == pytest.approx(100 / 99)
 
 
 def test_an_unknown_program_is_refused(capsys):
