@@ -2,9 +2,10 @@
 
     python -m benchmarks.switching
 
-The small CNN on made-up images of Fashion-MNIST's shape. A run whose batch size
-doubles from 8 to 1,024, 250 updates at each, without any cache of compiled
-programs, tells which share of its time waits for compilers. And each bucket of
+The small CNN on made-up images of Fashion-MNIST's shape. A run of 30 epochs, as
+its config has them, whose batch size doubles from 8 to 1,024 after as many
+updates each time, without any cache of compiled programs, tells which share of
+its time waits for compilers; the first program is waited for before that. And each bucket of
 that ladder is compiled and then entered in turn: its first update over the
 median of those after it, each waited for. Writes a log (`--log`).
 """
@@ -32,7 +33,7 @@ from benchmarks.steady_state import made_up
 from configs import fashion_mnist_cnn
 
 SIZES = tuple(8 * 2**i for i in range(8))
-EVERY = 250  # updates at each size, of the run
+EVERY = 30 * 60_000 // sum(SIZES)  # updates at each size, of the run
 ENTERED = 20  # updates of a bucket whose first is compared
 
 

@@ -21,9 +21,10 @@ class Programs:
 
   Lowering (tracing) happens in the caller's thread, because tracing contexts
   are local to threads; compiling, which is where the time goes, in a worker.
-  At most one program is compiled ahead of need, or two, side by side, once one
-  came too late: while they wait to be used no other is started, so a run
-  compiles at most that many programs more than it uses.
+  At most one program is compiled ahead of need, or two, side by side, as long
+  as they come too late: while they wait to be used no other is started, so a
+  run compiles at most that many programs more than it uses. No more than need
+  be: on CPUs compilers take their time from training.
 
   Attributes:
     compilations: programs compiled or being compiled; not those that were
@@ -51,7 +52,8 @@ class Programs:
     self._used: dict[Hashable, Any] = {}
     self._dropped = 0
     self.ahead = 1
-    self._worker = ThreadPoolExecutor(2, thread_name_prefix='compile')
+    # Two ahead, and the one that was not expected.
+    self._worker = ThreadPoolExecutor(3, thread_name_prefix='compile')
     # All threads add to `compile_seconds`, and say what is not stored.
     self._lock = threading.Lock()
     self.compile_seconds = 0.0
@@ -117,8 +119,8 @@ class Programs:
     future = self._programs.get(key) or self._start(key)
     first, late = not self._used, not future.done()
     # Several processes compile the same, whatever each has waited for.
-    if late and not first and jax.process_count() == 1:
-      self.ahead = 2
+    if key not in self._used and jax.process_count() == 1:
+      self.ahead = 2 if first or late else 1
     self._used.setdefault(key)
     self.prefetch(*likely)
     self._used[key] = program = future.result()

@@ -66,10 +66,10 @@ def likely_next(
   """What may be needed after a call, the next one first.
 
   The other program of a bucket comes before those of other buckets, which are
-  looked for a twentieth of the run ahead.
+  looked for to the end of the run: nobody asks again within a bucket.
   """
   total = parts.length.examples
-  ahead = total // 20
+  ahead, left = total // 20, max(total - call.examples, 0)
   variant, plan = trainer.variant(call), call.plan
   other = variant._replace(agree=not variant.agree)
   missing = not trainer.programs.ready(other)
@@ -78,7 +78,7 @@ def likely_next(
   later = replicas.period(call.examples + ahead, plan) == 1
   found = [
     variant._replace(bucket=bucket, agree=later)
-    for bucket in decisions.likely_next(call.update, call.examples, ahead)
+    for bucket in decisions.likely_next(call.update, call.examples, left)
   ]
   # Replicas that agree at each update at first, and seldom later.
   if not found and missing and replicas.period(total, plan) > 1:

@@ -84,11 +84,11 @@ def test_never_more_programs_than_visited_and_ahead(compiler, programs, seed):
     likely = rng.choices([bucket, *buckets], k=rng.randint(0, 3))
     if rng.random() < 0.2:
       programs.prefetch(*likely)
-      assert len(set(compiler.lowered) - visited) <= programs.ahead
+      assert len(set(compiler.lowered) - visited) <= 2
     visited.add(bucket)
     assert programs.get(bucket, *likely) == f'program {bucket}'
     assert len(programs.used) == len(visited)
-    assert programs.compilations <= len(visited) + programs.ahead
+    assert programs.compilations <= len(visited) + 2
     assert programs.ahead <= 2
     assert len(set(compiler.lowered)) == len(compiler.lowered)
     assert programs.compilations == len(compiler.lowered)
@@ -126,11 +126,15 @@ def test_a_program_is_ready_once_it_was_waited_for(compiler, programs):
 def test_another_program_waits_until_the_likely_one_was_used(
   compiler, programs
 ):
-  programs.get('a', 'b')
-  programs.get('a', 'c')
-  assert compiler.lowered == ['a', 'b']
-  programs.get('b', 'c')
+  programs.get('a', 'b', 'c')
+  programs.get('a', 'd')
   assert compiler.lowered == ['a', 'b', 'c']
+  for program in 'bc':
+    programs._programs[program].result()
+  programs.get('b', 'd')
+  assert compiler.lowered == ['a', 'b', 'c']
+  programs.get('c', 'd')
+  assert compiler.lowered == ['a', 'b', 'c', 'd']
 
 
 def test_the_next_program_compiles_while_this_one_runs(compiler, programs):
@@ -146,24 +150,33 @@ def test_the_next_program_compiles_while_this_one_runs(compiler, programs):
   assert compiler.compiled['next'] == 1
 
 
-def test_two_are_compiled_ahead_once_one_came_too_late(compiler, programs):
-  release = compiler.hold('b')
-  programs.get('a', 'b', 'c')
-  assert compiler.lowered == ['a', 'b']
-  assert compiler.started['b'].wait(PATIENCE)
-  threading.Timer(0.05, release.set).start()
-  # Side by side: each is only ready once the other has started.
-  compiler.held['c'] = compiler.started['d']
-  compiler.held['d'] = compiler.started['c']
-  programs.get('b', 'c', 'd', 'e')
+def test_two_are_compiled_ahead_while_they_come_too_late(compiler, programs):
+  # Side by side: each is only ready once the others have started.
+  compiler.held['a'] = compiler.started['c']
+  compiler.held['b'] = compiler.started['c']
+  programs.get('a', 'b', 'c', 'd')  # the first always does
+  assert compiler.lowered == ['a', 'b', 'c']
+  for program in 'bc':
+    programs._programs[program].result()
+  programs.get('b', 'c', 'd')
+  assert compiler.lowered == ['a', 'b', 'c']
+  release = compiler.hold('d')
+  programs.get('c', 'd', 'e')
   assert compiler.lowered == ['a', 'b', 'c', 'd']
-  assert programs.get('c', 'd', 'e') == 'program c'
-  assert compiler.lowered == ['a', 'b', 'c', 'd', 'e']
+  assert compiler.started['d'].wait(PATIENCE)
+  threading.Timer(0.05, release.set).start()
+  programs.get('d', 'e', 'f', 'g')
+  assert compiler.lowered == ['a', 'b', 'c', 'd', 'e', 'f']
+  programs.get('d', 'e', 'f', 'g')  # asked for again, neither early nor late
+  programs.prefetch('e', 'f', 'g')
+  assert compiler.lowered == ['a', 'b', 'c', 'd', 'e', 'f']
 
 
-def test_one_is_compiled_ahead_while_none_comes_too_late(compiler, programs):
+def test_processes_compile_the_same_however_long_each_waits(
+  compiler, programs, monkeypatch
+):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
   programs.get('a', 'b', 'c')
-  programs._programs['b'].result()
   programs.get('b', 'c', 'd')
   assert compiler.lowered == ['a', 'b', 'c']
 
@@ -177,9 +190,11 @@ def test_this_program_and_the_next_compile_at_the_same_time(compiler, programs):
 def test_an_unexpected_bucket_does_not_wait_for_the_likely_one(
   compiler, programs
 ):
-  compiler.hold('likely')
-  programs.get('now', 'likely')
-  assert compiler.started['likely'].wait(PATIENCE)
+  for likely in ('likely', 'later'):
+    compiler.hold(likely)
+  programs.get('now', 'likely', 'later')
+  for likely in ('likely', 'later'):
+    assert compiler.started[likely].wait(PATIENCE)
   assert programs.get('unexpected') == 'program unexpected'
 
 
@@ -219,14 +234,15 @@ def test_errors_of_a_likely_program_wait_until_it_is_needed(compiler, programs):
 
 def test_what_will_not_be_asked_for_makes_room(compiler, programs):
   """Else nothing more would be compiled ahead; it was compiled all the same."""
-  programs.get('now', 'never')
-  assert compiler.started['never'].wait(PATIENCE)
+  programs.get('now', 'never', 'nor this')
+  for program in ('never', 'nor this'):
+    assert compiler.started[program].wait(PATIENCE)
   programs.prefetch('soon')
-  assert compiler.lowered == ['now', 'never']
+  assert compiler.lowered == ['now', 'never', 'nor this']
   programs.drop_unused()
   programs.prefetch('soon')
-  assert compiler.lowered == ['now', 'never', 'soon']
-  assert programs.compilations == 3
+  assert compiler.lowered == ['now', 'never', 'nor this', 'soon']
+  assert programs.compilations == 4
   assert programs.used == {'now'}
 
 
@@ -373,20 +389,20 @@ def test_seconds_of_threads_that_end_together_all_count(monkeypatch):
 
 
 def test_closing_drops_what_has_not_started(compiler, programs):
-  """Two compilations run at a time: the third has to wait, and is dropped."""
-  for bucket in ('a', 'b'):
+  """Three compilations run at a time: a fourth has to wait, and is dropped."""
+  for bucket in 'abc':
     compiler.hold(bucket)
-  futures = [programs._start(bucket) for bucket in ('a', 'b', 'c')]
-  assert all(compiler.started[b].wait(PATIENCE) for b in ('a', 'b'))
+  futures = [programs._start(bucket) for bucket in 'abcd']
+  assert all(compiler.started[b].wait(PATIENCE) for b in 'abc')
   closing = threading.Thread(target=programs.close)
   closing.start()
-  while not futures[2].cancelled():
+  while not futures[3].cancelled():
     assert closing.is_alive()
   for event in compiler.held.values():
     event.set()
   closing.join(PATIENCE)
-  assert [f.result() for f in futures[:2]] == ['program a', 'program b']
-  assert compiler.compiled['c'] == 0
+  assert [f.result() for f in futures[:3]] == [f'program {b}' for b in 'abc']
+  assert compiler.compiled['d'] == 0
 
 
 def test_programs_of_jax_are_compiled_once():
