@@ -20,7 +20,7 @@ from adabatch.train.calls import Update
 LOOK_AHEAD = 1000
 # Future buckets that are guessed, and where: at these parts of what is ahead,
 # so that none is missed where a rule grows fast.
-MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(10, -1, -1))
+MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(16, -1, -1))
 
 
 # Of an update that gave no estimate: measured, in vain.

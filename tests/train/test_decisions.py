@@ -221,6 +221,14 @@ def test_a_schedule_is_asked_what_it_will_want():
     assert [bucket.slots for bucket in found] == likely
   assert decisions.host() == before
 
+  # However far ahead they are, the next two come first.
+  table = controllers.step_table(table='0:8 1000:16 9000:32 30000:64')
+  decisions = make(controllers.every(table, updates=20))
+  decisions.decide(0, 0)
+  for ahead in (100_000, 10**7):
+    found = decisions.likely_next(0, 0, ahead)
+    assert [bucket.slots for bucket in found] == [16, 32]
+
   # By updates: 200 examples ahead are 25 updates of 8, and 40 is the next due.
   pad = controllers.padadamp(initial_batch_size=8, rate=1.0)
   decisions = make(controllers.every(pad, updates=20))
