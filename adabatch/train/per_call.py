@@ -26,7 +26,7 @@ MOST_INDICES = 2**18  # of examples, a call's: what the host copies at most
 LITTLE = 2e10  # floating-point operations
 # After so long a run listens to who stops it; a call costs the 100th part.
 CALL_SECONDS = 0.05
-MEASURED = 3  # calls in each bucket
+MEASURED = 8  # calls in each bucket: the first is slow, and soon few of many
 
 
 def is_automatic(config: Config) -> bool:
