@@ -58,10 +58,21 @@ class Case(NamedTuple):
 
 
 MLP, CNN = ('digits_mlp', 'digits MLP'), ('fashion_mnist_cnn', 'small CNN')
-PADADAMP = {'controller.padadamp.rate': 0.2, 'controller.max_batch_size': 256}
+FIRST, LARGEST = 64, 256  # batch sizes of adaptive runs
+
+
+def padadamp(updates: int) -> dict[str, Any]:
+  """Grows through four fifths of a run."""
+  rate = (LARGEST - FIRST) / (0.8 * updates)
+  return {
+    'controller.padadamp.rate': rate,
+    'controller.max_batch_size': LARGEST,
+  }
+
+
 ADADAMP = {
   'controller.adadamp.loss_source': 'ema',
-  'controller.max_batch_size': 256,
+  'controller.max_batch_size': LARGEST,
 }
 CASES = {
   'mlp16': Case(*MLP, 16, 8000),
@@ -74,10 +85,10 @@ CASES = {
   'shakespeare': Case(
     'transformer_shakespeare', 'Shakespeare Transformer', 16, 40
   ),
-  'mlp_padadamp': Case(*MLP, 64, 4000, 'padadamp', PADADAMP),
-  'mlp_adadamp': Case(*MLP, 64, 4000, 'adadamp', ADADAMP),
-  'cnn_padadamp': Case(*CNN, 64, 500, 'padadamp', PADADAMP),
-  'cnn_adadamp': Case(*CNN, 64, 500, 'adadamp', ADADAMP),
+  'mlp_padadamp': Case(*MLP, FIRST, 12_000, 'padadamp', padadamp(12_000)),
+  'mlp_adadamp': Case(*MLP, FIRST, 12_000, 'adadamp', ADADAMP),
+  'cnn_padadamp': Case(*CNN, FIRST, 1500, 'padadamp', padadamp(1500)),
+  'cnn_adadamp': Case(*CNN, FIRST, 1500, 'adadamp', ADADAMP),
 }
 
 
