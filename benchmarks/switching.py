@@ -5,9 +5,10 @@
 The small CNN on made-up images of Fashion-MNIST's shape. A run of 30 epochs, as
 its config has them, whose batch size doubles from 8 to 1,024 after as many
 updates each time, without any cache of compiled programs, tells which share of
-its time waits for compilers; the first program is waited for before that. And each bucket of
-that ladder is compiled and then entered in turn: its first update over the
-median of those after it, each waited for. Writes a log (`--log`).
+its time waits for compilers; the first program is waited for before that. And
+each bucket of that ladder is compiled and then entered in turn: its first
+update over the median of those after it, each waited for. Writes a log
+(`--log`).
 """
 
 import argparse
