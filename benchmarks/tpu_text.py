@@ -161,8 +161,11 @@ def main(argv: list[str]) -> None:
   for name, compile_it in rows():
     if ONLY.value in name:
       found[name] = row(name, compile_it)
-      versions = measure.versions('jax', 'jaxlib', 'libtpu', 'flax')
-      measure.write(path, {'versions': versions, 'rows': found})
+      about = {
+        'hardware': 'no TPU, by its compiler',
+        'versions': measure.versions('jax', 'jaxlib', 'libtpu', 'flax'),
+      }
+      measure.write(path, about | {'rows': found})
   columns = ['', 'ms', 'GB read and written', 'GB of temporary arrays']
   figures = ('milliseconds', 'traffic_gigabytes', 'temporary_gigabytes')
   print(
