@@ -304,7 +304,8 @@ def _update(
       lambda g, p: jnp.conj(g.astype(p.dtype)), sums.gradient, state.params
     )
     gradient = jax.tree.map(mean, total)
-    # Of the total, so that the mean has one reader, and is never in memory.
+    # Of the total, so that the mean has one reader fewer, mostly only one, and
+    # need not lie in memory.
     norm_squared = mean(mean(gradient_noise.squared_norm(total)))
     estimate = gradient_noise.unknown()
     if recipe.estimate_noise:

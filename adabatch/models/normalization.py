@@ -168,6 +168,7 @@ class Kind(NamedTuple):
 # Squares that are added up lose (mean - shift)^2 / variance roundings of
 # float32; with more the sums are made anew around the mean.
 FAR = 16.0
+UNSEEN = 2.0**-22  # of (mean - shift)^2, a variance that such sums do not show
 
 
 def _means(values: Sequence[jax.Array], share: jax.Array) -> jax.Array:
@@ -202,9 +203,11 @@ def _one_pass(x, share, running, epsilon=1e-5):
   """The same from sums that a TPU makes beside the convolution before.
 
   They are around the running mean; where that is still far from the mean, as in
-  the first updates, once more around the mean. Not of bfloat16: its own
-  rounding changes the variance by more, and a branch costs even where it is not
-  taken, because what it might read has to lie in the large memory of the chip.
+  the first updates, once more around the mean. Not of bfloat16: a branch costs
+  even where it is not taken, because what it might read has to lie in the large
+  memory of the chip. What the sums lose is less than what rounding to bfloat16
+  changed; of values that were never rounded, such as a constant with a few
+  exceptions, the variance is at least what cannot be told from none.
   """
 
   def around(guess):
@@ -213,7 +216,7 @@ def _one_pass(x, share, running, epsilon=1e-5):
 
   step, mean, variance = around(running)
   if x.dtype == jnp.bfloat16:
-    return mean, jnp.maximum(variance, 0.0)
+    return mean, jnp.maximum(variance, UNSEEN * jnp.square(step))
   # Of a channel that is constant the variance may be as wrong as the epsilon
   # that is added to it allows.
   far = jnp.any(jnp.square(step) > FAR * (variance + epsilon))
@@ -269,6 +272,9 @@ def _normalise_forward(x, mask, scale_and_bias, running, kind):
   scale, bias = scale_and_bias
   mean, variance, count = _statistics(x, mask, running, kind)
   factor = jax.lax.rsqrt(variance + kind.epsilon)
+  # A group of empty slots alone has no variance: 300 times larger at each
+  # layer, it would not stay finite.
+  factor = jnp.where(jnp.any(mask > 0, 1, keepdims=True), factor, 0.0)
   result = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
   kept = x, mask, count, scale, mean, factor
   return (result, mean, variance), kept
@@ -278,12 +284,12 @@ def _normalise_backward(kind, kept, cotangents):
   x, mask, count, scale, mean, factor = kept
   above = cotangents[0].astype(jnp.float32)
   distance = x.astype(jnp.float32) - mean
-  # What is not real has no gradient, and is no part of mean and variance.
-  here = _means([above, above * distance], mask / count)
+  # What is not real is normalised, too, but no part of mean and variance.
+  here = _means([above, above * distance], jnp.ones_like(mask) / count)
   through_mean, through_variance = kind.gather.total(here)
   slope = factor * scale
   through_mean = slope * through_mean
-  through_variance = slope * jnp.square(factor) * through_variance
+  through_variance = slope * (factor * (factor * through_variance))
   below = slope * above - mask * (through_mean + distance * through_variance)
   to_bias = jnp.sum(count * here[0], (0, 1, 2))
   to_scale = jnp.sum(count * factor * here[1], (0, 1, 2))

@@ -17,7 +17,7 @@ from adabatch.controllers.buckets import Bucket, Ladder, Plan
 from adabatch.train.calls import Update
 
 # Updates among which a decision is looked for when guessing a future one.
-LOOK_AHEAD = 1000
+LOOK_AHEAD = 1900
 # Future buckets that are guessed, and where: at these parts of what is ahead,
 # so that none is missed where a rule grows fast.
 MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(16, -1, -1))

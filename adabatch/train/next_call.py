@@ -65,8 +65,9 @@ def likely_next(
 ) -> list[Variant]:
   """What may be needed after a call, the next one first.
 
-  The other program of a bucket comes before those of other buckets, which are
-  looked for to the end of the run: nobody asks again within a bucket.
+  The other program of a bucket comes before those of other buckets, but for
+  what is wanted within a twentieth of the run. They are looked for to its end:
+  nobody asks again within a bucket.
   """
   total = parts.length.examples
   ahead, left = total // 20, max(total - call.examples, 0)
@@ -76,11 +77,13 @@ def likely_next(
   if missing and replicas.period(call.examples, plan) > 1:
     return [other]
   later = replicas.period(call.examples + ahead, plan) == 1
-  found = [
-    variant._replace(bucket=bucket, agree=later)
-    for bucket in decisions.likely_next(call.update, call.examples, left)
-  ]
+
+  def likely(within: int) -> list[Variant]:
+    found = decisions.likely_next(call.update, call.examples, within)
+    return [variant._replace(bucket=bucket, agree=later) for bucket in found]
+
   # Replicas that agree at each update at first, and seldom later.
-  if not found and missing and replicas.period(total, plan) > 1:
-    return [other]
-  return found
+  seldom = missing and replicas.period(total, plan) > 1
+  if seldom and not likely(ahead):
+    return [other, *likely(left)]
+  return likely(left)

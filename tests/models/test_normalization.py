@@ -197,6 +197,66 @@ def test_a_group_without_examples_stays_finite():
   assert all(np.isfinite(v).all() for v in jax.tree.leaves(got))
 
 
+@pytest.mark.parametrize('depth', [20])
+def test_a_group_without_examples_stays_finite_however_deep(depth):
+  """Its own values would grow 300 times at each layer."""
+  model = MODELS['cifar_resnet'](10, depth=depth, width=4, batch_norm_group=4)
+  x = draw((8, 16, 16, 3))
+  rows = Rows(jnp.arange(8.0) < 4, jnp.arange(8))
+  variables = jax.jit(functools.partial(model.init, train=False))(
+    jax.random.key(0), x
+  )
+
+  @jax.jit
+  def gradient(params):
+    def loss(params):
+      logits, new = model.apply(
+        {**variables, 'params': params},
+        x,
+        train=True,
+        rows=rows._replace(weights=rows.weights.astype(jnp.float32)),
+        mutable=['batch_stats'],
+      )
+      return jnp.sum(jnp.where(rows.weights[:, None], logits**2, 0)), new
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  found = gradient(variables['params'])
+  assert all(np.isfinite(v).all() for v in jax.tree.leaves(found))
+
+
+def test_gradients_are_those_of_what_is_computed():
+  """Also of weights that are fractions, and of the outputs of empty slots."""
+  x, weights = draw((8, 3, 5)), jnp.array([1, 0.25, 0, 1, 0.5, 1, 0, 0])
+  target, model = draw(x.shape, seed=2), GhostBatchNorm(4)
+  variables = perturbed(x)
+
+  def ours(params, x):
+    return model.apply(
+      {**variables, 'params': params},
+      x,
+      train=True,
+      rows=rows_with(weights),
+      mutable=['batch_stats'],
+    )[0]
+
+  def plainly(params, x):
+    groups, share = x.reshape(2, 4, 3, 5), weights.reshape(2, 4, 1, 1)
+    share = share / (3 * jnp.sum(share, 1, keepdims=True))
+    mean = jnp.sum(groups * share, (1, 2), keepdims=True)
+    var = jnp.sum((groups - mean) ** 2 * share, (1, 2), keepdims=True)
+    y = (groups - mean) * jax.lax.rsqrt(var + model.epsilon)
+    return (y * params['scale'] + params['bias']).reshape(x.shape)
+
+  def gradients(f):
+    def loss(params, x):
+      return jnp.sum((f(params, x) - target) ** 2)
+
+    return jax.jit(jax.grad(loss, (0, 1)))(variables['params'], x)
+
+  close(gradients(ours), gradients(plainly), rel=1e-5)
+
+
 def test_initialising_leaves_the_statistics_alone():
   model = GhostBatchNorm(4)
   variables = model.init(jax.random.key(0), draw((8, 5)), train=True)

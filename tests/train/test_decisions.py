@@ -229,6 +229,13 @@ def test_a_schedule_is_asked_what_it_will_want():
     found = decisions.likely_next(0, 0, ahead)
     assert [bucket.slots for bucket in found] == [16, 32]
 
+  # Where it decides seldom, too.
+  table = controllers.step_table(table='0:8 30000:16')
+  decisions = make(controllers.every(table, updates=1001))
+  decisions.decide(0, 0)
+  found = decisions.likely_next(0, 0, 10**6)
+  assert [bucket.slots for bucket in found] == [16]
+
   # By updates: 200 examples ahead are 25 updates of 8, and 40 is the next due.
   pad = controllers.padadamp(initial_batch_size=8, rate=1.0)
   decisions = make(controllers.every(pad, updates=20))
