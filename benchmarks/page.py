@@ -225,6 +225,13 @@ def switching_rows(log: Log) -> Iterator[Row]:
     'yes' if statistics.median(share) < 0.02 else 'no',
     MEASURED,
   )
+  yield Row(
+    'the first program, which is waited for before that',
+    f'{spread(log["first_program_seconds"])} s',
+    '',
+    '',
+    MEASURED,
+  )
 
 
 def gpu_rows(log: Log) -> Iterator[Row]:

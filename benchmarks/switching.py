@@ -92,13 +92,19 @@ def first_over_median(
   return found
 
 
-def stalled(config: Config, splits: Any) -> float:
-  """Share of a run's training, waits included, that waits for compilers."""
+def stalled(config: Config, splits: Any) -> tuple[float, float]:
+  """What of a run waits for compilers.
+
+  Returns:
+    The share of its training, waits included; and the seconds until the first
+    program was there, which are not part of it.
+  """
   silent = contextlib.redirect_stderr(io.StringIO())
   with tempfile.TemporaryDirectory() as workdir, silent:
     summary = train(config, workdir, splits=splits)
   waits = summary['stall_seconds']
-  return waits / (summary['seconds'] + waits)
+  share = waits / (summary['seconds'] + waits)
+  return share, summary['first_compile_seconds']
 
 
 def figures(
@@ -119,10 +125,13 @@ def figures(
   config = make_config(sizes, every)
   splits = made_up(config, examples)
   ratios = [first_over_median(config, splits, sizes) for _ in range(repeats)]
+  waits = [stalled(config, splits) for _ in range(repeats)]
+  shares, firsts = zip(*waits, strict=True)
   return {
     'buckets': len(sizes),
     'first_over_median': [ratio for lap in ratios for ratio in lap],
-    'stalled': [stalled(config, splits) for _ in range(repeats)],
+    'stalled': shares,
+    'first_program_seconds': firsts,
   }
 
 
@@ -141,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   print(f'first update over the median: {measure.spread(ratios)}')
   percent = [100 * s for s in share]
   print(f'waits for compilers: {measure.spread(percent, 1)} %')
+  firsts = measure.spread(found['first_program_seconds'])
+  print(f'the first program before that: {firsts} s')
   return 0
 
 

@@ -288,8 +288,8 @@ class Run:
     self.left -= count
     decides = stretch.decides and not self.left
     profile = self.profile
-    if profile is not None and at.update + count >= profile.next:
-      self.trace(profile, count)
+    if profile is not None and profile.due(at.update, count):
+      self.trace(profile)
     call = stretch._replace(
       update=at.update, examples=at.examples, count=count, decides=decides
     )
@@ -303,11 +303,10 @@ class Run:
       decisions.decide(at.update, at.examples)
     yield from self.reports.follow(call, reports)
 
-  def trace(self, profile: Profile, count: int) -> None:
-    if profile.due(self.at.update, count):
-      self.trainer.wait()
-      with self.paused('tracing'):
-        profile.turn()
+  def trace(self, profile: Profile) -> None:
+    self.trainer.wait()
+    with self.paused('tracing'):
+      profile.turn()
 
   def checkpoint(self, save: Save) -> None:
     check(self.trainer, self.at)

@@ -27,19 +27,15 @@ def check_profile(config: Config) -> None:
 
 
 class Profile:
-  """Traces the calls that have an update of a window.
-
-  Attributes:
-    next: the update before which something is to be done; infinite: nothing.
-  """
+  """Traces the calls that have an update of a window."""
 
   def __init__(self, config: Config, workdir: pathlib.Path):
     """`workdir` is the run's."""
     window = config.log.profile
     self._directory = str(workdir / 'profile')
-    first, last = (math.inf, math.inf) if window is None else window
-    self._last, self._on = last, False
-    self.next = first
+    nowhere = math.inf, math.inf
+    self._first, self._last = nowhere if window is None else window
+    self._on = False
 
   def due(self, update: int, count: int) -> bool:
     """Whether it begins or ends before a call of `count` updates.
@@ -50,7 +46,7 @@ class Profile:
     """
     if self._on:
       return update >= self._last
-    return update < self._last and update + count >= self.next
+    return update < self._last and update + count >= self._first
 
   def turn(self) -> None:
     """Begins, or ends; nothing is under way."""
@@ -60,10 +56,10 @@ class Profile:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # which would slow down what it shows
       jax.profiler.start_trace(self._directory, profiler_options=options)
-      self._on, self.next = True, self._last
+      self._on = True
 
   def close(self) -> None:
     """Ends the trace where it is."""
     if self._on:
       jax.profiler.stop_trace()
-    self._on, self.next = False, math.inf
+    self._on, self._first = False, math.inf
