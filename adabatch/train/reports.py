@@ -148,6 +148,7 @@ class Reports:
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
     self._logged = at.examples, at.seconds
+    self._owes = False  # the record of the last update
     self.stopping = False
 
   def add(self, call: Call, reports: jax.Array) -> None:
@@ -155,16 +156,21 @@ class Reports:
     self._queue.append((call, reports))
 
   def follow(self, call: Call, reports: jax.Array) -> Iterator[Record]:
-    """The same, and waits for earlier ones, or for it where it decides."""
+    """The same, and waits for earlier ones, or for it where it decides.
+
+    The record of an update that decided comes after the next dispatch: until
+    then the devices have nothing to do.
+    """
     self.add(call, reports)
+    yield from self._pay()
     if self._gather is None:
       waits = self._decisions.measured and call.decides
-      yield from self.observe(0 if waits else self._in_flight)
+      yield from self._fetch(0 if waits else self._in_flight)
       return
     # To gather them takes time: only where they are needed.
     log, (done, _) = self._parts.due.log, call.after(call.count)
     if call.decides or done // log > call.update // log:
-      yield from self.observe()
+      yield from self._fetch(0)
     else:
       self.wait(self._in_flight)
 
@@ -174,7 +180,7 @@ class Reports:
       jax.block_until_ready(self._queue[-1 - keep][1])
 
   def observe(self, keep: int = 0) -> Iterator[Record]:
-    """Waits for the oldest until `keep` calls are on their way.
+    """Waits for the oldest until `keep` calls are on their way; owes nothing.
 
     The updates of one call end at unknown times; they are taken to be equally
     long.
@@ -182,6 +188,11 @@ class Reports:
     Raises:
       Diverged: if one is not finite, and none is skipped or too many are.
     """
+    yield from self._pay()
+    yield from self._fetch(keep)
+    yield from self._pay()
+
+  def _fetch(self, keep: int) -> Iterator[Record]:
     if self._gather is not None:
       # The reports are gathered behind all that was dispatched; and on a CPU
       # two collectives at once could wait for each other for ever.
@@ -266,7 +277,13 @@ class Reports:
     if math.isfinite(report.replica_squared_distance):
       names = 'replica_squared_distance', 'mean_squared_distance'
       at.distances = {name: getattr(report, name) for name in names}
-    if done.decides or done.update % parts.due.log == 0:
+    if done.decides and not self._queue:
+      self._owes = True
+    elif done.decides or done.update % parts.due.log == 0:
+      yield from self.log_last()
+
+  def _pay(self) -> Iterator[Record]:
+    if self._owes:
       yield from self.log_last()
 
   def _tell(self, done: Update) -> Iterator[Record]:
@@ -283,6 +300,7 @@ class Reports:
 
   def log_last(self) -> Iterator[Record]:
     """The record of the last update, if there is none yet."""
+    self._owes = False
     done = self._last
     if done is None or done.examples <= self._logged[0]:
       return

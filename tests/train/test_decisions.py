@@ -304,6 +304,19 @@ def test_updates_come_back_in_order():
   assert list(reports.log_last()) == []
 
 
+def test_a_decision_is_recorded_while_the_next_call_runs():
+  reports = reports_to(observed := Observed(), FakeClock())
+  assert list(reports.follow(*dispatched(0, 2, rows=2))) == []
+  assert [u.update for u in observed.updates] == [1, 2]  # and it decided
+  told = reports.follow(*dispatched(2, 2, rows=2))
+  assert next(told)[1]['update'] == 2
+  assert len(observed.updates) == 2  # before anything is waited for
+  assert list(told) == []
+  # Before a checkpoint all of it is there.
+  assert [r['update'] for _, r in reports.observe()] == [4]
+  assert list(reports.observe()) == []
+
+
 def test_an_estimate_that_is_not_finite_is_none():
   observed = Observed()
   reports = reports_to(observed, FakeClock())

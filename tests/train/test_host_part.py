@@ -85,14 +85,14 @@ def test_devices_are_waited_for_where_a_decision_reads_them(
     },
   )
   left = []
-  observe = Reports.observe
+  fetch = Reports._fetch
 
-  def noting(self, keep=0):
+  def noting(self, keep):
     if len(self._queue) > keep:
       left.append(keep)
-    yield from observe(self, keep)
+    yield from fetch(self, keep)
 
-  monkeypatch.setattr(Reports, 'observe', noting)
+  monkeypatch.setattr(Reports, '_fetch', noting)
   list(loop(parts))
   assert left.count(0) in range(waits, waits + 3)
   assert set(left) == {0, 2}
