@@ -80,9 +80,9 @@ CASES = {
   'mlp16': Case(*MLP, 16, 8000),
   'mlp64': Case(*MLP, 64, 8000),
   'mlp256': Case(*MLP, 256, 4000),
-  'cnn64': Case(*CNN, 64, 2400),
-  'cnn256': Case(*CNN, 256, 900),
-  'cnn1024': Case(*CNN, 1024, 200),
+  'cnn64': Case(*CNN, 64, 1200),
+  'cnn256': Case(*CNN, 256, 450),
+  'cnn1024': Case(*CNN, 1024, 120),
   'resnet8': Case('resnet8_cifar10', 'ResNet-8', 64, 100),
   'shakespeare': Case(
     'transformer_shakespeare', 'Shakespeare Transformer', 16, 120
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--log', default=measure.DOCS / 'steady_state.json')
   parser.add_argument('--data_dir', help='where the TFDS sets lie')
   parser.add_argument('--only', default=','.join(CASES), help='the rest stay')
-  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--repeats', type=int, default=11)
   parser.add_argument('--quick', action='store_true', help='short, made up')
   given = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)
