@@ -15,14 +15,12 @@ from adabatch import data
 from adabatch.controllers.buckets import Bucket, Plan
 from adabatch.devices import replicas as replicas_lib
 from adabatch.devices import state as state_lib
-from adabatch.devices.evaluation import (
-  Measurements,
-  Skipped,
-  make_evaluator,
-)
+from adabatch.devices.evaluation import make_evaluator
 from adabatch.devices.feeds import BATCH, ResidentFeed
+from adabatch.devices.measurements import Measurements
 from adabatch.devices.mesh import BY_REPLICA, WHOLE, Devices
 from adabatch.devices.messages import Call, StepBatch, pack
+from adabatch.devices.pieces import Skipped
 from adabatch.devices.programs import Compiling, Programs, Stored, memory_of
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import State, SyncState

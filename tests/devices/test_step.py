@@ -12,9 +12,11 @@ from adabatch import data, optim
 from adabatch.controllers import buckets
 from adabatch.data.source import Inputs
 from adabatch.devices import state as state_lib
-from adabatch.devices.evaluation import Evaluator, Measurements, resident_pieces
+from adabatch.devices.evaluation import Evaluator
+from adabatch.devices.measurements import Measurements
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.messages import Call
+from adabatch.devices.pieces import resident_pieces
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.trainer import Trainer
 from adabatch.models import tasks

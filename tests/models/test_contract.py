@@ -13,9 +13,10 @@ from adabatch.controllers import buckets
 from adabatch.data import Split
 from adabatch.data.source import Inputs
 from adabatch.devices import state as state_lib
-from adabatch.devices.evaluation import Evaluator, resident_pieces
+from adabatch.devices.evaluation import Evaluator
 from adabatch.devices.mesh import make_devices
 from adabatch.devices.messages import Call
+from adabatch.devices.pieces import resident_pieces
 from adabatch.devices.recipe import Recipe
 from adabatch.devices.trainer import Trainer
 from adabatch.models import GhostBatchNorm, tasks
