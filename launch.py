@@ -32,6 +32,7 @@ try:
   from adabatch.train import elastic, train
   from adabatch.train.checkpoints import CheckpointError
   from adabatch.train.evaluate_job import evaluate
+  from adabatch.train.probe_job import probe
   from adabatch.train.stop import Stop
 except ModuleNotFoundError as error:
   package = (error.name or '').partition('.')[0]
@@ -48,6 +49,7 @@ JOBS = {
   'study': study,
   'evaluate': evaluate,
   'plan': plan,
+  'probe': probe,
 }
 
 CONFIG = config_flags.DEFINE_config_file(

@@ -57,6 +57,26 @@ class Calibration:
     return state._replace(model_state=self._finish.run(state.model_state, sums))
 
 
+def make_calibration(
+  recipe: Recipe, skipped: Skipped, compiling: Compiling = nullcontext
+) -> Calibration:
+  """From a part of the training split.
+
+  Args:
+    recipe: what is trained.
+    skipped: is told of records that cannot be read.
+    compiling: makes what is entered while a program is compiled.
+  """
+  # In the order drawn: a group of one class would not be one of training.
+  chosen, arrays = drawn(recipe, skipped, 1)
+  order = np.argsort(np.argsort(chosen))
+  placed = place_split(
+    {name: array[order] for name, array in arrays.items()}, recipe.devices
+  )
+  pieces = in_memory(recipe, placed, len(chosen), recipe.group_size or 1)
+  return Calibration(recipe, pieces, compiling)
+
+
 class Measurements:
   """The signals that cost a pass over data, for the rules that need them.
 
@@ -98,26 +118,12 @@ class Measurements:
     }
     self._calibration = None
     if self._evaluators and has_statistics:
-      self._calibration = Calibration(
-        recipe, self._calibration_pieces(), compiling
-      )
+      self._calibration = make_calibration(recipe, skipped, compiling)
 
   def _subset(self) -> Pieces:
     chosen, arrays = drawn(self._recipe, self._skipped, 0)
     arrays = place_split(arrays, self._recipe.devices)
     return in_memory(self._recipe, arrays, len(chosen))
-
-  def _calibration_pieces(self) -> Pieces:
-    # In the order drawn: a group of one class would not be one of training.
-    chosen, arrays = drawn(self._recipe, self._skipped, 1)
-    order = np.argsort(np.argsort(chosen))
-    arrays = {name: array[order] for name, array in arrays.items()}
-    return in_memory(
-      self._recipe,
-      place_split(arrays, self._recipe.devices),
-      len(chosen),
-      self._recipe.group_size or 1,
-    )
 
   def take(self, state: State) -> tuple[dict[str, float], int]:
     """The signals by name, and how many examples were evaluated for them."""

@@ -112,6 +112,7 @@ class Trainer:
     skipped: Skipped = lambda split: lambda record, reason: None,
     compiling: Compiling = nullcontext,
     stored: Stored | None = None,
+    beside: 'Trainer | None' = None,
   ):
     """Starts from fresh parameters, or from what was restored.
 
@@ -123,13 +124,14 @@ class Trainer:
       compiling: makes what is entered while a program for measurements is
         compiled.
       stored: where programs may be that were compiled before.
+      beside: one of the same data, which need not lie on the devices twice.
     """
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
     self.devices = _devices(recipe, recipe.replicas)
     self._size = self.devices.size
     self.replicas = recipe.replicas
-    self.feed = _make_feed(recipe, self.devices, skipped)
+    self.feed = _make_feed(recipe, self.devices, skipped, beside)
     self._feeds = {self._size: self.feed}
     self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
     self.calls_in_flight = self.devices.calls_in_flight
@@ -153,7 +155,12 @@ class Trainer:
     self.sync_bytes = replicas_lib.agreed_bytes(
       self.state, recipe.sync is not None and recipe.sync.average_momentum
     )
-    self.evaluator = make_evaluator(recipe, skipped, compiling)
+    self.evaluator = make_evaluator(
+      recipe,
+      skipped,
+      compiling,
+      None if beside is None else beside.evaluator.pieces,
+    )
     self._measurements = Measurements(
       recipe,
       self.feed.data,
@@ -387,9 +394,14 @@ class Trainer:
 
 
 def _make_feed(
-  recipe: Recipe, devices: Devices, skipped: Skipped
+  recipe: Recipe,
+  devices: Devices,
+  skipped: Skipped,
+  beside: Trainer | None = None,
 ) -> ResidentFeed | StreamingFeed:
   split = recipe.inputs.train
+  if beside is not None and isinstance(beside.feed, ResidentFeed):
+    return beside.feed
   order = data.Order(split.num_examples, recipe.seed)
   if not recipe.inputs.streaming:
     return ResidentFeed(split.arrays, order, devices, recipe.replicas)

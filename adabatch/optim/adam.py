@@ -121,6 +121,35 @@ def _dtype(leaf):
   return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
+def remembering_examples(opt_state: Any, b2: float) -> Any:
+  """The state of an optimizer whose Adam is to remember examples from now on.
+
+      nu_weight = 1 - b2^k after k updates, each of B_ref examples
+
+  Args:
+    opt_state: in which every `optax.ScaleByAdamState` is replaced.
+    b2: of the updates so far.
+
+  Returns:
+    The state of the optimizer with `scale_by_adam_in_examples` in its place.
+
+  >>> before = optax.scale_by_adam(b2=0.5)
+  >>> _, state = before.update(jnp.ones(1), before.init(jnp.ones(1)))
+  >>> float(remembering_examples((state,), 0.5)[0].nu_weight)
+  0.5
+  """
+
+  def one(node: Any) -> Any:
+    if not isinstance(node, optax.ScaleByAdamState):
+      return node
+    weight = -jnp.expm1(node.count.astype(jnp.float32) * _log(b2))
+    return ScaleByAdamInExamplesState(node.count, node.mu, node.nu, weight)
+
+  return jax.tree.map(
+    one, opt_state, is_leaf=lambda n: isinstance(n, optax.ScaleByAdamState)
+  )
+
+
 def beta2_floor(b1: Any, b2: Any, b2_min: Any) -> Any:
   """The least decay of the second moment, however large the batch.
 

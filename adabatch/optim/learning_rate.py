@@ -261,6 +261,38 @@ def scale_by_batch_learning_rate(
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
+def at_batch_size(
+  learning_rate: optax.GradientTransformation, batch_size: float
+) -> optax.GradientTransformationExtraArgs:
+  """The learning rate of one batch size, whatever is trained with.
+
+      lr(e, B) of `learning_rate` becomes lr(e, B_0)
+
+  For branches of a run, whose rate is scaled by somebody else. AdaScale keeps
+  the gain that it has.
+
+  Args:
+    learning_rate: such as `scale_by_batch_learning_rate`.
+    batch_size: B_0 in examples.
+
+  Returns:
+    A transform with the same state.
+
+  >>> from adabatch.optim import linear_scaling
+  >>> tx = scale_by_batch_learning_rate(0.5, scaling=linear_scaling(32))
+  >>> held, ones = at_batch_size(tx, 32), jnp.ones(1)
+  >>> print(held.update(ones, held.init(ones), batch_size=64, examples=0)[0])
+  [-0.5]
+  """
+  inner = optax.with_extra_args_support(learning_rate)
+
+  def update(updates, state, params=None, **extra):
+    given = extra | {'batch_size': batch_size, 'gradient_noise': None}
+    return inner.update(updates, state, params, **given)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def _base_now(base, scheduled, count, examples, batch_size):
   if not callable(base):
     return base

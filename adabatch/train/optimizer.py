@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, choose, refusing
@@ -37,6 +37,8 @@ WEIGHT_DECAY_SCALINGS = {
   'linear': optim.linear_scaling,
   'sqrt': optim.sqrt_scaling,
 }
+# Whose second moment and weight decay can follow the batch size.
+ADAMS, DECOUPLED = ('adam', 'adamw', 'lamb', 'muon'), ('adamw', 'lamb', 'muon')
 MOST_STEPS = 10_000  # of a learning rate that falls as the batch grows
 WARMUPS = {
   'none': lambda length, start: optim.no_warmup(),
@@ -247,8 +249,34 @@ def unwarmed_rate(
   )
 
 
-def make_optimizer(config: Config, extent: Extent):
-  """The whole optax chain, damping last but for what only watches."""
+class Held(NamedTuple):
+  """An optimizer that is the same at all batch sizes, but for the damping.
+
+  Attributes:
+    batch_size: whose learning rate holds, in examples.
+    memory: whether Adam's second moment and a decoupled weight decay remember
+      as many examples as at that size; they do already where the config says
+      how they follow the batch size.
+  """
+
+  batch_size: int
+  memory: bool
+
+
+def remembers_updates(config: Config) -> bool:
+  """Whether there is an Adam whose second moment counts updates."""
+  o = config.optimizer
+  return o.name in ADAMS and not o.beta2_in_examples
+
+
+def make_optimizer(config: Config, extent: Extent, held: Held | None = None):
+  """The whole optax chain, damping last but for what only watches.
+
+  Args:
+    config: of the run.
+    extent: what its schedules are laid out over.
+    held: for branches of the run; None: as the config says.
+  """
   o = config.optimizer
   scaling = choose(
     WEIGHT_DECAY_SCALINGS,
@@ -264,13 +292,26 @@ def make_optimizer(config: Config, extent: Extent):
       f'optimizer.weight_decay_scaling={o.weight_decay_scaling} has no effect '
       "on optimizer.weight_decay=0: set that, or the scaling to 'none'"
     )
-  make = _of_optax if is_of_optax(o.name) else _of_ours
-  tx = make(config, make_learning_rate(config, extent), scaling)
+  rate, reference = make_learning_rate(config, extent), None
+  if o.beta2_in_examples:
+    reference = config.learning_rate.reference_batch_size
+  if held is not None:
+    rate = optim.at_batch_size(rate, held.batch_size)
+    if held.memory and remembers_updates(config):
+      reference = held.batch_size
+    if held.memory and scaling is None and o.name in DECOUPLED:
+      scaling = optim.sqrt_scaling(held.batch_size)
+  if is_of_optax(o.name):
+    tx = _of_optax(config, rate, scaling)
+  else:
+    tx = _of_ours(config, rate, scaling, reference)
   half_life = config.ema.half_life
   return tx if half_life is None else optim.with_average(tx, half_life)
 
 
-def _of_ours(config: Config, learning_rate: Any, scaling: Any):
+def _of_ours(
+  config: Config, learning_rate: Any, scaling: Any, reference: float | None
+):
   o = config.optimizer
   choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
   if given := sorted(_arguments(o)):
@@ -288,9 +329,7 @@ def _of_ours(config: Config, learning_rate: Any, scaling: Any):
     weight_decay=o.weight_decay,
     decay_mask=True if o.decay_norms_and_biases else None,
     trust_coefficient=o.trust_coefficient,
-    beta2_reference_batch_size=(
-      config.learning_rate.reference_batch_size if o.beta2_in_examples else None
-    ),
+    beta2_reference_batch_size=reference,
     beta2_min=o.beta2_min,
     weight_decay_scaling=scaling,
     clip_norm=o.clip_norm,
@@ -342,8 +381,7 @@ def beta2_at_its_floor(config: Config, max_batch_size: int) -> str | None:
   None if it cannot, or where beta2 is not counted in examples.
   """
   o, largest = config.optimizer, max_batch_size
-  adam = o.name in ('adam', 'adamw', 'lamb', 'muon')
-  if not (adam and o.beta2_in_examples and o.beta2 > 0):
+  if not (o.name in ADAMS and o.beta2_in_examples and o.beta2 > 0):
     return None
   floor = optim.beta2_floor(o.beta1, o.beta2, o.beta2_min)
   reference = config.learning_rate.reference_batch_size

@@ -1,0 +1,299 @@
+"""Branches of a run: trained on from one point, over the same examples.
+
+A branch has a constant batch size and the learning rate of the run at that
+point, times a factor. Branches that begin at the same place of the data order
+see the same examples in the same order, and the learning rate schedule runs on
+as it would have, so that they differ in the batch size alone. Their states are
+copies; the run's own is left as it was.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adabatch import optim
+from adabatch.config import Config, ConfigError
+from adabatch.controllers import buckets
+from adabatch.controllers.buckets import Ladder, Plan
+from adabatch.devices.losses import ExampleLosses, Losses
+from adabatch.devices.measurements import make_calibration
+from adabatch.devices.messages import Call
+from adabatch.devices.pieces import Skipped
+from adabatch.devices.programs import Compiling
+from adabatch.devices.state import to_evaluate
+from adabatch.devices.trainer import Restored, Trainer
+from adabatch.train.build import Parts
+from adabatch.train.calls import Progress
+from adabatch.train.optimizer import (
+  Held,
+  make_optimizer,
+  remembers_updates,
+)
+from adabatch.train.rules import make_ladder
+
+RATES = ('rule', 'none', 'tune')
+
+
+class Point(NamedTuple):
+  """Where branches begin.
+
+  Attributes:
+    update, examples: done there.
+    left_out: places of the data order that the run jumped over before.
+    plan: what the run would do next.
+    rate: a factor on the learning rate since the run went back.
+  """
+
+  update: int
+  examples: int
+  left_out: int
+  plan: Plan
+  rate: float
+
+
+def point_of(parts: Parts, host: dict[str, Any]) -> Point:
+  """Of a checkpoint.
+
+  Args:
+    parts: of the run.
+    host: the checkpoint's JSON.
+  """
+  at = Progress(**host['progress'])
+  plan = buckets.plan(host['decisions']['nominal'], parts.ladder)
+  return Point(at.update, at.examples, at.left_out, plan, at.rate)
+
+
+class Branch(NamedTuple):
+  """One way to go on.
+
+  Attributes:
+    batch_size: in examples.
+    rate: factor on the learning rate that the run has.
+    offset: places of the data order before its first example.
+  """
+
+  batch_size: int
+  rate: float
+  offset: int = 0
+
+
+def noise_exponent(config: Config) -> float:
+  """r, such that a rate that grows as B^r keeps the noise of each example.
+
+  Raises:
+    ConfigError: for an optimizer of which nobody has said it.
+  """
+  o, given = config.optimizer, config.learning_rate.damping_exponent
+  if o.name in optim.OPTIMIZERS:
+    return optim.damping_exponent(o.name, 'none')
+  if given is None:
+    raise ConfigError(
+      f'optimizer.name={o.name} has no known rule for its rate at other batch '
+      "sizes: set learning_rate.damping_exponent, or probe.learning_rate='none'"
+    )
+  return given
+
+
+def constant_ladder(config: Config, batch_size: int, devices: int) -> Ladder:
+  """The one bucket that runs a batch size, as the run would."""
+  one = config.copy_and_resolve_references()
+  with one.ignore_type():
+    one.controller.name = 'constant'
+    one.controller.initial_batch_size = batch_size
+    one.controller.max_batch_size = batch_size
+    one.controller.min_batch_size = None
+    one.controller.growth_limit = one.controller.hysteresis = None
+    one.controller.smooth, one.controller.monotone = 0.0, False
+  return make_ladder(one, devices, processes=jax.process_count())
+
+
+def calls_of(
+  point: Point,
+  branch: Branch,
+  examples: int,
+  ladder: Ladder,
+  *,
+  room: int = 1,
+  warmup: int = 0,
+  exponent: float = 1.0,
+) -> Iterator[Call]:
+  """The calls of a branch; the last batch is cut where the examples end.
+
+  Args:
+    point: where it begins.
+    branch: how it goes on.
+    examples: that it trains on.
+    ladder: of its batch size alone.
+    room: most updates of a call.
+    warmup: updates over which a rate above the run's is come to.
+    exponent: of the rate in the batch size, for a batch that is cut.
+  """
+  bucket = buckets.bucket_for(branch.batch_size, ladder)
+  whole, rest = divmod(examples, branch.batch_size)
+  done = 0
+  while done < whole + bool(rest):
+    size = branch.batch_size if done < whole else rest
+    rate, count = branch.rate, min(room, whole - done)
+    if done < warmup and rate > 1:
+      rate, count = 1 + (rate - 1) * (done + 1) / (warmup + 1), 1
+    elif done == whole:
+      rate, count = rate * (rest / branch.batch_size) ** exponent, 1
+    if done < warmup:
+      count = 1
+    damping = point.plan.damping * rate
+    yield Call(
+      update=point.update + done,
+      examples=point.examples + done * branch.batch_size,
+      count=count,
+      plan=Plan(float(branch.batch_size), size, damping, bucket),
+      left_out=point.left_out + branch.offset,
+      rate=point.rate,
+    )
+    done += count
+
+
+class Branches:
+  """Lets branches grow from points of a run that have one batch size.
+
+  Attributes:
+    evaluated: examples that an evaluation of a branch goes over.
+  """
+
+  def __init__(
+    self,
+    parts: Parts,
+    batch_size: int,
+    *,
+    memory: bool,
+    exponent: float = 1.0,
+    warmup: int = 0,
+    beside: Trainer | None = None,
+    skipped: Skipped = lambda split: lambda record, reason: None,
+    compiling: Compiling = nullcontext,
+  ):
+    """Nothing is compiled yet.
+
+    Args:
+      parts: of the run.
+      batch_size: of the run at these points.
+      memory: see `optimizer.Held`.
+      exponent: of the rate in the batch size, for a last batch that is cut.
+      warmup: updates over which a rate above the run's is come to.
+      beside: the trainer of the run, whose data on the devices are taken;
+        None: they are placed.
+      skipped: is told of records that cannot be read.
+      compiling: makes what is entered while a program is compiled.
+
+    Raises:
+      ConfigError: for replicas that share a batch.
+    """
+    if parts.recipe.sync is not None:
+      raise ConfigError(
+        f'sync.name={parts.config.sync.name!r} shares a batch among models '
+        "that differ, and branches have one: probe with sync.name='synchronous'"
+      )
+    self._parts, self._warmup, self._compiling = parts, warmup, compiling
+    self._beta2 = None
+    if memory and remembers_updates(parts.config):
+      self._beta2 = parts.config.optimizer.beta2
+    self._exponent = exponent
+    held = Held(batch_size, memory)
+    recipe = parts.recipe._replace(
+      tx=make_optimizer(parts.config, parts.extent, held),
+      needs=frozenset(),
+      estimate_noise=False,
+      keep_gradient=False,
+    )
+    self._recipe = recipe
+    self._trainer = Trainer(
+      recipe,
+      skipped=skipped,
+      compiling=compiling,
+      beside=beside,
+    )
+    self._begin = recipe.devices.jit(self._fresh)
+    pieces = self._trainer.evaluator.pieces
+    self._losses = Losses(recipe, pieces, compiling)
+    self._calibration = None
+    if jax.tree.leaves(self._trainer.state.model_state):
+      self._calibration = make_calibration(recipe, skipped, compiling)
+    self.evaluated = pieces.examples
+    self._ladders: dict[int, Ladder] = {}
+
+  def _fresh(self, state: Any) -> Any:
+    """A copy of the run's state, as the optimizer of the branches has it."""
+    state = jax.tree.map(jnp.copy, state)._replace(previous=None)
+    if self._beta2 is None:
+      return state
+    opt_state = optim.remembering_examples(state.opt_state, self._beta2)
+    return state._replace(opt_state=opt_state)
+
+  def ladder(self, batch_size: int) -> Ladder:
+    """The one bucket of a size.
+
+    Raises:
+      ConfigError: if it cannot be run.
+    """
+    if batch_size not in self._ladders:
+      devices = self._recipe.devices.size
+      made = constant_ladder(self._parts.config, batch_size, devices)
+      self._ladders[batch_size] = made
+    return self._ladders[batch_size]
+
+  def grow(
+    self,
+    state: Any,
+    point: Point,
+    branch: Branch,
+    examples: int,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+  ) -> ExampleLosses | None:
+    """Trains on from a state, which stays; the losses of held-out examples.
+
+    Args:
+      state: of the run at the point.
+      point: where that is.
+      branch: how to go on.
+      examples: to train on.
+      stop: asked between calls.
+
+    Returns:
+      Of evaluation mode, with statistics and averages of its own where the
+      network and the optimizer have them; None if it was stopped.
+    """
+    trainer, flying = self._trainer, collections.deque()
+    trainer.go_on(Restored(self._begin(state), 1), 1)
+    trainer.feed.start(point.examples + point.left_out + branch.offset)
+    ladder = self.ladder(branch.batch_size)
+    for call in calls_of(
+      point,
+      branch,
+      examples,
+      ladder,
+      room=trainer.room(buckets.bucket_for(branch.batch_size, ladder)),
+      warmup=self._warmup,
+      exponent=self._exponent,
+    ):
+      if stop():
+        return None
+      if not trainer.ready(call):
+        trainer.wait()
+        with self._compiling():
+          trainer.compile(call)
+      flying.append(trainer.dispatch(call, stop=False))
+      while len(flying) > trainer.calls_in_flight:
+        jax.block_until_ready(flying.popleft())
+    trainer.wait()
+    state = to_evaluate(trainer.state)
+    if self._calibration is not None:
+      state = self._calibration(state)
+    return self._losses.take(state)
+
+  def close(self) -> None:
+    """Ends reading and compiling."""
+    self._trainer.close()
