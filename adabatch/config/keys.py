@@ -251,7 +251,7 @@ def default() -> Config:
   c.controller = ConfigDict()
   # 'constant', 'adadamp', 'padadamp', 'geodamp', 'radadamp', 'adadamp_grad',
   # 'step_table', 'ramp_up', 'from_lr_schedule', 'noise_scale', 'norm_test',
-  # 'cabs'
+  # 'cabs', 'probe'
   c.controller.name = 'adadamp'
   c.controller.initial_batch_size = 32  # B_0
   # B_max, at most the size of the training split; beyond it the rate is damped
@@ -313,6 +313,13 @@ def default() -> Config:
   c.controller.cabs.c = 1.0  # factor in front; 1 in the paper
   c.controller.cabs.minimum_loss = 0.0  # F*
   c.controller.cabs.decay = 0.95  # of both moving averages
+  c.controller.probe = ConfigDict()  # branches of the run decide
+  c.controller.probe.updates = 8  # of a branch with twice the batch, at least
+  c.controller.probe.repeats = 3  # stretches of the data order
+  c.controller.probe.epsilon = 0.01  # of the held-out loss: what is no cost
+  c.controller.probe.confidence = 0.8  # of the interval that has to lie below
+  c.controller.probe.growth = 2.0  # examples of a probe over those of the last
+  c.controller.probe.cost = 0.15  # of the examples so far, that probes take
 
   c.buckets = ConfigDict()
   # Examples a device processes at once; may be others when a run is resumed.

@@ -14,6 +14,7 @@ from adabatch.controllers.base import (
 from adabatch.controllers.batch_size import BatchSize
 from adabatch.controllers.damping import adadamp, adadamp_grad, radadamp
 from adabatch.controllers.noise import cabs, noise_scale, norm_test
+from adabatch.controllers.probing import probe
 from adabatch.controllers.sampler import BatchSampler
 from adabatch.controllers.schedule import (
   constant,
@@ -61,6 +62,7 @@ CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'noise_scale': noise_scale,
   'norm_test': norm_test,
   'cabs': cabs,
+  'probe': probe,
 }
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
   'parse_olmo',
   'parse_ramp',
   'parse_table',
+  'probe',
   'radadamp',
   'ramp_up',
   'read_table',

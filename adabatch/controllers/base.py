@@ -49,12 +49,14 @@ class Signals(NamedTuple):
     learning_rate: of the last update, with decay, warmup and scaling, but
       without the damping that a size above B_max causes: a rule must not read
       its own effect.
+    critical_batch_size: largest size in examples that training on from here
+      has shown to cost nothing; the lower end of its interval.
 
   A new signal is a field here and, if an update reports it, a name in
   `OF_UPDATES`, a field of `devices.messages.Report` made in `devices.step`, and
   a line in `train.decisions.Decisions.observe`; if it takes a pass over data,
   its name begins with `full_` or `subset_` and
-  `devices.evaluation.Measurements.take` makes it.
+  `devices.measurements.Measurements.take` makes it.
 
   >>> Signals(update=3, loss=1.5).full_loss is None
   True
@@ -71,6 +73,7 @@ class Signals(NamedTuple):
   subset_gradient_norm_squared: float | None = None
   gradient_noise: GradientNoise | None = None
   learning_rate: float | None = None
+  critical_batch_size: float | None = None
 
 
 # What needs no training to be known.

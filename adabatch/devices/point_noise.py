@@ -1,7 +1,6 @@
 """How noisy gradients are at one point, with the error of what is said."""
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ class NoiseScale(NamedTuple):
 
 
 def noise_scale(
-  norms: Sequence[float], products: Sequence[float], whole: float, size: float
+  norms: np.ndarray, products: np.ndarray, whole: float, size: float
 ) -> NoiseScale:
   """From gradients of batches of one size, which share no example.
 

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.errors import JaxRuntimeError
 
@@ -267,6 +268,17 @@ class Trainer:
     params, statistics = self.devices.place((state.params, state.model_state))
     return state._replace(params=params, model_state=statistics)
 
+  @contextmanager
+  def set_aside(self) -> Iterator[None]:
+    """Within, a copy of the state is trained; afterwards it is as it was."""
+    kept = self.state, self.in_use
+    self.state = jax.tree.map(jnp.copy, self.state)
+    try:
+      yield
+    finally:
+      self.state, self.in_use = kept
+      self._bucket = None
+
   def wait(self) -> None:
     """Until the devices have done all that was dispatched."""
     jax.block_until_ready(self.state)
@@ -362,11 +374,14 @@ class Trainer:
 
   # What is measured.
 
+  def to_evaluate(self) -> State:
+    """The state on all devices, with averaged parameters if there are."""
+    return self._everywhere(state_lib.to_evaluate(self.state))
+
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
     self.evaluates = True
-    state = self._everywhere(state_lib.to_evaluate(self.state))
-    found = self.evaluator.metrics(state)
+    found = self.evaluator.metrics(self.to_evaluate())
     self.evaluates = False
     return found
 

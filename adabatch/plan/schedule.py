@@ -76,10 +76,11 @@ def walk(parts: Parts, losses: Losses | None = None) -> Iterator[Stretch]:
     raise ConfigError(f'controller.name={name!r} decides by what is measured')
   at = Progress(next_multiple(0, parts.due.evaluation_span))
 
-  def measure() -> tuple[dict[str, float], int]:
+  def measure(update: int, examples: int) -> tuple[dict[str, float], int]:
+    del update
     assert losses is not None, 'nothing else is measured'
     asked = parts.controller.needs & {'full_loss', 'subset_loss'}
-    return dict.fromkeys(asked, losses(at.examples)), 0
+    return dict.fromkeys(asked, losses(examples)), 0
 
   decisions, replicas = make_decisions(parts, measure), make_replicas(parts)
   decisions.decide(0, 0)

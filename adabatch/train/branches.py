@@ -8,7 +8,7 @@ copies; the run's own is left as it was.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -24,7 +24,6 @@ from adabatch.devices.measurements import make_calibration
 from adabatch.devices.messages import Call
 from adabatch.devices.pieces import Skipped
 from adabatch.devices.programs import Compiling
-from adabatch.devices.state import to_evaluate
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress
@@ -156,6 +155,35 @@ def calls_of(
     done += count
 
 
+def train_on(
+  trainer: Trainer,
+  calls: Iterable[Call],
+  compiling: Compiling = nullcontext,
+  stop: Callable[[], bool] = lambda: False,
+) -> bool:
+  """Trains, and reads no report; whether it came to the end.
+
+  Args:
+    trainer: of the state, whose feed has been started.
+    calls: one after the other.
+    compiling: makes what is entered while a program is compiled.
+    stop: asked between calls.
+  """
+  flying = collections.deque()
+  for call in calls:
+    if stop():
+      return False
+    if not trainer.ready(call):
+      trainer.wait()
+      with compiling():
+        trainer.compile(call)
+    flying.append(trainer.dispatch(call, stop=False))
+    while len(flying) > trainer.calls_in_flight:
+      jax.block_until_ready(flying.popleft())
+  trainer.wait()
+  return True
+
+
 class Branches:
   """Lets branches grow from points of a run that have one batch size.
 
@@ -266,11 +294,11 @@ class Branches:
       Of evaluation mode, with statistics and averages of its own where the
       network and the optimizer have them; None if it was stopped.
     """
-    trainer, flying = self._trainer, collections.deque()
+    trainer = self._trainer
     trainer.go_on(Restored(self._begin(state), 1), 1)
     trainer.feed.start(point.examples + point.left_out + branch.offset)
     ladder = self.ladder(branch.batch_size)
-    for call in calls_of(
+    calls = calls_of(
       point,
       branch,
       examples,
@@ -278,18 +306,10 @@ class Branches:
       room=trainer.room(buckets.bucket_for(branch.batch_size, ladder)),
       warmup=self._warmup,
       exponent=self._exponent,
-    ):
-      if stop():
-        return None
-      if not trainer.ready(call):
-        trainer.wait()
-        with self._compiling():
-          trainer.compile(call)
-      flying.append(trainer.dispatch(call, stop=False))
-      while len(flying) > trainer.calls_in_flight:
-        jax.block_until_ready(flying.popleft())
-    trainer.wait()
-    state = to_evaluate(trainer.state)
+    )
+    if not train_on(trainer, calls, self._compiling, stop):
+      return None
+    state = trainer.to_evaluate()
     if self._calibration is not None:
       state = self._calibration(state)
     return self._losses.take(state)

@@ -22,7 +22,7 @@ from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train import memory, per_call
 from adabatch.train.calls import Due, make_due
-from adabatch.train.decisions import Decisions
+from adabatch.train.decisions import Decisions, Measure, always_due
 from adabatch.train.inputs import open_inputs
 from adabatch.train.networks import (
   DTYPES,
@@ -434,8 +434,9 @@ def make_replicas(
 
 def make_decisions(
   parts: Parts,
-  measure: Callable[[], tuple[dict[str, float], int]],
+  measure: Measure,
   saved: dict[str, Any] | None = None,
+  due: Callable[[int, int], bool] = always_due,
 ) -> Decisions:
   """The batch-size rule at work."""
   return Decisions(
@@ -445,4 +446,5 @@ def make_decisions(
     initial_batch_size=parts.config.controller.initial_batch_size,
     num_examples=parts.extent.epoch,
     saved=saved,
+    due=due,
   )

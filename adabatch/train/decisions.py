@@ -27,6 +27,17 @@ MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(16, -1, -1))
 NO_ESTIMATE = GradientNoise(math.nan, math.nan)
 
 
+# (updates, examples) -> the signals that cost a pass over data, as they are
+# then, by name; and how many examples were evaluated for them.
+Measure = Callable[[int, int], tuple[dict[str, float], int]]
+
+
+def always_due(update: int, examples: int) -> bool:
+  """What is measured is measured at every decision."""
+  del update, examples
+  return True
+
+
 class Decisions:
   """The nominal batch size of the next update, and how it is arrived at.
 
@@ -43,8 +54,9 @@ class Decisions:
     self,
     controller: BatchSizeController,
     ladder: Ladder,
-    measure: Callable[[], tuple[dict[str, float], int]],
+    measure: Measure,
     *,
+    due: Callable[[int, int], bool] = always_due,
     initial_batch_size: int,
     num_examples: int,
     saved: dict[str, Any] | None = None,
@@ -54,14 +66,14 @@ class Decisions:
     Args:
       controller: the rule.
       ladder: the sizes that are run.
-      measure: the signals that cost a pass over data, as they are now, by name;
-        and how many examples that took. Asked where a decision is due.
+      measure: asked where a decision is due.
+      due: (updates, examples) -> whether there is anything to measure then.
       initial_batch_size: nominal size until the first decision.
       num_examples: the size of an epoch.
       saved: what `host` gave.
     """
     self._controller, self.ladder = controller, ladder
-    self._measure = measure
+    self._measure, self._due = measure, due
     self._num_examples = num_examples
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
@@ -79,6 +91,10 @@ class Decisions:
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""
     return self._controller.due(update)
+
+  def waits(self, update: int, examples: int) -> bool:
+    """Whether a decision after so many has to wait for the devices."""
+    return self.measured and self._due(update, examples)
 
   @property
   def losses_below_minimum(self) -> int:
@@ -136,7 +152,7 @@ class Decisions:
   def _ask(self, signals: Signals, *, measure: bool) -> None:
     if measure:
       # A measurement is part of the training, and its time counts as such.
-      values, cost = self._measure()
+      values, cost = self._measure(signals.update, signals.examples or 0)
       self.evaluated_examples += cost
       signals = signals._replace(**values)
     before = self.nominal

@@ -127,6 +127,7 @@ class Reports:
     gather: Callable[[jax.Array], jax.Array] | None = None,
     in_flight: int = 0,
     pace: Pace | None = None,
+    beside: list[Record] | None = None,
   ):
     """Nothing is on its way.
 
@@ -139,10 +140,11 @@ class Reports:
         each has only those of its own.
       in_flight: how many calls may be on their way.
       pace: is told how long the first calls took.
+      beside: records that decisions give, taken from there.
     """
     self._parts, self._at, self._decisions = parts, at, decisions
     self._clock, self._gather, self._in_flight = clock, gather, in_flight
-    self._pace = pace
+    self._pace, self._beside = pace, beside
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
     self._told = decisions.losses_below_minimum > 0
@@ -164,7 +166,7 @@ class Reports:
     self.add(call, reports)
     yield from self._pay()
     if self._gather is None:
-      waits = self._decisions.measured and call.decides
+      waits = call.decides and self._decisions.waits(*call.after(call.count))
       yield from self._fetch(0 if waits else self._in_flight)
       return
     # To gather them takes time: only where they are needed.
@@ -271,6 +273,8 @@ class Reports:
       return
     if self._decisions.measured:
       self._decisions.observe(done)
+      while self._beside:
+        yield self._beside.pop(0)
       if done.decides and not self._told:
         yield from self._tell(done)
     self._last = done

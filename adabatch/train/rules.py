@@ -20,8 +20,31 @@ def count_replicas(config: Config) -> int:
   return 1 if config.sync.name == 'synchronous' else config.sync.replicas
 
 
+def _check_probe(config: Config) -> None:
+  """Refuses a probe where it cannot be made.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  c = config.controller
+  if c.name != 'probe':
+    return
+  if config.sync.name != 'synchronous':
+    raise ConfigError(
+      f'sync.name={config.sync.name!r} shares a batch among models that '
+      "differ, and controller.name='probe' asks one: choose another of the two"
+    )
+  if config.data.eval_split == config.data.train_split:
+    raise ConfigError(
+      f"data.eval_split='{config.data.eval_split}' is what is trained on, and "
+      "controller.name='probe' compares losses on held-out examples: give "
+      'another'
+    )
+
+
 def check_controller(config: Config, tokens_per_example: int | None) -> None:
   """Refuses rules that would ask for something else than they are to."""
+  _check_probe(config)
   c, scaling = config.controller, config.learning_rate.scaling
   if c.name == 'cabs' and scaling in ('linear', 'adascale'):
     raise ConfigError(
@@ -66,6 +89,8 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     )
   if c.name == 'geodamp':
     del parameters['lr_factor']
+  if c.name == 'probe':
+    parameters = {}  # the others are of the measurement
   if c.name == 'from_lr_schedule':
     with refusing('controller.every'):
       due = controllers.every_due(updates=c.every, wait=c.wait)

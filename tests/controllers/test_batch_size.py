@@ -28,7 +28,7 @@ def measured(signals):
   return {
     name: value
     for name, value in signals._asdict().items()
-    if name.startswith(('full_', 'subset_'))
+    if name.startswith(('full_', 'subset_', 'critical_'))
   }
 
 
@@ -42,7 +42,7 @@ def plans_of_trainer(controller, ladder, signals):
   decisions = Decisions(
     controller,
     ladder,
-    lambda: (measured(now[0]), 0),
+    lambda update, examples: (measured(now[0]), 0),
     initial_batch_size=B0,
     num_examples=N,
   )
@@ -431,7 +431,7 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch):
 def test_signals_that_are_neither_counted_nor_of_updates_take_a_pass():
   """What `needs` leaves out between two decisions."""
   for name in set(c.Signals._fields) - PROGRESS - OF_UPDATES:
-    assert name.startswith(('full_', 'subset_'))
+    assert name.startswith(('full_', 'subset_', 'critical_'))
   assert all(math.isnan(value) for value in NO_ESTIMATE)
 
 

@@ -75,6 +75,7 @@ CASES = {
   'noise_scale': lambda **kw: c.noise_scale(initial_batch_size=B0, **kw),
   'norm_test': lambda **kw: c.norm_test(initial_batch_size=B0),
   'cabs': lambda **kw: c.cabs(initial_batch_size=B0, **kw),
+  'probe': lambda **kw: c.probe(initial_batch_size=B0),
 }
 FLOOR_CASES = [name for name in CASES if name.split()[0] in {
   'adadamp', 'adadamp_grad', 'radadamp', 'noise_scale', 'cabs'
@@ -128,6 +129,7 @@ def random_signals(seed, num=60, growth=-0.03):
         if last
         else None,
         learning_rate=0.5 * noise() if last else None,
+        critical_batch_size=B0 * noise() / scale,
       )
     )
     examples += int(rng.integers(64, 200))
@@ -303,10 +305,10 @@ def test_any_signals_give_a_size_that_can_be_run(name):
     state = controller.init()
     for k in range(25):
       large = 10 ** rng.randrange(30) if rng.random() < 0.1 else 1
-      x = [rng.choice(ANY) for _ in range(9)]
+      x = [rng.choice(ANY) for _ in range(10)]
       noise = c.GradientNoise(*x[:2])
       counts = k * large, 64 * k * large, k * large / 9
-      signals = c.Signals(*counts, *x[2:8], noise, x[8])
+      signals = c.Signals(*counts, *x[2:8], noise, *x[8:])
       try:
         size, state = controller.update(state, signals)
       except ValueError as error:

@@ -217,7 +217,7 @@ def splits():
 def way(parts, most):
   """The calls of a whole run whose rule reads nothing but its progress."""
   at = Progress(next_evaluation=parts.due.next_evaluation(0))
-  decisions = make_decisions(parts, lambda: ({}, 0))
+  decisions = make_decisions(parts, lambda update, examples: ({}, 0))
   replicas = make_replicas(parts)
   decisions.decide(0, 0)
   calls = []

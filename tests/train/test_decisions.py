@@ -18,7 +18,7 @@ from adabatch.train.reports import Reports
 from tests.experiments import digits
 
 
-def measure():
+def measure(update, examples):
   """Evaluates 100 examples for a loss that nobody can round by accident."""
   return {'full_loss': 1.23456789}, 100
 
@@ -71,9 +71,9 @@ def test_signals_are_complete_and_as_they_were_measured():
   controller, seen = recorder()
   taken = []
 
-  def measured():
+  def measured(update, examples):
     taken.append(len(seen))
-    return measure()
+    return measure(update, examples)
 
   decisions = make(controller, measure=measured)
   decisions.decide(0, 0)
@@ -266,6 +266,9 @@ class Observed:
 
   def __init__(self):
     self.updates = []
+
+  def waits(self, update, examples):
+    return True
 
   def observe(self, update):
     self.updates.append(update)
