@@ -260,6 +260,11 @@ class Branches:
     opt_state = optim.remembering_examples(state.opt_state, self._beta2)
     return state._replace(opt_state=opt_state)
 
+  def fresh_state(self) -> Any:
+    """That of a run before its first update."""
+    trainer = Trainer(self._parts.recipe, beside=self._trainer)
+    return trainer.state
+
   def ladder(self, batch_size: int) -> Ladder:
     """The one bucket of a size.
 
