@@ -93,6 +93,13 @@ JOBS = {
   'streaming': {},
   'resident': {'parallel.backend': 'pmap'},
   'streaming sma': replicas('sma', 4, 3),
+  'streaming probe': {
+    'controller.name': 'probe',
+    'controller.probe.repeats': 2,
+    'controller.probe.updates': 2,
+    'controller.probe.epsilon': 0.5,
+    'controller.probe.cost': 5.0,
+  },
 }
 # In what two processes may differ, and what they then say.
 DIFFER = {
