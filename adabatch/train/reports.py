@@ -150,7 +150,6 @@ class Reports:
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
     self._logged = at.examples, at.seconds
-    self._owes = False  # the record of the last update
     self.stopping = False
 
   def add(self, call: Call, reports: jax.Array) -> None:
@@ -164,7 +163,7 @@ class Reports:
     then the devices have nothing to do.
     """
     self.add(call, reports)
-    yield from self._pay()
+    yield from self._log_decision()
     if self._gather is None:
       waits = call.decides and self._decisions.waits(*call.after(call.count))
       yield from self._fetch(0 if waits else self._in_flight)
@@ -182,7 +181,7 @@ class Reports:
       jax.block_until_ready(self._queue[-1 - keep][1])
 
   def observe(self, keep: int = 0) -> Iterator[Record]:
-    """Waits for the oldest until `keep` calls are on their way; owes nothing.
+    """Waits for the oldest until `keep` calls are on their way.
 
     The updates of one call end at unknown times; they are taken to be equally
     long.
@@ -190,9 +189,9 @@ class Reports:
     Raises:
       Diverged: if one is not finite, and none is skipped or too many are.
     """
-    yield from self._pay()
+    yield from self._log_decision()
     yield from self._fetch(keep)
-    yield from self._pay()
+    yield from self._log_decision()
 
   def _fetch(self, keep: int) -> Iterator[Record]:
     if self._gather is not None:
@@ -281,13 +280,14 @@ class Reports:
     if math.isfinite(report.replica_squared_distance):
       names = 'replica_squared_distance', 'mean_squared_distance'
       at.distances = {name: getattr(report, name) for name in names}
-    if done.decides and not self._queue:
-      self._owes = True
-    elif done.decides or done.update % parts.due.log == 0:
+    # That of a decision, which somebody may wait for, comes later.
+    due = self._queue if done.decides else done.update % parts.due.log == 0
+    if due:
       yield from self.log_last()
 
-  def _pay(self) -> Iterator[Record]:
-    if self._owes:
+  def _log_decision(self) -> Iterator[Record]:
+    """The record of the last update, if it decided and there is none yet."""
+    if self._last is not None and self._last.decides:
       yield from self.log_last()
 
   def _tell(self, done: Update) -> Iterator[Record]:
@@ -304,7 +304,6 @@ class Reports:
 
   def log_last(self) -> Iterator[Record]:
     """The record of the last update, if there is none yet."""
-    self._owes = False
     done = self._last
     if done is None or done.examples <= self._logged[0]:
       return
