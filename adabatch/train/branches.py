@@ -188,7 +188,8 @@ class Branches:
   """Lets branches grow from points of a run that have one batch size.
 
   Attributes:
-    evaluated: examples that an evaluation of a branch goes over.
+    evaluated: examples that an evaluation of a branch goes over, with those
+      that its running statistics are made of.
   """
 
   def __init__(
@@ -250,6 +251,8 @@ class Branches:
     if jax.tree.leaves(self._trainer.state.model_state):
       self._calibration = make_calibration(recipe, skipped, compiling)
     self.evaluated = pieces.examples
+    if self._calibration is not None:
+      self.evaluated += self._calibration.examples
     self._ladders: dict[int, Ladder] = {}
 
   def _fresh(self, state: Any) -> Any:

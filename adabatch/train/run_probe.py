@@ -137,6 +137,10 @@ class RunProbe:
     self._calibration = None
     if jax.tree.leaves(trainer.state.model_state):
       self._calibration = make_calibration(parts.recipe, _silent, pausing)
+    # By each branch.
+    self._evaluated = self._losses.examples
+    if self._calibration is not None:
+      self._evaluated += self._calibration.examples
 
   def follow(self, decisions: Decisions) -> None:
     """Asks these for the batch size that is to be doubled."""
@@ -149,7 +153,7 @@ class RunProbe:
 
   def _due(self, examples: int) -> Due | None:
     at = dataclasses.replace(self._at(), examples=examples)
-    return next_probe(self._parts, at, self._nominal(), self._losses.examples)
+    return next_probe(self._parts, at, self._nominal(), self._evaluated)
 
   def measure(self, update: int, examples: int) -> tuple[dict[str, float], int]:
     """The signal, NaN where no probe is due; and no examples beside its own."""
@@ -174,7 +178,7 @@ class RunProbe:
     )
     size = critical(table, now, p.epsilon, p.confidence)
     difference = table[-1]
-    evaluated = 2 * p.repeats * self._losses.examples
+    evaluated = 2 * p.repeats * self._evaluated
     trained = 2 * p.repeats * due.examples
     record = {
       'update': update,
