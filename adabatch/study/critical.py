@@ -74,7 +74,8 @@ def differences(
     weights: what each example counts, [N]; None: all the same.
 
   Returns:
-    One for each size, from the smallest.
+    One for each size, from the smallest; of a size, or of the reference, with
+    losses that are not finite, an infinite difference.
 
   Raises:
     ValueError: if the reference is not there, or shapes differ.
@@ -100,16 +101,17 @@ def differences(
         f'losses of batch size {size} have the shape {np.shape(values)}, and '
         f'those of {reference} {base.shape}: give the same repeats and examples'
       )
-    paired[size] = np.asarray(values, np.float64) - base
+    if np.isfinite(values).all() and np.isfinite(base).all():
+      paired[size] = np.asarray(values, np.float64) - base
   by_repeat = {size: d @ shares for size, d in paired.items()}
   spreads = _spreads(by_repeat, reference)
   found = []
   for size in sorted(losses):
     values = np.asarray(losses[size], np.float64)
-    mean = float((values @ shares).mean())
-    if not np.isfinite(values).all():
+    if size not in paired:
       found.append(Difference(size, math.inf, math.inf, 0.0, 1.0, math.inf))
       continue
+    mean = float((values @ shares).mean())
     over_examples = _variance_of_mean(paired[size].mean(0), shares)
     spread, degrees = spreads.get(size, (0.0, math.inf))
     over_repeats = spread / repeats
@@ -139,13 +141,9 @@ def _spreads(
     by_repeat: batch size -> mean differences, [R].
     reference: left out, because its differences are 0.
   """
-  sizes = [
-    size
-    for size, values in by_repeat.items()
-    if size != reference and np.isfinite(values).all()
-  ]
-  own = len(by_repeat[reference]) - 1
-  if not own:
+  sizes = [size for size in by_repeat if size != reference]
+  own = min((len(values) - 1 for values in by_repeat.values()), default=0)
+  if not own or not sizes:
     return {}
   found = {size: float(np.var(by_repeat[size], ddof=1)) for size in sizes}
   if len(sizes) < 3 or min(found.values()) <= 0:
@@ -185,7 +183,8 @@ class Critical(NamedTuple):
   Attributes:
     batch_size: where the differences cross epsilon; None: none of the sizes
       costs so much.
-    low: least that is not refuted; the reference itself at least.
+    low: least that is not refuted; the reference itself at least, or 0 where
+      that diverged.
     high: largest that is not refuted; None: nothing refutes the largest size
       that was tried, or one beyond.
     tried: the largest size.
@@ -231,6 +230,8 @@ def critical(
   tried = above[-1].batch_size
   finite = [d for d in above if math.isfinite(d.difference)]
   diverged = [d.batch_size for d in above if not math.isfinite(d.difference)]
+  if not finite or diverged and diverged[0] < finite[0].batch_size:
+    return Critical(None, 0.0, None, tried)
   if diverged:  # nothing is said beyond the first of them
     finite = [d for d in finite if d.batch_size < diverged[0]]
   at = np.log([d.batch_size for d in finite])

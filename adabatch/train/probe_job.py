@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adabatch import data
 from adabatch.config import Config, ConfigError, choose, refusing
-from adabatch.config.files import finite, write_json
+from adabatch.config.files import finite, write_json, write_signed
 from adabatch.config.smoke import shrink
 from adabatch.controllers import parse_count
 from adabatch.devices.agreed import decide
@@ -453,4 +453,9 @@ def _write(
   found |= {'directory': str(place)}
   found = json.loads(json.dumps(finite(found)))
   write_json(place / 'probe.json', found)
+  numbers = {k: v for k, v in found.items() if k != 'points'}
+  points = [
+    {k: v for k, v in one.items() if k != 'table'} for one in found['points']
+  ]
+  write_signed(place / 'summary.json', numbers | {'points': points})
   return found
