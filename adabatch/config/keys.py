@@ -5,12 +5,14 @@ another, so that a command-line override never leaves a stale one behind. Where
 a name chooses among rules (`model.name`, `controller.name`, ...), the rule's
 own parameters stand in the sub-table of that name; the others are ignored.
 None means: not set. Counts of the keys in COUNTED may be texts with a suffix.
+The tables that only another `--job` reads are in `job_keys`.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from adabatch.config.errors import Config
+from adabatch.config.job_keys import add_jobs
 
 # Keys that hold a number or a text such as '2.5B': K, M, B, T are 10^3, 10^6,
 # 10^9, 10^12. Of boundaries, each entry.
@@ -390,47 +392,7 @@ def default() -> Config:
   c.target.metric = 'accuracy'  # of the evaluation split
   c.target.value = placeholder(float)  # stop once better than this
 
-  # --job=search: metaparameters of this config; --job=study: anew for each
-  # batch size and optimizer, with a constant batch size.
-  c.search = ConfigDict()
-  # Rows (key of this config, scale, low, high), the scale being 'linear',
-  # 'log', 'reverse_log' (logarithmic in 1 - value) or 'integer'; or rows
-  # (key, 'discrete', value, value, ...). optimizer.momentum is left out for
-  # optimizers without one.
-  c.search.space = (
-    ('learning_rate.base', 'log', 1e-3, 10.0),
-    ('optimizer.momentum', 'reverse_log', 0.5, 0.999),
-  )
-  c.search.sampler = 'halton'  # 'halton', 'sobol' (quasi-random), 'tpe'
-  c.search.trials = 20  # that do not diverge, at each batch size
-  c.search.max_trials = placeholder(int)  # diverged ones too; None: 5 x trials
-  # Once a trial reached the target in s updates, later ones end after s.
-  c.search.early_stopping = True
-  # How often the space is widened, by as many trials, if its edge is best.
-  c.search.widen = 0
-  # Of Optuna; None: SQLite in the workdir. 'journal:PATH', or a database's URL
-  # for workers on many machines.
-  c.search.storage = placeholder(str)
-  c.search.grace = 120.0  # seconds without a sign of life: a worker is dead
-  # Small networks: trials at once on a device; None: what is measured fastest.
-  c.search.members = placeholder(int)
-  c.search.updates_per_call = placeholder(int)  # most; None: likewise
-  c.search.most_members = 16  # that are tried in measuring
-  c.plan = ConfigDict()
-  # --job=plan: the losses that a rule is shown that reads them: the directory
-  # of another run, or a power law 'FIRST LAST EXPONENT' of the examples.
-  c.plan.loss = placeholder(str)
-  # A machine that need not be there, for which every program is compiled:
-  # 'v5e:16x16', 'v5p-128', '2*v5e:16x16'. None: what is here, nothing compiled.
-  c.plan.topology = placeholder(str)
-  # Directory for all compiled programs of the run, of here or of that machine.
-  c.plan.save = placeholder(str)
-  # Whether at most two smaller microbatches are compiled as well, so that the
-  # times of more chips than these are known, not only bounded.
-  c.plan.scaling = False
-  c.study = ConfigDict()
-  c.study.batch_sizes = (16, 32, 64, 128, 256, 512)  # each tuned on its own
-  c.study.optimizers = ('sgd', 'nesterov')  # likewise; see optimizer.name
+  add_jobs(c)
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
