@@ -251,7 +251,7 @@ def default() -> Config:
   c.controller = ConfigDict()
   # 'constant', 'adadamp', 'padadamp', 'geodamp', 'radadamp', 'adadamp_grad',
   # 'step_table', 'ramp_up', 'from_lr_schedule', 'noise_scale', 'norm_test',
-  # 'cabs'
+  # 'cabs', 'goodput'
   c.controller.name = 'adadamp'
   c.controller.initial_batch_size = 32  # B_0
   # B_max, at most the size of the training split; beyond it the rate is damped
@@ -264,6 +264,11 @@ def default() -> Config:
   c.controller.growth_limit = placeholder(float)  # largest ratio per decision
   c.controller.hysteresis = placeholder(float)  # ignore smaller ratios
   c.controller.subset_size = 1024  # examples of loss_source 'subset'
+  # In which rules (and 'adascale') are given the noise of the gradient: 'l2';
+  # 'normalisation', of scales and biases of normalisation layers alone; 'adam',
+  # of g / (sqrt(nu_hat) + epsilon), for adam, adamw, lamb; 'l1', for sign
+  # descent, which takes memory and exchange of one more gradient.
+  c.controller.noise_norm = 'l2'
   c.controller.adadamp = ConfigDict()
   c.controller.adadamp.loss_source = 'ema'  # 'full', 'subset', 'ema'
   c.controller.adadamp.minimum_loss = 0.0  # F*
@@ -313,6 +318,15 @@ def default() -> Config:
   c.controller.cabs.c = 1.0  # factor in front; 1 in the paper
   c.controller.cabs.minimum_loss = 0.0  # F*
   c.controller.cabs.decay = 0.95  # of both moving averages
+  # Follows the clock: two runs of one config differ.
+  c.controller.goodput = ConfigDict()
+  # 'second', or 'device_second' where devices may idle (buckets.min_per_device)
+  c.controller.goodput.per = 'second'
+  c.controller.goodput.gain = 1.05  # least ratio of progress for a change
+  c.controller.goodput.decay = 0.99  # of both moving averages
+  # From a decision to the next, in which an update is timed; their median
+  # counts, and a new size is held for so many.
+  c.controller.goodput.windows = 3
 
   c.buckets = ConfigDict()
   # Examples a device processes at once; may be others when a run is resumed.

@@ -115,6 +115,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'controller.geodamp.lr_factor': POSITIVE,
+  'controller.goodput.windows': COUNT,
   'controller.from_lr_schedule.exponent': UNIT,
   'buckets.grow_to': COUNT,
   'buckets.max_per_device': COUNT,

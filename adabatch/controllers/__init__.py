@@ -24,6 +24,7 @@ from adabatch.controllers.schedule import (
   ramp_up,
   step_table,
 )
+from adabatch.controllers.speed import goodput
 from adabatch.controllers.state import (
   losses_below_minimum,
   round_signal,
@@ -61,6 +62,7 @@ CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'noise_scale': noise_scale,
   'norm_test': norm_test,
   'cabs': cabs,
+  'goodput': goodput,
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
   'every_due',
   'from_lr_schedule',
   'geodamp',
+  'goodput',
   'hysteresis',
   'limit_growth',
   'losses_below_minimum',
