@@ -104,7 +104,7 @@ def measured(name, gradients, sizes):
   norms = [
     norm.of_microbatch(
       state,
-      jax.tree.map(lambda x: jnp.float32(x[a:b].sum(0)), gradients),
+      jax.tree.map(lambda x, a=a, b=b: jnp.float32(x[a:b].sum(0)), gradients),
       jnp.float32(b - a),
     )
     for a, b in zip(edges, edges[1:], strict=False)
@@ -286,27 +286,31 @@ def marked(params):
   }
 
 
+def scales_and_biases(layers):
+  return {f'{layer}/{name}' for layer in layers for name in ('scale', 'bias')}
+
+
 def test_norms_of_the_transformer():
   params = parameters(
     'transformer', num_layers=2, model_dim=8, num_heads=2, hidden_dim=8
   )
-  layers = [
-    f'{kind}_norm_{i}' for kind in ('attention', 'hidden') for i in (0, 1)
-  ]
-  assert marked(params) == {
-    f'{layer}/{name}'
-    for layer in [*layers, 'norm']
-    for name in ('scale', 'bias')
+  layers = {
+    f'{kind}_norm_{i}' for kind in ('attention', 'hidden') for i in '01'
   }
+  assert marked(params) == scales_and_biases(layers | {'norm'})
 
 
-def test_norms_of_the_resnet():
-  params = parameters('cifar_resnet', depth=8, width=4)
+@pytest.mark.parametrize(
+  ('name', 'depth', 'count'),
+  # One after each convolution; of 18 layers 3 shortcuts have some, too.
+  [('cifar_resnet', 8, 7), ('resnet', 18, 20)],
+)
+def test_norms_of_the_resnets(name, depth, count):
+  params = parameters(name, depth=depth, width=4)
   found = marked(params)
-  # One after each convolution: 7 along the way and 2 on the shortcuts.
   layers = {path.rpartition('/')[0] for path in found}
-  assert len(layers) == 9
-  assert found == {f'{x}/{name}' for x in layers for name in ('scale', 'bias')}
+  assert len(layers) == count
+  assert found == scales_and_biases(layers)
   assert all('GhostBatchNorm_' in layer for layer in layers)
   every = {
     jax.tree_util.keystr(path, simple=True, separator='/')
@@ -315,7 +319,8 @@ def test_norms_of_the_resnet():
   left = every - found
   assert {path.rpartition('/')[2] for path in left} == {'kernel', 'bias'}
   assert {path for path in left if path.endswith('bias')} == {'Dense_0/bias'}
-  assert not marked(parameters('cifar_resnet', depth=8, batch_norm_group=0))
+  bare = parameters(name, depth=depth, width=4, batch_norm_group=0)
+  assert not marked(bare)
 
 
 @pytest.mark.parametrize(
