@@ -47,7 +47,7 @@ CONTROLLERS = {
   # What comes after the second size the clock decides.
   'goodput': (
     {'controller.every': 4, 'controller.goodput.windows': 2},
-    lambda sizes: sizes[:12] == [16.0] * 12 and sizes[12] == 32,
+    lambda sizes: sizes[:9] == [16] * 8 + [32],
   ),
 }
 
