@@ -29,14 +29,14 @@ class GoodputState(NamedTuple):
 
   Attributes:
     batch_size: of the next update.
-    seconds: of an update of each size; 0 where none was measured.
+    times: of an update of each size, in seconds; 0 where none was measured.
     devices: that it was measured on, likewise.
     trace, norm: averages of tr Sigma and |G|^2.
     ignored: signals that could not be used.
   """
 
   batch_size: float
-  seconds: tuple[float, ...]
+  times: tuple[float, ...]
   devices: tuple[float, ...]
   trace: Average = Average()
   norm: Average = Average()
@@ -187,9 +187,9 @@ def goodput(
     here = bisect.bisect_left(runs, size * (1 - 1e-9))
     if here == len(runs):  # of no program of this ladder
       return state, None
-    now, on = list(state.seconds), list(state.devices)
+    now, on = list(state.times), list(state.devices)
     now[here], on[here] = seconds, counts[here]
-    state = state._replace(seconds=tuple(now), devices=tuple(on))
+    state = state._replace(times=tuple(now), devices=tuple(on))
     return state._replace(batch_size=max(runs[here], runs[first])), here
 
   def update(state: GoodputState, signals: Signals):
@@ -208,9 +208,9 @@ def goodput(
     if here is None:
       return hold(state)
     known = {
-      i: seconds
-      for i, seconds in enumerate(state.seconds)
-      if seconds > 0 and state.devices[i] == counts[i]
+      i: time
+      for i, time in enumerate(state.times)
+      if time > 0 and state.devices[i] == counts[i]
     }
     if len(known) < 2:
       next_one = _neighbour(here, first, len(runs))

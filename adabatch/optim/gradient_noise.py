@@ -135,28 +135,36 @@ def from_difference(
     previous: g' and n'.
   """
   old, before = previous
-  mean, total = pooled(gradient, examples, previous)
+  total = of_both(examples, previous)
   distance = squared_norm(jax.tree.map(jnp.subtract, gradient, old))
   trace: Any = distance * examples * before / total
+  mean = pooled(gradient, examples, previous, total)
   squared: Any = squared_norm(mean) - trace / total
   return GradientNoise(trace, squared)
 
 
+def of_both(examples: jax.Array, previous: Previous) -> jax.Array:
+  """The examples of two updates; NaN where either has none."""
+  known = (examples > 0) & (previous.examples > 0)
+  return jnp.where(known, examples + previous.examples, jnp.nan)
+
+
 def pooled(
-  gradient: optax.Updates, examples: jax.Array, previous: Previous
-) -> tuple[optax.Updates, jax.Array]:
-  """The mean gradient of two updates, and their examples; NaN without one.
+  gradient: optax.Updates,
+  examples: jax.Array,
+  previous: Previous,
+  total: jax.Array,
+) -> optax.Updates:
+  """The mean gradient over the `total` examples of two updates.
 
   >>> old = Previous(jnp.float32(1.0), jnp.float32(1.0))
-  >>> [float(x) for x in pooled(jnp.float32(3.0), jnp.float32(3.0), old)]
-  [2.5, 4.0]
+  >>> float(pooled(jnp.float32(3.0), jnp.float32(3.0), old, jnp.float32(4.0)))
+  2.5
   """
   old, before = previous
-  known = (examples > 0) & (before > 0)
-  total = jnp.where(known, examples + before, jnp.nan)
   return jax.tree.map(
     lambda g, p: (examples * g + before * p) / total, gradient, old
-  ), total
+  )
 
 
 def unknown() -> GradientNoise:

@@ -115,7 +115,8 @@ class NoiseNorm(NamedTuple):
     previous = Previous(look(previous.gradient), previous.examples)
     if not self.coordinates:
       return gradient_noise.from_difference(seen, examples, previous)
-    pooled, total = gradient_noise.pooled(seen, examples, previous)
+    total = gradient_noise.of_both(examples, previous)
+    pooled = gradient_noise.pooled(seen, examples, previous, total)
     distances = _squares(jax.tree.map(jnp.subtract, seen, previous.gradient))
     variances = jax.tree.map(
       lambda d: d * examples * previous.examples / total, distances

@@ -365,7 +365,7 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     seed=config.seed,
     needs=controller.needs,
     estimate_noise=noisy,
-    noise_norm=noise.make_norm(config, controller, variables['params']),
+    noise_norm=noise.make_norm(config, controller, variables.get('params', {})),
     # Needed where a replica may train on a single example. That depends on the
     # config alone and never on the devices, so that a checkpoint fits any
     # number of them.

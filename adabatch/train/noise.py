@@ -85,7 +85,7 @@ def remarks(config: Config, recipe: Recipe) -> Iterator[str]:
     )
   elif name == 'normalisation':
     variables = check_model(config, recipe.model, recipe.network_input)
-    params = variables['params']
+    params = variables.get('params', {})
     some, every = (
       sum(leaf.size for leaf in leaves)
       for leaves in (_in_norms(params), jax.tree.leaves(params))

@@ -58,9 +58,9 @@ def test_what_was_measured_counts_more_than_the_line(seed):
   sizes, state = live(
     goodput(initial_batch_size=8, sizes=SIZES, gain=1.0), times.get, 500.0
   )
-  run = [size for size, t in zip(SIZES, state.seconds, strict=True) if t]
+  run = [size for size, t in zip(SIZES, state.times, strict=True) if t]
   assert sizes[-1] == max(run, key=lambda s: s / times[s] / (500 + s))
-  assert set(state.seconds) <= {0.0, *times.values()}
+  assert set(state.times) <= {0.0, *times.values()}
 
 
 def test_no_size_beyond_the_next_is_tried():
@@ -125,9 +125,9 @@ def test_a_cut_batch_runs_in_the_bucket_above():
   signals = c.Signals(4, gradient_noise=c.GradientNoise(1.0, 1.0))
   cut = signals._replace(batch_size=33, seconds_per_update=2.5)
   _, after = rule.update(state, cut)
-  assert after.seconds == (1.0, 1.0, 1.0, 2.5, *[0.0] * 6)
+  assert after.times == (1.0, 1.0, 1.0, 2.5, *[0.0] * 6)
   beyond = cut._replace(batch_size=SIZES[-1] + 1)
-  assert rule.update(state, beyond)[1].seconds == state.seconds
+  assert rule.update(state, beyond)[1].times == state.times
 
 
 def test_it_follows_the_noise():
@@ -190,20 +190,21 @@ def test_times_of_other_devices_do_not_count():
   other = goodput(initial_batch_size=8, sizes=SIZES, devices=lambda size: 2)
   sizes, state = live(other, lambda size: 0.1, 50.0, updates=1, state=state)
   assert sizes == [16.0]  # of one size alone is anything known
-  assert state.seconds[0] == 0.1
+  assert state.times[0] == 0.1
 
 
 def test_it_waits_for_a_time_and_for_noise_above_zero():
   rule = goodput(initial_batch_size=8, sizes=SIZES)
   _, state = live(rule, lambda size: 0.1, 1e9, updates=2)
-  size = 32.0
+  assert state.batch_size == 32
+  size = 16.0  # is what a wrapper has made of it
   for noise in (c.GradientNoise(-1e15, 1.0), c.GradientNoise(1.0, -1e15)):
     signals = c.Signals(3, None, None, gradient_noise=noise, batch_size=size)
     got, _ = rule.update(state, signals._replace(seconds_per_update=0.1))
     assert got == size
   signals = signals._replace(seconds_per_update=math.nan)
   got, after = rule.update(state, signals)
-  assert (got, after) == (size, state._replace(ignored=1))
+  assert (got, after) == (32.0, state._replace(ignored=1))
 
 
 def test_one_size_is_kept():

@@ -253,6 +253,11 @@ def test_far_from_noise_both_are_exact():
   assert in_l1(mean, below, jnp.float32(5), jnp.float32(4)) == noise
 
 
+def test_one_part_tells_no_deviation():
+  noise = in_l1(jnp.ones(3), jnp.ones(3), jnp.float32(4), jnp.float32(1))
+  assert np.isnan(noise.trace_covariance)
+
+
 def test_a_length_below_zero_stays_below():
   """So that rules see that it says nothing."""
   noise = in_l1(jnp.zeros(3), jnp.ones(3), jnp.float32(4), jnp.float32(4))
