@@ -115,6 +115,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'controller.wait': NATURAL,
   'controller.subset_size': COUNT,
   'controller.geodamp.lr_factor': POSITIVE,
+  'controller.goodput.windows': COUNT,
   'controller.from_lr_schedule.exponent': UNIT,
   'controller.probe.updates': COUNT,
   'controller.probe.repeats': ('at least 2', lambda x: 2 <= x < math.inf),

@@ -25,6 +25,7 @@ from adabatch.controllers.schedule import (
   ramp_up,
   step_table,
 )
+from adabatch.controllers.speed import goodput
 from adabatch.controllers.state import (
   losses_below_minimum,
   round_signal,
@@ -63,6 +64,7 @@ CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'norm_test': norm_test,
   'cabs': cabs,
   'probe': probe,
+  'goodput': goodput,
 }
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
   'every_due',
   'from_lr_schedule',
   'geodamp',
+  'goodput',
   'hysteresis',
   'limit_growth',
   'losses_below_minimum',

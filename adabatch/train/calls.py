@@ -93,6 +93,8 @@ class Update(NamedTuple):
     noise: its estimates of the gradient noise, if it has any.
     clipped: share of the replicas whose gradient was clipped, 0 or 1 of one
       model; None where none is ever.
+    usual_seconds: what an update like it takes, the same on all processes; NaN
+      where that is not known or nobody asks.
   """
 
   update: int
@@ -103,6 +105,7 @@ class Update(NamedTuple):
   report: Report
   noise: GradientNoise | None
   clipped: float | None = None
+  usual_seconds: float = math.nan
 
 
 @dataclasses.dataclass

@@ -146,6 +146,8 @@ class Decisions:
       # The rule's own size caused the damping.
       learning_rate=done.report.learning_rate / done.plan.damping,
       gradient_noise=done.noise or NO_ESTIMATE,
+      batch_size=done.plan.batch_size,
+      seconds_per_update=done.usual_seconds,
     )
     self._ask(signals, measure=done.decides)
 

@@ -25,6 +25,7 @@ from adabatch.train.not_finite import skip, without
 from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
+from adabatch.train.update_times import UpdateTimes
 
 _T = TypeVar('_T')
 
@@ -147,6 +148,10 @@ class Reports:
     self._pace, self._beside = pace, beside
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
+    self._times = UpdateTimes(
+      parts.config.controller.goodput.windows,
+      asked='seconds_per_update' in parts.controller.needs,
+    )
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
     self._logged = at.examples, at.seconds
@@ -207,6 +212,7 @@ class Reports:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       self._measure(call, now - since)
+      usual = self._times.saw(call, now - since)
       for i in self._looked_at(call, rows):
         one, (update, examples) = rows[:, i - 1], call.after(i)
         report = combine(one)
@@ -226,6 +232,7 @@ class Reports:
             report=report,
             noise=_noise(report),
             clipped=None if clip is None else share_above(one, clip),
+            usual_seconds=usual,
           )
         )
 

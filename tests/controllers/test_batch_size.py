@@ -33,7 +33,8 @@ def measured(signals):
 
 
 def of_update(signals):
-  return {name: getattr(signals, name) for name in OF_UPDATES}
+  """But for the batch size, which is known."""
+  return {name: getattr(signals, name) for name in OF_UPDATES - {'batch_size'}}
 
 
 def plans_of_trainer(controller, ladder, signals):
@@ -61,7 +62,18 @@ def plans_of_trainer(controller, ladder, signals):
     rate = s.learning_rate * plan.damping
     report = Report(s.loss, s.gradient_norm_squared, rate, 1.0, 1.0, 0.0, 1.0)
     noise = s.gradient_noise
-    decisions.observe(Update(k, examples, 0.0, plan, due, report, noise))
+    decisions.observe(
+      Update(
+        k,
+        examples,
+        0.0,
+        plan,
+        due,
+        report,
+        noise,
+        usual_seconds=s.seconds_per_update,
+      )
+    )
   return plans, decisions
 
 
@@ -222,6 +234,7 @@ def test_epochs_are_counted_or_given():
     (lambda b: b.observe(0, loss=1.0), 'examples=0.*at least 1'),
     (lambda b: b.observe(los=1.0), 'los=.*choose among epoch, loss,'),
     (lambda b: b.observe(update=1), 'update='),
+    (lambda b: b.observe(batch_size=1), 'batch_size='),
     (lambda b: b.observe(loss=np.ones(3)), r'loss of shape \(3,\).*one number'),
     (lambda b: b.load_state_dict({'size': 3}), 'no state of a BatchSize'),
     (lambda b: b.load_state_dict(None), 'no state of a BatchSize'),

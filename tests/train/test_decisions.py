@@ -77,13 +77,19 @@ def test_signals_are_complete_and_as_they_were_measured():
 
   decisions = make(controller, measure=measured)
   decisions.decide(0, 0)
-  decisions.observe(done(1, 50, noise=NOISE))
-  decisions.observe(done(2, 100, noise=NOISE, decides=True))
+  for update, decides in ((1, False), (2, True)):
+    decisions.observe(
+      done(update, 50 * update, noise=NOISE, decides=decides)._replace(
+        usual_seconds=0.0123
+      )
+    )
   reported = {
     'loss': 0.123456,
     'gradient_norm_squared': 98765.4,
     'learning_rate': 0.0123456,
     'gradient_noise': NOISE,
+    'batch_size': 8,
+    'seconds_per_update': 0.0123,
   }
   assert seen == [
     Signals(0, 0, 0.0, full_loss=1.23456789),
