@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
 from adabatch.train import memory, noise, per_call
 from adabatch.train.calls import Due, make_due
-from adabatch.train.decisions import Decisions, Measure, always_due
+from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.inputs import open_inputs
 from adabatch.train.networks import (
   DTYPES,
@@ -437,7 +437,6 @@ def make_decisions(
   parts: Parts,
   measure: Measure,
   saved: dict[str, Any] | None = None,
-  due: Callable[[int, int], bool] = always_due,
 ) -> Decisions:
   """The batch-size rule at work."""
   return Decisions(
@@ -447,5 +446,4 @@ def make_decisions(
     initial_batch_size=parts.config.controller.initial_batch_size,
     num_examples=parts.extent.epoch,
     saved=saved,
-    due=due,
   )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from adabatch import controllers
 from adabatch.config import ConfigError
@@ -27,15 +27,17 @@ MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(16, -1, -1))
 NO_ESTIMATE = GradientNoise(math.nan, math.nan)
 
 
-# (updates, examples) -> the signals that cost a pass over data, as they are
-# then, by name; and how many examples were evaluated for them.
-Measure = Callable[[int, int], tuple[dict[str, float], int]]
+class Measure(NamedTuple):
+  """How the signals come about that cost a pass over data.
 
+  Attributes:
+    take: (updates, examples) -> their values then, by name, and how many
+      examples were evaluated for them.
+    due: (updates, examples) -> whether a decision there has to wait for them.
+  """
 
-def always_due(update: int, examples: int) -> bool:
-  """What is measured is measured at every decision."""
-  del update, examples
-  return True
+  take: Callable[[int, int], tuple[dict[str, float], int]]
+  due: Callable[[int, int], bool] = lambda update, examples: True
 
 
 class Decisions:
@@ -56,7 +58,6 @@ class Decisions:
     ladder: Ladder,
     measure: Measure,
     *,
-    due: Callable[[int, int], bool] = always_due,
     initial_batch_size: int,
     num_examples: int,
     saved: dict[str, Any] | None = None,
@@ -67,13 +68,12 @@ class Decisions:
       controller: the rule.
       ladder: the sizes that are run.
       measure: asked where a decision is due.
-      due: (updates, examples) -> whether there is anything to measure then.
       initial_batch_size: nominal size until the first decision.
       num_examples: the size of an epoch.
       saved: what `host` gave.
     """
     self._controller, self.ladder = controller, ladder
-    self._measure, self._due = measure, due
+    self._measure = measure
     self._num_examples = num_examples
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
@@ -94,7 +94,7 @@ class Decisions:
 
   def waits(self, update: int, examples: int) -> bool:
     """Whether a decision after so many has to wait for the devices."""
-    return self.measured and self._due(update, examples)
+    return self.measured and self._measure.due(update, examples)
 
   @property
   def losses_below_minimum(self) -> int:
@@ -154,7 +154,7 @@ class Decisions:
   def _ask(self, signals: Signals, *, measure: bool) -> None:
     if measure:
       # A measurement is part of the training, and its time counts as such.
-      values, cost = self._measure(signals.update, signals.examples or 0)
+      values, cost = self._measure.take(signals.update, signals.examples or 0)
       self.evaluated_examples += cost
       signals = signals._replace(**values)
     before = self.nominal

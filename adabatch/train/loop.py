@@ -25,6 +25,7 @@ from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
+from adabatch.train.decisions import Measure
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
@@ -152,11 +153,11 @@ class Run:
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
     host = ({} if saved is None else saved.host).get('decisions')
-    if self.probe is None:
-      self.decisions = make_decisions(self.parts, self.measure, host)
-    else:
-      measure, due = self.probe.measure, self.probe.due
-      self.decisions = make_decisions(self.parts, measure, host, due)
+    measure = Measure(self.measure)
+    if self.probe is not None:
+      measure = Measure(self.probe.measure, self.probe.due)
+    self.decisions = make_decisions(self.parts, measure, host)
+    if self.probe is not None:
       self.probe.follow(self.decisions)
     if saved is None:
       self.decisions.decide(0, 0)

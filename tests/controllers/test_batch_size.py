@@ -15,7 +15,7 @@ from adabatch.controllers import buckets, pytorch
 from adabatch.controllers.base import OF_UPDATES, PROGRESS
 from adabatch.devices.messages import Report
 from adabatch.train.calls import Update
-from adabatch.train.decisions import NO_ESTIMATE, Decisions
+from adabatch.train.decisions import NO_ESTIMATE, Decisions, Measure
 from tests.controllers.test_controllers import ALL, B0, random_signals
 
 N = 1000  # examples of an epoch
@@ -43,7 +43,7 @@ def plans_of_trainer(controller, ladder, signals):
   decisions = Decisions(
     controller,
     ladder,
-    lambda update, examples: (measured(now[0]), 0),
+    Measure(lambda update, examples: (measured(now[0]), 0)),
     initial_batch_size=B0,
     num_examples=N,
   )

@@ -12,7 +12,7 @@ from adabatch.controllers import GradientNoise, Signals, buckets
 from adabatch.devices.messages import Call, Report
 from adabatch.train.build import build
 from adabatch.train.calls import Progress, Update
-from adabatch.train.decisions import Decisions
+from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.not_finite import Diverged
 from adabatch.train.reports import Reports
 from tests.experiments import digits
@@ -27,7 +27,7 @@ def make(controller, *, measure=measure, largest=64, devices=1, saved=None):
   return Decisions(
     controller,
     buckets.ladder(8, largest, devices=devices),
-    measure,
+    Measure(measure),
     initial_batch_size=8,
     num_examples=200,
     saved=saved,
