@@ -148,10 +148,9 @@ class Reports:
     self._pace, self._beside = pace, beside
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
-    self._times = UpdateTimes(
-      parts.config.controller.goodput.windows,
-      asked='seconds_per_update' in parts.controller.needs,
-    )
+    self._times: UpdateTimes | None = None
+    if 'seconds_per_update' in parts.controller.needs:
+      self._times = UpdateTimes(parts.config.controller.goodput.windows)
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
     self._logged = at.examples, at.seconds
@@ -212,7 +211,9 @@ class Reports:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       self._measure(call, now - since)
-      usual = self._times.saw(call, now - since)
+      usual = math.nan
+      if self._times is not None:
+        usual = self._times.saw(call, now - since)
       for i in self._looked_at(call, rows):
         one, (update, examples) = rows[:, i - 1], call.after(i)
         report = combine(one)

@@ -19,15 +19,13 @@ class UpdateTimes:
   Where there are several processes, the clock of the first counts.
   """
 
-  def __init__(self, windows: int, *, asked: bool):
+  def __init__(self, windows: int):
     """Nothing was measured yet.
 
     Args:
       windows: of a bucket, from one decision to the next, of which the median
         counts; with fewer nothing is known.
-      asked: whether anybody reads them.
     """
-    self._asked = asked
     self._known: dict[Bucket, collections.deque[float]] = {}
     self._windows = windows
     self._begin(None)
@@ -41,8 +39,6 @@ class UpdateTimes:
     Returns:
       What an update like those of the call takes; NaN while that is not known.
     """
-    if not self._asked:
-      return math.nan
     bucket = call.plan.bucket
     if bucket != self._bucket:
       self._begin(bucket)
