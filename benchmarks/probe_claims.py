@@ -92,9 +92,9 @@ CASES = {
     },
     run={'learning_rate.decay.name': 'constant', 'checkpoint.keep': 4},
     probe={
-      'probe.at': '48000 96000 192000',
+      'probe.at': '48000 96000 144000',
       'probe.factors': (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
-      'probe.examples': 16384,
+      'probe.examples': 8192,
       'probe.repeats': 4,
     },
     test={'data.eval_split': 'test'},
