@@ -33,8 +33,8 @@ class Difference(NamedTuple):
     difference: mean of the paired differences; 0 of the reference.
     error: its standard error.
     degrees: of freedom of that error.
-    unpaired_error: that it would have if each branch had been evaluated on
-      other examples.
+    unpaired_error: that it would have if each branch had been trained and
+      evaluated on other examples.
   """
 
   batch_size: int
@@ -123,10 +123,7 @@ def differences(
         float(by_repeat[size].mean()),
         math.sqrt(variance),
         _degrees([(over_examples, count - 1), (over_repeats, degrees)]),
-        math.sqrt(
-          _variance_of_mean(values.mean(0), shares)
-          + _variance_of_mean(base.mean(0), shares)
-        ),
+        math.sqrt(_alone(values, shares) + _alone(base, shares)),
       )
     )
   return found
@@ -158,6 +155,14 @@ def _spreads(
     size: ((own * found[size] + shared * other) / (own + shared), own + shared)
     for size, other in zip(sizes, trend.tolist(), strict=True)
   }
+
+
+def _alone(losses: np.ndarray, shares: np.ndarray) -> float:
+  """Variance of the mean loss of one batch size, [R, N]."""
+  over_examples = _variance_of_mean(losses.mean(0), shares)
+  if len(losses) == 1:
+    return over_examples
+  return over_examples + float(np.var(losses @ shares, ddof=1)) / len(losses)
 
 
 def _variance_of_mean(values: np.ndarray, shares: np.ndarray) -> float:
