@@ -362,11 +362,14 @@ class Trainer:
 
   # What is measured.
 
+  def to_evaluate(self) -> State:
+    """The state on all devices, with averaged parameters if there are."""
+    return self._everywhere(state_lib.to_evaluate(self.state))
+
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
     self.evaluates = True
-    state = self._everywhere(state_lib.to_evaluate(self.state))
-    found = self.evaluator.metrics(state)
+    found = self.evaluator.metrics(self.to_evaluate())
     self.evaluates = False
     return found
 

@@ -142,8 +142,9 @@ def remembering_examples(opt_state: Any, b2: float) -> Any:
   def one(node: Any) -> Any:
     if not isinstance(node, optax.ScaleByAdamState):
       return node
-    weight = -jnp.expm1(node.count.astype(jnp.float32) * _log(b2))
-    return ScaleByAdamInExamplesState(node.count, node.mu, node.nu, weight)
+    count = jnp.asarray(node.count)
+    weight = -jnp.expm1(count.astype(jnp.float32) * _log(b2))
+    return ScaleByAdamInExamplesState(count, node.mu, node.nu, weight)
 
   return jax.tree.map(
     one, opt_state, is_leaf=lambda n: isinstance(n, optax.ScaleByAdamState)

@@ -1,0 +1,184 @@
+"""More processes of this machine that share the branches of a probe.
+
+Each is given the config on its standard input, which stays open: where it is
+closed, whatever became of the first process, a worker ends as well.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from adabatch import config as config_lib
+from adabatch.config import Config, ConfigError
+from adabatch.train.build import Parts
+
+SECONDS = 10.0  # for a worker to end by itself
+
+
+def check_workers(parts: Parts, splits: Any) -> None:
+  """Refuses more processes where they cannot do the same.
+
+  Args:
+    parts: of the run.
+    splits: of the caller's own; None: what the config names.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  config = parts.config
+  if config.probe.workers == 1:
+    return
+  asked = f'probe.workers={config.probe.workers}'
+  platform = parts.recipe.devices.platform
+  if platform != 'cpu':
+    raise ConfigError(
+      f'{asked} is for CPUs, and here each process would want the same '
+      f'{platform}: set it to 1'
+    )
+  if jax.process_count() > 1:
+    raise ConfigError(
+      f'{asked} is for one process, and there are {jax.process_count()}, which '
+      'make each branch together: set it to 1'
+    )
+  theirs = [
+    f'{table}.name={config[table].name!r}'
+    for table in ('model', 'controller', 'task')
+    if config_lib.is_of_another(f'{table}.{config[table].name}.any')
+  ]
+  if splits is not None:
+    theirs.append('your own splits')
+  if theirs:
+    raise ConfigError(
+      f'{asked}: {theirs[0]} cannot be sent to another process: set it to 1, '
+      'and start the same command several times instead'
+    )
+
+
+class Workers:
+  """Processes that make branches of the same points."""
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: pathlib.Path,
+    directory: pathlib.Path,
+    updates: Sequence[int],
+    *,
+    devices: int,
+    say: Callable[[str], None],
+  ):
+    """Starts one less than `probe.workers`.
+
+    Args:
+      config: of the run.
+      workdir: of it.
+      directory: of the probe.
+      updates: of the checkpoints.
+      devices: that each uses.
+      say: is told which failed.
+    """
+    self._say = say
+    given = {
+      'config': config.to_dict(),
+      'workdir': str(workdir),
+      'directory': str(directory),
+      'updates': list(updates),
+      'devices': devices,
+    }
+    line = json.dumps(given).encode() + b'\n'
+    root = str(pathlib.Path(config_lib.__file__).parents[2])
+    paths = [root, os.environ.get('PYTHONPATH', '')]
+    environment = os.environ | {
+      'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+      'JAX_PLATFORMS': 'cpu',
+    }
+    self._running: dict[int, tuple[subprocess.Popen[bytes], Any]] = {}
+    for number in range(2, config.probe.workers + 1):
+      said = tempfile.TemporaryFile()  # noqa: SIM115
+      process = subprocess.Popen(
+        [sys.executable, '-m', 'adabatch.train.probe_workers'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        env=environment,
+      )
+      self._running[number] = process, said
+      assert process.stdin is not None, 'it is a pipe'
+      process.stdin.write(line)
+      process.stdin.flush()
+
+  def check(self) -> None:
+    """Says of each that has failed why, once; the others do its work."""
+    for number, (process, said) in list(self._running.items()):
+      if process.poll() is None:
+        continue
+      del self._running[number]
+      if process.returncode:
+        said.seek(0)
+        lines = said.read().decode(errors='replace').split('\n')
+        last = next((line for line in reversed(lines) if line.strip()), '')
+        self._say(
+          f'worker {number} of probe.workers ended with status '
+          f'{process.returncode}, and its branches are made by the others: '
+          f'{last.strip() or "it said nothing"}'
+        )
+      self._end(process, said)
+
+  def close(self) -> None:
+    """Ends them all."""
+    for process, _ in self._running.values():
+      assert process.stdin is not None, 'it is a pipe'
+      process.stdin.close()
+    for process, said in self._running.values():
+      for end in (lambda: None, process.terminate, process.kill):
+        end()
+        try:
+          process.wait(SECONDS)
+          break
+        except subprocess.TimeoutExpired:
+          continue
+      self._end(process, said)
+    self._running.clear()
+
+  def _end(self, process: subprocess.Popen[bytes], said: Any) -> None:
+    if process.stdin is not None:
+      process.stdin.close()
+    said.close()
+
+
+def _stop_with_the_first(stop: threading.Event) -> None:
+  sys.stdin.read()
+  stop.set()
+
+
+def main() -> None:
+  """What a worker does."""
+  from adabatch.train.probe_job import share
+  from adabatch.train.stop import Stop, stop_on_signals
+
+  given = json.loads(sys.stdin.readline())
+  stop = Stop()
+  threading.Thread(
+    target=_stop_with_the_first, args=(stop,), daemon=True
+  ).start()
+  with stop_on_signals(stop):
+    share(
+      config_lib.of_json(given['config']),
+      given['workdir'],
+      pathlib.Path(given['directory']),
+      given['updates'],
+      devices=given['devices'],
+      stop=stop,
+    )
+
+
+if __name__ == '__main__':
+  main()
