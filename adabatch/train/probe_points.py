@@ -105,9 +105,9 @@ def examples_of(parts: Parts, point: Point) -> int:
       f'probe.examples{given} is less than a batch of {largest}: raise it, or '
       'leave out large probe.factors'
     )
-  left = parts.end.examples - point.examples
   # A run that is over is gone on with over one more epoch.
-  over = left <= 0
+  left = parts.length.examples - point.examples
+  over = left <= 0 or parts.end.over(point.update, point.examples)
   left = epoch if over else left
   if wanted * p.repeats > left:
     what = 'in an epoch' if over else 'left of the run'

@@ -4,6 +4,7 @@ Each is given the config on its standard input, which stays open: where it is
 closed, whatever became of the first process, a worker ends as well.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ import jax
 from adabatch import config as config_lib
 from adabatch.config import Config, ConfigError
 from adabatch.train.build import Parts
+from adabatch.train.register import REGISTRIES
+from adabatch.train.tasks import is_of_here
 
 SECONDS = 10.0  # for a worker to end by itself
 
@@ -50,8 +53,9 @@ def check_workers(parts: Parts, splits: Any) -> None:
     )
   theirs = [
     f'{table}.name={config[table].name!r}'
-    for table in ('model', 'controller', 'task')
-    if config_lib.is_of_another(f'{table}.{config[table].name}.any')
+    for table, (registry, _) in REGISTRIES.items()
+    if (name := config[table].name) in registry
+    and not is_of_here(registry[name])
   ]
   if splits is not None:
     theirs.append('your own splits')
@@ -112,8 +116,9 @@ class Workers:
       )
       self._running[number] = process, said
       assert process.stdin is not None, 'it is a pipe'
-      process.stdin.write(line)
-      process.stdin.flush()
+      with contextlib.suppress(BrokenPipeError):  # `check` tells of it
+        process.stdin.write(line)
+        process.stdin.flush()
 
   def check(self) -> None:
     """Says of each that has failed why, once; the others do its work."""
@@ -130,13 +135,14 @@ class Workers:
           f'{process.returncode}, and its branches are made by the others: '
           f'{last.strip() or "it said nothing"}'
         )
-      self._end(process, said)
+      said.close()
+      _hang_up(process)
 
   def close(self) -> None:
     """Ends them all."""
+    self.check()
     for process, _ in self._running.values():
-      assert process.stdin is not None, 'it is a pipe'
-      process.stdin.close()
+      _hang_up(process)
     for process, said in self._running.values():
       for end in (lambda: None, process.terminate, process.kill):
         end()
@@ -145,17 +151,20 @@ class Workers:
           break
         except subprocess.TimeoutExpired:
           continue
-      self._end(process, said)
+      said.close()
     self._running.clear()
 
-  def _end(self, process: subprocess.Popen[bytes], said: Any) -> None:
-    if process.stdin is not None:
-      process.stdin.close()
-    said.close()
+
+def _hang_up(process: subprocess.Popen[bytes]) -> None:
+  assert process.stdin is not None, 'it is a pipe'
+  with contextlib.suppress(BrokenPipeError):
+    process.stdin.close()
 
 
 def _stop_with_the_first(stop: threading.Event) -> None:
-  sys.stdin.read()
+  # Not `sys.stdin.read`, which would hold a lock when the worker is done.
+  while os.read(sys.stdin.fileno(), 1):
+    pass
   stop.set()
 
 
