@@ -25,6 +25,7 @@ from adabatch.train.workdir import Workdir
 from tests import commands
 from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
+from tests.test_distributed import finish, start_two
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -573,3 +574,48 @@ def test_tokens_are_those_of_the_run(tmp_path):
   shutil.rmtree(workdir / 'text')
   with pytest.raises(DatasetError, match='is missing: start the run again'):
     ask(workdir, tmp_path / 'other', **keys)
+
+
+TWO = """
+import json, pathlib, sys
+from adabatch.devices import processes
+
+_, address, number, run, place = sys.argv
+processes.join(True, address, 2, int(number))
+from adabatch.train import probe_job, probe_store
+from tests.train.test_probe_job import ask
+
+def fail(*arguments):
+  raise AssertionError('only the first process writes')
+
+if number == '1':
+  probe_store.write_whole = probe_job.write_json = fail
+  probe_store.ProbeStore.open = probe_store.ProbeStore.claim = fail
+for _ in range(2):
+  found = ask(pathlib.Path(run), pathlib.Path(place), devices=None)
+print(json.dumps(found))
+"""
+
+
+def test_two_processes_say_what_one_does(run, probed, tmp_path):
+  """And once more, when there is nothing left to be made."""
+  script = tmp_path / 'script.py'
+  script.write_text(TWO)
+  place = tmp_path / 'probe'
+  (out, _), (other, _) = finish(
+    start_two(lambda address, i: [script, address, i, run, place])
+  )
+  found = json.loads(out.splitlines()[-1])
+  assert json.loads(other.splitlines()[-1]) == {
+    'job': 'probe',
+    'status': 'completed',
+  }
+  assert json.loads((place / 'probe.json').read_text()) == found
+  (ours,), (theirs,) = (f['points'] for f in (found, probed[1]))
+  for a, b in zip(ours['table'], theirs['table'], strict=True):
+    assert a['loss'] == pytest.approx(b['loss'], rel=1e-5)
+    for name in ('difference', 'error'):
+      assert a[name] == pytest.approx(b[name], abs=1e-5)
+  noise = [p['noise']['simple']['trace_covariance'] for p in (ours, theirs)]
+  assert noise[0] == pytest.approx(noise[1], rel=0.3)  # of other batches
+  assert len(branches(place)) == BRANCHES + 1
