@@ -235,15 +235,16 @@ def sizes_of(examples, size):
   return [size] * whole + [rest] * bool(rest)
 
 
-def adamw(parts, state, point, sizes, rates, *, remembers):
-  """With a memory of updates, or as many examples as B_0 each."""
+def adamw(parts, state, point, sizes, rates, *, remembers, reference=SIZE):
+  """With a memory of updates, or as many examples as B_ref each."""
   o, gradient = parts.config.optimizer, gradients_of(parts)
   node = adam_of(state.opt_state)
   params, mu, nu = jax.tree.map(np.float64, (state.params, node.mu, node.nu))
-  weight, count = o.beta2 ** float(node.count), int(node.count)
+  powers = float(node.count) * (SIZE / reference)
+  weight, count = o.beta2**powers, int(node.count)
   start = point.examples
   for size, rate in zip(sizes, rates, strict=True):
-    k = size / SIZE
+    k = size / reference
     beta2 = o.beta2**k if remembers else o.beta2
     decay = o.weight_decay * (k**0.5 if remembers else 1.0)
     g = gradient(jax.tree.map(np.float32, params), start, size)
@@ -293,11 +294,11 @@ def adamw_run(compile_quickly):
 
 def test_what_follows_the_batch_size_already_is_not_scaled_twice():
   """The run's own rules hold: beta2, decay; a rate of AdamW's is sqrt(k)."""
-  keys = ADAMW | LITTLE | {'max_updates': EVERY, 'optimizer.beta2': 0.99}
+  keys = ADAMW | LITTLE | {'max_updates': EVERY}
   keys |= {
     'optimizer.beta2_in_examples': True,
     'optimizer.weight_decay_scaling': 'sqrt',
-    'learning_rate.reference_batch_size': SIZE,
+    'learning_rate.reference_batch_size': 4,
   }
   parts, kept = trained(digits(**CONSTANT | keys))
   point = point_of(parts, kept[EVERY].host)
@@ -306,9 +307,8 @@ def test_what_follows_the_batch_size_already_is_not_scaled_twice():
   state = branches.train(kept[EVERY].state, point, way, 8 * SIZE)
   branches.close()
   rates = [2**0.5 * parts.config.learning_rate.base] * 4
-  expected = adamw(
-    parts, kept[EVERY].state, point, [2 * SIZE] * 4, rates, remembers=True
-  )
+  given = parts, kept[EVERY].state, point, [2 * SIZE] * 4, rates
+  expected = adamw(*given, remembers=True, reference=4)
   assert differ(state.params, expected) < 2e-5
 
 
@@ -459,3 +459,19 @@ def test_a_stop_is_heard_between_calls():
   assert told == [8] * 3
   assert branches.train(*given) is not None  # and again
   branches.close()
+
+
+def test_streamed_branches_begin_where_others_do():
+  """After what was jumped over, and in another stretch."""
+  found, way = [], Branch(8, 1.0, 24)
+  for keys in ({}, {'data.placement': 'streaming', 'data.workers': 0}):
+    keys = CONSTANT | LITTLE | {'max_updates': EVERY} | keys
+    parts, kept = trained(digits(**keys))
+    host = kept[EVERY].host
+    host['progress']['left_out'] = 40
+    branches = branches_of(parts)
+    point = point_of(parts, host)
+    state = branches.train(kept[EVERY].state, point, way, 32)
+    found.append(jax.tree.map(np.asarray, state.params))
+    branches.close()
+  assert differ(*found) < 1e-6
