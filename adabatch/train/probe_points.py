@@ -189,7 +189,9 @@ class Asked:
         self.left = self._find()
 
   def _gone(self, update: int) -> None:
-    if self._asked not in ('last', 'all'):
+    if self._asked == 'last':
+      return  # there is a newer one
+    if self._asked != 'all':
       raise ConfigError(
         f'probe.at={self._asked!r}: the checkpoint of update {update} has been '
         'removed by the run, which goes on: raise its checkpoint.keep'

@@ -11,7 +11,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +107,7 @@ class Workers:
     for number in range(2, config.probe.workers + 1):
       said = tempfile.TemporaryFile()  # noqa: SIM115
       process = subprocess.Popen(
-        [sys.executable, '-m', 'adabatch.train.probe_workers'],
+        [sys.executable, '-m', 'adabatch.train.probe_worker'],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=said,
@@ -159,35 +158,3 @@ def _hang_up(process: subprocess.Popen[bytes]) -> None:
   assert process.stdin is not None, 'it is a pipe'
   with contextlib.suppress(BrokenPipeError):
     process.stdin.close()
-
-
-def _stop_with_the_first(stop: threading.Event) -> None:
-  # Not `sys.stdin.read`, which would hold a lock when the worker is done.
-  while os.read(sys.stdin.fileno(), 1):
-    pass
-  stop.set()
-
-
-def main() -> None:
-  """What a worker does."""
-  from adabatch.train.probe_job import share
-  from adabatch.train.stop import Stop, stop_on_signals
-
-  given = json.loads(sys.stdin.readline())
-  stop = Stop()
-  threading.Thread(
-    target=_stop_with_the_first, args=(stop,), daemon=True
-  ).start()
-  with stop_on_signals(stop):
-    share(
-      config_lib.of_json(given['config']),
-      given['workdir'],
-      pathlib.Path(given['directory']),
-      given['updates'],
-      devices=given['devices'],
-      stop=stop,
-    )
-
-
-if __name__ == '__main__':
-  main()
