@@ -97,7 +97,9 @@ def main(argv: list[str]) -> None:
     print(describe(summary))
     with command_line.refusing(OSError):
       write = report.write_plan if JOB.value == 'plan' else report.write_report
-      print(f'report: {write(workdir)}')
+      # What a probe finds lies beside the run, which is only read.
+      place = summary['directory'] if JOB.value == 'probe' else workdir
+      print(f'report: {write(place)}')
   sys.exit(command_line.exit_code(summary['status'], stop.signal))
 
 

@@ -74,7 +74,9 @@ WORDS = (
 )
 CHOICES = {
   'controller.name': 'constant adadamp padadamp geodamp radadamp adadamp_grad '
-  'step_table ramp_up from_lr_schedule noise_scale norm_test cabs',
+  'step_table ramp_up from_lr_schedule noise_scale norm_test cabs goodput',
+  'controller.noise_norm': 'l2 normalisation adam l1',
+  'controller.goodput.per': 'second device_second',
   'model.name': 'mlp lenet strided_cnn pooled_cnn simple_cnn cifar_resnet '
   'transformer lstm',
   'task.name': 'classification regression multi_label language_modelling',

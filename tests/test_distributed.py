@@ -93,6 +93,13 @@ JOBS = {
   'streaming': {},
   'resident': {'parallel.backend': 'pmap'},
   'streaming sma': replicas('sma', 4, 3),
+  'streaming probe': {
+    'controller.name': 'probe',
+    'controller.probe.repeats': 2,
+    'controller.probe.updates': 2,
+    'controller.probe.epsilon': 0.5,
+    'controller.probe.cost': 5.0,
+  },
 }
 # In what two processes may differ, and what they then say.
 DIFFER = {
@@ -125,6 +132,14 @@ ROOM = {
   'found': GROWING
   | {'buckets.max_per_device': 'auto', 'room': [[0, 8], [3, 4]]},
 }
+# Each process has a clock of its own; the checkpoints compare the tables.
+GOODPUT = {
+  'controller.name': 'goodput',
+  'controller.every': 4,
+  'controller.max_batch_size': 64,
+  'controller.goodput.windows': 1,
+  'checkpoint.every_updates': 10,
+}
 # Of the run that is stopped below.
 LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}
 
@@ -147,7 +162,9 @@ def two(tmp_path_factory):
   moved = {'one then two': LONG, 'two then one': LONG | {'last_update': 50}}
   jobs = [
     (str(directory / name), job)
-    for name, job in (placed | {'long': LONG} | moved | ROOM).items()
+    for name, job in (
+      placed | {'long': LONG, 'goodput': GOODPUT} | moved | ROOM
+    ).items()
   ]
   make_sets(directory)
 
@@ -212,6 +229,12 @@ def test_processes_take_fewer_examples_at_once_together(two):
   )
   assert {batch_size for _, batch_size, _ in given} == {16, 32, 64}
   assert found == given
+
+
+def test_processes_follow_one_clock(two):
+  sizes = [x['batch_size'] for x in records(two / 'goodput')]
+  assert len(sizes) > 20
+  assert sizes[4:8] == [32] * 4
 
 
 def test_one_and_two_processes_go_on_with_each_other(two):

@@ -84,6 +84,7 @@ MISSING = {
   'noise_scale(': 'gradient_noise',
   'norm_test(': 'gradient_noise',
   'cabs(': 'learning_rate',
+  'goodput(sizes=(8, 16), ': 'gradient_noise',
 }
 
 

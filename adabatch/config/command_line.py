@@ -80,7 +80,7 @@ def parse(argv: list[str]) -> list[str]:
   if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
     argv.insert(1, f'--config={DEFAULT_CONFIG}')
   _quote_counts(argv)
-  arguments = _take_arguments(argv)
+  arguments = _take_arguments(argv) | _take_nones(argv)
   # ml_collections raises a bare KeyError for these, with half of a hint.
   names = [argument.lstrip('-').partition('=')[0] for argument in argv[1:]]
   keys = [n.removeprefix('config.') for n in names if n.startswith('config.')]
@@ -156,6 +156,31 @@ def _take_arguments(argv: list[str]) -> dict[str, Any]:
     except (ValueError, SyntaxError):
       found[key] = value
     argv.remove(argument)
+  return found
+
+
+def _take_nones(argv: list[str]) -> dict[str, None]:
+  """Takes out --config.KEY=None of keys that may be None, which flags cannot.
+
+  Args:
+    argv: all arguments; where it is `sys.argv` the flags do not see them, too.
+
+  >>> argv = ['launch.py', '--config.target.value=None', '--config.seed=1']
+  >>> _take_nones(argv), argv
+  ({'target.value': None}, ['launch.py', '--config.seed=1'])
+  """
+  optional = {
+    key
+    for key, value in config.flatten(config.default()).items()
+    if value is None
+  }
+  found = {}
+  for argument in list(argv[1:]):
+    name, _, value = argument.lstrip('-').partition('=')
+    key = name.removeprefix('config.')
+    if key != name and key in optional and value == 'None':
+      found[key] = None
+      argv.remove(argument)
   return found
 
 

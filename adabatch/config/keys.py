@@ -5,6 +5,7 @@ another, so that a command-line override never leaves a stale one behind. Where
 a name chooses among rules (`model.name`, `controller.name`, ...), the rule's
 own parameters stand in the sub-table of that name; the others are ignored.
 None means: not set. Counts of the keys in COUNTED may be texts with a suffix.
+The tables that only another `--job` reads are in `job_keys`.
 """
 
 from ml_collections import ConfigDict
@@ -251,7 +252,7 @@ def default() -> Config:
   c.controller = ConfigDict()
   # 'constant', 'adadamp', 'padadamp', 'geodamp', 'radadamp', 'adadamp_grad',
   # 'step_table', 'ramp_up', 'from_lr_schedule', 'noise_scale', 'norm_test',
-  # 'cabs'
+  # 'cabs', 'probe', 'goodput'
   c.controller.name = 'adadamp'
   c.controller.initial_batch_size = 32  # B_0
   # B_max, at most the size of the training split; beyond it the rate is damped
@@ -264,6 +265,11 @@ def default() -> Config:
   c.controller.growth_limit = placeholder(float)  # largest ratio per decision
   c.controller.hysteresis = placeholder(float)  # ignore smaller ratios
   c.controller.subset_size = 1024  # examples of loss_source 'subset'
+  # In which rules (and 'adascale') are given the noise of the gradient: 'l2';
+  # 'normalisation', of scales and biases of normalisation layers alone; 'adam',
+  # of g / (sqrt(nu_hat) + epsilon), for adam, adamw, lamb; 'l1', for sign
+  # descent, which takes memory and exchange of one more gradient.
+  c.controller.noise_norm = 'l2'
   c.controller.adadamp = ConfigDict()
   c.controller.adadamp.loss_source = 'ema'  # 'full', 'subset', 'ema'
   c.controller.adadamp.minimum_loss = 0.0  # F*
@@ -313,6 +319,22 @@ def default() -> Config:
   c.controller.cabs.c = 1.0  # factor in front; 1 in the paper
   c.controller.cabs.minimum_loss = 0.0  # F*
   c.controller.cabs.decay = 0.95  # of both moving averages
+  c.controller.probe = ConfigDict()  # branches of the run decide
+  c.controller.probe.updates = 8  # of a branch with twice the batch, at least
+  c.controller.probe.repeats = 3  # stretches of the data order
+  c.controller.probe.epsilon = 0.01  # of the held-out loss: what is no cost
+  c.controller.probe.confidence = 0.8  # of the interval that has to lie below
+  c.controller.probe.growth = 2.0  # examples of a probe over those of the last
+  c.controller.probe.cost = 0.15  # of the examples so far, that probes take
+  # Follows the clock: two runs of one config differ.
+  c.controller.goodput = ConfigDict()
+  # 'second', or 'device_second' where devices may idle (buckets.min_per_device)
+  c.controller.goodput.per = 'second'
+  c.controller.goodput.gain = 1.05  # least ratio of progress for a change
+  c.controller.goodput.decay = 0.99  # of both moving averages
+  # From a decision to the next, in which an update is timed; their median
+  # counts, and a new size is held for so many.
+  c.controller.goodput.windows = 3
 
   c.buckets = ConfigDict()
   # Examples a device processes at once; may be others when a run is resumed.
@@ -393,6 +415,7 @@ def default() -> Config:
   c.target.value = placeholder(float)  # stop once better than this
 
   add_jobs(c)
+
   c.checkpoint = ConfigDict()
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
   c.checkpoint.keep = 3  # the newest that are kept; may change at a resume

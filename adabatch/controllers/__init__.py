@@ -14,6 +14,7 @@ from adabatch.controllers.base import (
 from adabatch.controllers.batch_size import BatchSize
 from adabatch.controllers.damping import adadamp, adadamp_grad, radadamp
 from adabatch.controllers.noise import cabs, noise_scale, norm_test
+from adabatch.controllers.probing import probe
 from adabatch.controllers.sampler import BatchSampler
 from adabatch.controllers.schedule import (
   constant,
@@ -24,6 +25,7 @@ from adabatch.controllers.schedule import (
   ramp_up,
   step_table,
 )
+from adabatch.controllers.speed import goodput
 from adabatch.controllers.state import (
   losses_below_minimum,
   round_signal,
@@ -61,6 +63,8 @@ CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'noise_scale': noise_scale,
   'norm_test': norm_test,
   'cabs': cabs,
+  'probe': probe,
+  'goodput': goodput,
 }
 
 __all__ = [
@@ -82,6 +86,7 @@ __all__ = [
   'every_due',
   'from_lr_schedule',
   'geodamp',
+  'goodput',
   'hysteresis',
   'limit_growth',
   'losses_below_minimum',
@@ -94,6 +99,7 @@ __all__ = [
   'parse_olmo',
   'parse_ramp',
   'parse_table',
+  'probe',
   'radadamp',
   'ramp_up',
   'read_table',

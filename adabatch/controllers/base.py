@@ -45,16 +45,22 @@ class Signals(NamedTuple):
     gradient_norm_squared: ||g||^2 of the last minibatch gradient.
     full_gradient_norm_squared: ||grad F(x_k)||^2 over the whole training set.
     subset_gradient_norm_squared: the same over a fixed subset.
-    gradient_noise: estimates of the last update.
+    gradient_noise: estimates of the last update, in the norm that the run
+      measures it in.
     learning_rate: of the last update, with decay, warmup and scaling, but
       without the damping that a size above B_max causes: a rule must not read
       its own effect.
+    critical_batch_size: largest size in examples that training on from here
+      has shown to cost nothing; the lower end of its interval.
+    batch_size: examples of the last update.
+    seconds_per_update: what updates like the last one take; of one clock, and
+      so not the same when a run is repeated.
 
   A new signal is a field here and, if an update reports it, a name in
   `OF_UPDATES`, a field of `devices.messages.Report` made in `devices.step`, and
   a line in `train.decisions.Decisions.observe`; if it takes a pass over data,
   its name begins with `full_` or `subset_` and
-  `devices.evaluation.Measurements.take` makes it.
+  `devices.measurements.Measurements.take` makes it.
 
   >>> Signals(update=3, loss=1.5).full_loss is None
   True
@@ -71,13 +77,23 @@ class Signals(NamedTuple):
   subset_gradient_norm_squared: float | None = None
   gradient_noise: GradientNoise | None = None
   learning_rate: float | None = None
+  critical_batch_size: float | None = None
+  batch_size: float | None = None
+  seconds_per_update: float | None = None
 
 
 # What needs no training to be known.
 PROGRESS = frozenset(['update', 'examples', 'epoch'])
 # What an update reports: there is none of it before the first one.
 OF_UPDATES = frozenset(
-  ['loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate']
+  [
+    'loss',
+    'gradient_norm_squared',
+    'gradient_noise',
+    'learning_rate',
+    'batch_size',
+    'seconds_per_update',
+  ]
 )
 
 

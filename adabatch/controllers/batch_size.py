@@ -142,8 +142,7 @@ class BatchSize:
     What takes a pass over data (full_*, subset_*) is among them only where a
     decision is due. The counts are not: they are known.
     """
-    known = PROGRESS if self.num_examples else PROGRESS - {'epoch'}
-    needs = self._controller.needs - known
+    needs = self._controller.needs - self._counted
     if self._plan is None:
       return needs - OF_UPDATES - PROGRESS
     return needs if self.due else needs & OF_UPDATES
@@ -198,7 +197,8 @@ class BatchSize:
     done = self._done(examples)
     update, total = self._updates + 1, self._examples + done
     epoch = self.num_examples and total / self.num_examples
-    values = self._read(Signals(update, total, epoch), signals)
+    counts = Signals(update, total, epoch, batch_size=done)
+    values = self._read(counts, signals)
     # A rule that reads nothing of updates need not be asked at each.
     if self.due or self._controller.needs & OF_UPDATES:
       self._ask(values)
@@ -253,6 +253,12 @@ class BatchSize:
     self._taken = collections.deque(saved['taken'])
 
   @property
+  def _counted(self) -> frozenset[str]:
+    """What is known here, and need not be told."""
+    known = PROGRESS if self.num_examples else PROGRESS - {'epoch'}
+    return known | {'batch_size'}
+
+  @property
   def _next_update(self) -> int:
     return 0 if self._plan is None else self._updates + 1
 
@@ -274,8 +280,7 @@ class BatchSize:
 
   def _read(self, counts: Signals, given: dict[str, Any]) -> Signals:
     """The signals of an update: what is needed of those given, as floats."""
-    counted = PROGRESS if self.num_examples else PROGRESS - {'epoch'}
-    allowed = [name for name in Signals._fields if name not in counted]
+    allowed = [name for name in Signals._fields if name not in self._counted]
     for name in given:
       if name not in allowed:
         raise ValueError(

@@ -12,7 +12,10 @@ from adabatch.controllers.buckets import Bucket
 from adabatch.data.source import Inputs
 from adabatch.devices.mesh import Devices
 from adabatch.models.tasks import Task
+from adabatch.optim.noise_norms import NoiseNorm, euclidean
 from adabatch.optim.sync import SyncRule
+
+EUCLIDEAN = euclidean()
 
 
 class Sync(NamedTuple):
@@ -41,6 +44,7 @@ class Recipe(NamedTuple):
     seed: of parameters, dropout, augmentation and the order of the data.
     needs: the signals that the batch-size rule reads.
     estimate_noise: whether anything reads the gradient noise.
+    noise_norm: in which norm that is measured.
     keep_gradient: whether to carry the previous gradient, for the noise of
       batches of one example.
     sync: how replicas agree; None where one model is trained.
@@ -68,6 +72,7 @@ class Recipe(NamedTuple):
   seed: Any = 0
   needs: frozenset[str] = frozenset()
   estimate_noise: bool = False
+  noise_norm: NoiseNorm = EUCLIDEAN
   keep_gradient: bool = False
   sync: Sync | None = None
   replicas: int = 1

@@ -179,11 +179,12 @@ def _repeat(update, axes: tuple[str, ...]):
 
 
 def _microbatch(recipe: Recipe, bucket: Bucket):
-  """(params, model_state, data, batch, indices, places) -> _Sums."""
+  """(state, data, batch, indices, places) -> _Sums; see `_accumulate`."""
   model, task = recipe.model, recipe.task
   load, rng = recipe.inputs.load_train(recipe.seed), seed_key(recipe.seed)
 
-  def microbatch(params, model_state, data, batch, indices, places) -> _Sums:
+  def microbatch(state, data, batch, indices, places) -> _Sums:
+    params, model_state, opt_state = state
     examples = load(data, indices, _positions(batch.position, places))
     real = (places < batch.batch_size).astype(jnp.float32)
     weights = real * examples.get('weight', 1.0)
@@ -227,7 +228,7 @@ def _microbatch(recipe: Recipe, bucket: Bucket):
       # mean is one update of the running statistics, however it is split.
       model_state=jax.tree.map(lambda x: x * weight, dict(new_model_state)),
       norms=(
-        gradient_noise.of_microbatch(gradient, weight)
+        recipe.noise_norm.of_microbatch(opt_state, gradient, weight)
         if recipe.estimate_noise
         else None
       ),
@@ -243,28 +244,30 @@ def _accumulate(
   unroll: int,
   axes: tuple[str, ...],
 ):
-  """(params, model_state, data, batch) -> _Sums of a device's share."""
+  """(state, data, batch) -> _Sums of a device's share.
+
+  The state is (params, model_state, opt_state), of which the last is only read
+  by norms of the noise.
+  """
   size, steps, _ = bucket
 
-  def accumulate(params, model_state, data, batch) -> _Sums:
+  def accumulate(state, data, batch) -> _Sums:
     places = layout.places(batch.first, bucket, jnp)
     shares = (batch.indices.reshape(steps, size), places)
     if steps == 1:
       indices, places = jax.tree.map(lambda x: x[0], shares)
-      return microbatch(params, model_state, data, batch, indices, places)
+      return microbatch(state, data, batch, indices, places)
 
     def add(sums, share):
       # One microbatch after the other, also where the loop is unrolled: that
       # is what keeps the memory of one microbatch.
       sums, share = jax.lax.optimization_barrier((sums, share))
-      new = microbatch(params, model_state, data, batch, *share)
+      new = microbatch(state, data, batch, *share)
       return jax.tree.map(jnp.add, sums, new), None
 
     zeros = _zeros(
       jax.eval_shape(
-        lambda: microbatch(
-          params, model_state, data, batch, shares[0][0], shares[1][0]
-        )
+        lambda: microbatch(state, data, batch, shares[0][0], shares[1][0])
       ),
       axes,
     )
@@ -287,7 +290,7 @@ def _update(
       (batch.position, batch.batch_size), replica + between
     )
     here = batch._replace(position=position, batch_size=batch_size)
-    sums = accumulate(params, model_state, data, here)
+    sums = accumulate((params, model_state, state.opt_state), data, here)
     sums = sums._replace(
       gradient=_rounded(sums.gradient, recipe.gradient_dtype)
     )
@@ -309,7 +312,7 @@ def _update(
     norm_squared = mean(mean(gradient_noise.squared_norm(total)))
     estimate = gradient_noise.unknown()
     if recipe.estimate_noise:
-      estimate = _noise(sums, gradient, norm_squared, state)
+      estimate = _noise(recipe, sums, gradient, norm_squared, state)
     updates, opt_state = recipe.tx.update(
       gradient,
       state.opt_state,
@@ -354,15 +357,18 @@ def _update(
   return update
 
 
-def _noise(sums: _Sums, gradient, norm_squared, state: TrainState):
+def _noise(
+  recipe: Recipe, sums: _Sums, gradient, norm_squared, state: TrainState
+):
   """From within the batch where it has parts, else from the one before."""
-  within = gradient_noise.from_microbatches(
-    sums.norms, norm_squared, sums.weight
+  norm = recipe.noise_norm
+  within = norm.from_microbatches(
+    state.opt_state, sums.norms, gradient, sums.weight, norm_squared
   )
   if state.previous is None:
     return within
-  between = gradient_noise.from_difference(
-    gradient, sums.weight, state.previous
+  between = norm.from_difference(
+    state.opt_state, gradient, sums.weight, state.previous
   )
   return jax.tree.map(
     lambda w, b: jnp.where(sums.norms.count > 1, w, b), within, between

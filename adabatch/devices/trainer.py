@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.errors import JaxRuntimeError
 
@@ -266,6 +267,17 @@ class Trainer:
       return state
     params, statistics = self.devices.place((state.params, state.model_state))
     return state._replace(params=params, model_state=statistics)
+
+  @contextmanager
+  def set_aside(self) -> Iterator[None]:
+    """Within, a copy of the state is trained; afterwards it is as it was."""
+    kept = self.state, self.in_use
+    self.state = jax.tree.map(jnp.copy, self.state)
+    try:
+      yield
+    finally:
+      self.state, self.in_use = kept
+      self._bucket = None
 
   def wait(self) -> None:
     """Until the devices have done all that was dispatched."""

@@ -18,6 +18,7 @@ Reference: McCandlish et al., An Empirical Model of Large-Batch Training, 2018
 (arXiv:1812.06162), appendix A.1.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +33,12 @@ class MicrobatchNorms(NamedTuple):
 
   Attributes:
     squared_norm: sum over microbatches of n_i |g_i|^2, g_i the mean gradient of
-      one microbatch and n_i its examples.
+      one microbatch and n_i its examples; where the variance of each coordinate
+      is wanted, a pytree of n_i g_i^2.
     count: microbatches that hold an example at all.
   """
 
-  squared_norm: jax.Array
+  squared_norm: Any
   count: jax.Array
 
 
@@ -72,18 +74,25 @@ def squared_norm(tree: optax.Updates) -> jax.Array:
   return sum(map(one, jax.tree.leaves(tree)), start=jnp.float32(0))
 
 
-def of_microbatch(gradient_sum: optax.Updates, weight: jax.Array):
+def of_microbatch(
+  gradient_sum: optax.Updates,
+  weight: jax.Array,
+  squares: Callable[[optax.Updates], Any] = squared_norm,
+) -> MicrobatchNorms:
   """The sums contributed by one microbatch, empty ones contributing nothing.
 
   Args:
     gradient_sum: sum of the examples' gradients.
     weight: number of examples in it, a scalar; may be 0, or a fraction where
       examples count in parts.
+    squares: gradient -> what is added up of it, homogeneous of degree 2.
   """
   real = weight > 0
   size = jnp.where(real, weight, 1.0)
   return MicrobatchNorms(
-    jnp.where(real, squared_norm(gradient_sum) / size, 0.0),
+    jax.tree.map(
+      lambda square: jnp.where(real, square / size, 0.0), squares(gradient_sum)
+    ),
     real.astype(jnp.float32),
   )
 
@@ -126,15 +135,36 @@ def from_difference(
     previous: g' and n'.
   """
   old, before = previous
-  known = (examples > 0) & (before > 0)
-  total = jnp.where(known, examples + before, jnp.nan)
+  total = of_both(examples, previous)
   distance = squared_norm(jax.tree.map(jnp.subtract, gradient, old))
   trace: Any = distance * examples * before / total
-  pooled = jax.tree.map(
+  mean = pooled(gradient, examples, previous, total)
+  squared: Any = squared_norm(mean) - trace / total
+  return GradientNoise(trace, squared)
+
+
+def of_both(examples: jax.Array, previous: Previous) -> jax.Array:
+  """The examples of two updates; NaN where either has none."""
+  known = (examples > 0) & (previous.examples > 0)
+  return jnp.where(known, examples + previous.examples, jnp.nan)
+
+
+def pooled(
+  gradient: optax.Updates,
+  examples: jax.Array,
+  previous: Previous,
+  total: jax.Array,
+) -> optax.Updates:
+  """The mean gradient over the `total` examples of two updates.
+
+  >>> old = Previous(jnp.float32(1.0), jnp.float32(1.0))
+  >>> float(pooled(jnp.float32(3.0), jnp.float32(3.0), old, jnp.float32(4.0)))
+  2.5
+  """
+  old, before = previous
+  return jax.tree.map(
     lambda g, p: (examples * g + before * p) / total, gradient, old
   )
-  squared: Any = squared_norm(pooled) - trace / total
-  return GradientNoise(trace, squared)
 
 
 def unknown() -> GradientNoise:

@@ -24,6 +24,7 @@ from adabatch.devices.messages import Call, Report
 from adabatch.optim import scaling as scaling_lib
 from adabatch.train.build import Parts, make_decisions, make_replicas
 from adabatch.train.calls import Progress, Update, next_multiple
+from adabatch.train.decisions import Measure
 from adabatch.train.next_call import next_call
 from adabatch.train.optimizer import make_learning_rate, make_scaling
 
@@ -76,12 +77,16 @@ def walk(parts: Parts, losses: Losses | None = None) -> Iterator[Stretch]:
     raise ConfigError(f'controller.name={name!r} decides by what is measured')
   at = Progress(next_multiple(0, parts.due.evaluation_span))
 
-  def measure() -> tuple[dict[str, float], int]:
+  def measure(update: int, examples: int) -> tuple[dict[str, float], int]:
+    del update
     assert losses is not None, 'nothing else is measured'
     asked = parts.controller.needs & {'full_loss', 'subset_loss'}
-    return dict.fromkeys(asked, losses(at.examples)), 0
+    return dict.fromkeys(asked, losses(examples)), 0
 
-  decisions, replicas = make_decisions(parts, measure), make_replicas(parts)
+  decisions, replicas = (
+    make_decisions(parts, Measure(measure)),
+    make_replicas(parts),
+  )
   decisions.decide(0, 0)
   while not at.over(parts.end):
     replicas.restart_due(at.examples)

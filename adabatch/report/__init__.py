@@ -1,4 +1,4 @@
-"""A directory in one page: `WORKDIR/report.html`, of a run, a search, a study.
+"""A directory in one page: `report.html`, of a run, a search, a study, a probe.
 
 The page is one self-contained file: pictures are inline SVG, there are no
 scripts, fonts or images to fetch, so it opens offline, on a phone and years
@@ -30,6 +30,7 @@ from adabatch.report.comparison_page import build_comparison_page
 from adabatch.report.page import build_page
 from adabatch.report.plan_page import build_plan_page
 from adabatch.report.points import Task, guess_metric
+from adabatch.report.probe_page import build_probe_page
 from adabatch.report.records import (
   lower_is_better,
   number,
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 PAGE = 'report.html'
+PROBE = 'probe.json'
 COMPARISON = 'comparison.html'
 
 
@@ -61,22 +63,31 @@ def write_report(
   """Writes `WORKDIR/report.html` from what is there so far; its path.
 
   With `metrics.jsonl` it is the page of a run, with `trials/` that of a search
-  or a study; uses `summary.json` and `config.json` if they are there. A reader
-  sees the old page or the new one, never a half of it.
+  or a study, with `probe.json` that of a probe; uses `summary.json` and
+  `config.json` if they are there. A reader sees the old page or the new one,
+  never a half of it.
 
   Args:
-    workdir: of the run, the search or the study.
+    workdir: of the run, the search, the study or the probe.
     output: the page, if it is to lie elsewhere.
 
   Raises:
-    FileNotFoundError: if the directory holds none of the two.
+    FileNotFoundError: if the directory holds none of the three.
+    ValueError: if its `probe.json` cannot be read.
   """
   workdir = pathlib.Path(workdir)
   name = workdir.resolve().name
   summary = read_json(workdir / 'summary.json')
   config = read_json(workdir / 'config.json')
   trials = workdir / 'trials'
-  if trials.is_dir() and not (workdir / 'metrics.jsonl').exists():
+  if (workdir / PROBE).exists():
+    found = read_json(workdir / PROBE)
+    if not found:
+      raise ValueError(
+        f'{workdir / PROBE} is not what a probe writes: run --job=probe again'
+      )
+    page = build_probe_page(name, found)
+  elif trials.is_dir() and not (workdir / 'metrics.jsonl').exists():
     page = _page_of_trials(name, trials, summary, config)
   else:
     page = build_page(

@@ -21,9 +21,9 @@ def make_parser() -> argparse.ArgumentParser:
     'paths',
     nargs='+',
     metavar='path',
-    help='directory of a run, a search or a study; directories of several '
-    'runs, to compare them; with --metric, a directory or a tar archive of '
-    'trials in the published form',
+    help='directory of a run, a search, a study or a probe; directories of '
+    'several runs, to compare them; with --metric, a directory or a tar '
+    'archive of trials in the published form',
   )
   parser.add_argument('--metric', help='column of the measurements')
   parser.add_argument(

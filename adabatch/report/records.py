@@ -99,8 +99,9 @@ def _read(workdir: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.is_file():
     raise FileNotFoundError(
-      f'{path} does not exist; give the directory of a run, a search or a study'
-      ' (its --workdir), or --metric and --goal with an archive of trials'
+      f'{path} does not exist; give the directory of a run, a search, a study '
+      '(its --workdir) or a probe, or --metric and --goal with an archive of '
+      'trials'
     )
   # A process can be killed between two bytes of one character.
   with path.open(encoding='utf-8', errors='replace') as lines:

@@ -118,6 +118,11 @@ h2.part { display: block; font-size: 1.2rem; margin: 2rem 0 0; }
 .scroll td, .scroll th { width: auto; overflow-wrap: normal;
   text-align: right; }
 .scroll td { white-space: nowrap; }
+pre { margin: 0; padding: .5rem .7rem; background: var(--card);
+  border-radius: .5rem; white-space: pre-wrap; word-break: break-all;
+  user-select: all; }
+.copied { margin: .7rem 0 .2rem; }
+.charts td, .charts th { font-size: .92em; padding-right: .5rem; }
 .scroll .word { text-align: left; white-space: normal; min-width: 7rem; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }

@@ -3,11 +3,12 @@
 from typing import Any
 
 from adabatch.report.plan_table import describe_plan
+from adabatch.report.probe_points import describe_probe
 from adabatch.report.records import device_time
 
 
 def describe(summary: dict[str, Any]) -> str:
-  """A run in two or three lines; a search or a study in a line for each size.
+  """A run in two or three lines; others in a line for each size or checkpoint.
 
   >>> print(describe({'status': 'completed', 'updates': 9, 'examples': 1000,
   ...                 'epochs': 2.5, 'seconds': 1.25, 'final': {}}))
@@ -15,6 +16,8 @@ def describe(summary: dict[str, Any]) -> str:
   """
   if summary.get('job') == 'plan':
     return describe_plan(summary)
+  if summary.get('job') == 'probe':
+    return describe_probe(summary)
   if 'job' in summary:
     return _describe_search(summary)
   lines = [

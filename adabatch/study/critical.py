@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import interpolate, stats
+from scipy import interpolate, special, stats
 
 CONFIDENCE = 0.95
-# What the variance of another batch size's differences counts, in degrees of
-# freedom, beside that of a size's own few repeats.
+# What the trend of the variances counts, in degrees of freedom, beside that of
+# a size's own few repeats.
 MOST_SHARED = 3
 
 
@@ -63,9 +63,10 @@ def differences(
 
   s_i is the spread over examples of the mean over repeats, and s_r that over
   repeats of the mean over examples. From few repeats s_r^2 is known badly, so
-  that of the other sizes counts beside it, as up to `MOST_SHARED` degrees of
-  freedom. With one repeat s_r is unknown and left out: what another stretch of
-  the data would have changed is then not in the error.
+  that of a trend through all sizes, log s_r^2 = a + b |log B / B_ref|, counts
+  beside it, as up to `MOST_SHARED` degrees of freedom. With one repeat s_r is
+  unknown and left out: what another stretch of the data would have changed is
+  then not in the error.
 
   Args:
     losses: batch size -> float [R, N], of the same repeats and examples.
@@ -73,7 +74,8 @@ def differences(
     weights: what each example counts, [N]; None: all the same.
 
   Returns:
-    One for each size, from the smallest.
+    One for each size, from the smallest; of a size, or of the reference, with
+    losses that are not finite, an infinite difference.
 
   Raises:
     ValueError: if the reference is not there, or shapes differ.
@@ -99,30 +101,20 @@ def differences(
         f'losses of batch size {size} have the shape {np.shape(values)}, and '
         f'those of {reference} {base.shape}: give the same repeats and examples'
       )
-    paired[size] = np.asarray(values, np.float64) - base
+    if np.isfinite(values).all() and np.isfinite(base).all():
+      paired[size] = np.asarray(values, np.float64) - base
   by_repeat = {size: d @ shares for size, d in paired.items()}
-  spreads = {
-    size: float(np.var(d, ddof=1)) if repeats > 1 else 0.0
-    for size, d in by_repeat.items()
-  }
-  finite = [
-    s for size, s in spreads.items() if size != reference and math.isfinite(s)
-  ]
-  shared = float(np.mean(finite)) if finite else 0.0
+  spreads = _spreads(by_repeat, reference)
   found = []
   for size in sorted(losses):
     values = np.asarray(losses[size], np.float64)
-    mean = float((values @ shares).mean())
-    if not np.isfinite(values).all():
+    if size not in paired:
       found.append(Difference(size, math.inf, math.inf, 0.0, 1.0, math.inf))
       continue
+    mean = float((values @ shares).mean())
     over_examples = _variance_of_mean(paired[size].mean(0), shares)
-    others = min(MOST_SHARED, (len(finite) - 1) * (repeats - 1))
-    over_repeats, degrees = 0.0, math.inf
-    if repeats > 1 and size != reference:
-      own = repeats - 1
-      spread = (own * spreads[size] + others * shared) / (own + others)
-      over_repeats, degrees = spread / repeats, own + others
+    spread, degrees = spreads.get(size, (0.0, math.inf))
+    over_repeats = spread / repeats
     variance = over_examples + over_repeats
     found.append(
       Difference(
@@ -138,6 +130,34 @@ def differences(
       )
     )
   return found
+
+
+def _spreads(
+  by_repeat: Mapping[int, np.ndarray], reference: int
+) -> dict[int, tuple[float, float]]:
+  """Variances over repeats and their degrees of freedom, by batch size.
+
+  Args:
+    by_repeat: batch size -> mean differences, [R].
+    reference: left out, because its differences are 0.
+  """
+  sizes = [size for size in by_repeat if size != reference]
+  own = min((len(values) - 1 for values in by_repeat.values()), default=0)
+  if not own or not sizes:
+    return {}
+  found = {size: float(np.var(by_repeat[size], ddof=1)) for size in sizes}
+  if len(sizes) < 3 or min(found.values()) <= 0:
+    return {size: (variance, own) for size, variance in found.items()}
+  away = np.abs(np.log(np.array(sizes) / reference))
+  # The logarithm of an estimated variance is too low on average.
+  bias = special.digamma(own / 2) - math.log(own / 2)
+  logs = np.log([found[size] for size in sizes]) - bias
+  trend = np.exp(np.polyval(np.polyfit(away, logs, 1), away))
+  shared = min(MOST_SHARED, (len(sizes) - 2) * own)
+  return {
+    size: ((own * found[size] + shared * other) / (own + shared), own + shared)
+    for size, other in zip(sizes, trend.tolist(), strict=True)
+  }
 
 
 def _variance_of_mean(values: np.ndarray, shares: np.ndarray) -> float:
@@ -163,7 +183,8 @@ class Critical(NamedTuple):
   Attributes:
     batch_size: where the differences cross epsilon; None: none of the sizes
       costs so much.
-    low: least that is not refuted; the reference itself at least.
+    low: least that is not refuted; the reference itself at least, or 0 where
+      that diverged.
     high: largest that is not refuted; None: nothing refutes the largest size
       that was tried, or one beyond.
     tried: the largest size.
@@ -209,6 +230,8 @@ def critical(
   tried = above[-1].batch_size
   finite = [d for d in above if math.isfinite(d.difference)]
   diverged = [d.batch_size for d in above if not math.isfinite(d.difference)]
+  if not finite or diverged and diverged[0] < finite[0].batch_size:
+    return Critical(None, 0.0, None, tried)
   if diverged:  # nothing is said beyond the first of them
     finite = [d for d in finite if d.batch_size < diverged[0]]
   at = np.log([d.batch_size for d in finite])

@@ -38,7 +38,7 @@ def ramp(
   steps = [Step(0, initial)]
   for examples, found in zip(at, sizes, strict=True):
     size = steps[-1].batch_size
-    while found.at_least > 2 * size:
+    while found.low and found.at_least > 2 * size:
       size *= 2
     if size > steps[-1].batch_size:
       steps.append(Step(max(examples, 1), size))

@@ -24,7 +24,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 OWN = ('data.data_dir', 'data.workers', 'compilation_cache')
 OWN_TABLES = ('processes.', 'watchdog.')
 # What each process measures for itself.
-MEASURED = ('seconds', 'device_seconds')
+MEASURED = ('seconds', 'device_seconds', 'probe_seconds')
 
 
 def same_start(

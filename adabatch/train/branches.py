@@ -196,7 +196,8 @@ class Branches:
   """Lets branches grow from points of a run that have one batch size.
 
   Attributes:
-    evaluated: examples that an evaluation of a branch goes over.
+    evaluated: examples that an evaluation of a branch goes over, with those
+      that its running statistics are made of.
   """
 
   def __init__(
@@ -258,6 +259,8 @@ class Branches:
     if jax.tree.leaves(self._trainer.state.model_state):
       self._calibration = make_calibration(recipe, skipped, compiling)
     self.evaluated = pieces.examples
+    if self._calibration is not None:
+      self.evaluated += self._calibration.examples
     self._ladders: dict[int, Ladder] = {}
 
   def _fresh(self, state: Any) -> Any:
@@ -267,6 +270,11 @@ class Branches:
       return state
     opt_state = optim.remembering_examples(state.opt_state, self._beta2)
     return state._replace(opt_state=opt_state)
+
+  def fresh_state(self) -> Any:
+    """That of a run before its first update."""
+    trainer = Trainer(self._parts.recipe, beside=self._trainer)
+    return trainer.state
 
   def ladder(self, batch_size: int) -> Ladder:
     """The one bucket of a size.
@@ -278,6 +286,14 @@ class Branches:
       made = constant_ladder(self._parts.ladder, batch_size)
       self._ladders[batch_size] = made
     return self._ladders[batch_size]
+
+  def grow(
+    self, state: Any, point: Point, branch: Branch, examples: int, **how: Any
+  ) -> ExampleLosses | None:
+    """`train`, and `evaluate` what came of it; None if it was stopped."""
+    if self.train(state, point, branch, examples, **how) is None:
+      return None
+    return self.evaluate()
 
   def train(
     self,

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,9 @@ from adabatch.devices.mesh import BACKENDS, PRECISIONS, Devices, make_devices
 from adabatch.devices.recipe import Recipe, Sync
 from adabatch.models.tasks import TOP_5_CLASSES, Task
 from adabatch.optim import sync
-from adabatch.train import memory, per_call
+from adabatch.train import memory, noise, per_call
 from adabatch.train.calls import Due, make_due
-from adabatch.train.decisions import Decisions
+from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.inputs import open_inputs
 from adabatch.train.networks import (
   DTYPES,
@@ -46,7 +46,6 @@ from adabatch.train.rules import (
   check_idle,
   check_min_replicas,
   count_replicas,
-  estimates_noise,
   idle_remarks,
   make_controller,
   make_ladder,
@@ -152,6 +151,7 @@ def remarks(parts: Parts) -> Iterator[str]:
   if (line := without_effect(config, *about)) is not None:
     yield line
   yield from filter(None, [beta2_at_its_floor(config, top)])
+  yield from noise.remarks(config, parts.recipe)
   if config.ema.half_life is not None:
     yield (
       'evaluated are averages of the weights, with a half-life of '
@@ -263,7 +263,7 @@ def check(config: Config, devices: int) -> None:
     _check_pmap(config)
   check_devices(config)
   make_ladder(config, devices, processes=jax.process_count())
-  make_controller(config, extent)
+  noise.make_norm(config, make_controller(config, extent))
   make_optimizer(config, extent)
   if length is not None:
     # Known without the text, which may take long to turn into tokens.
@@ -342,12 +342,12 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     end,
     num_examples,
     ladder,
-    lambda run: make_controller(config, extent._replace(run=run)),
+    lambda run: make_controller(config, extent._replace(run=run), ladder),
     tuned=config.sync.tune.enabled,
   )
   extent = extent._replace(run=length.examples)
-  controller = make_controller(config, extent)
-  noise, replicas = estimates_noise(config, controller), count_replicas(config)
+  controller = make_controller(config, extent, ladder)
+  noisy, replicas = noise.is_read(config, controller), count_replicas(config)
   smallest = bucket_for(ladder.batch_sizes[0], ladder)
   looped = per_call.is_automatic(config) and per_call.is_looped(
     made.platform, model, variables, example, smallest
@@ -364,11 +364,12 @@ def assemble(config: Config, made: Devices, inputs: Inputs) -> Parts:
     ),
     seed=config.seed,
     needs=controller.needs,
-    estimate_noise=noise,
+    estimate_noise=noisy,
+    noise_norm=noise.make_norm(config, controller, variables.get('params', {})),
     # Needed where a replica may train on a single example. That depends on the
     # config alone and never on the devices, so that a checkpoint fits any
     # number of them.
-    keep_gradient=noise and ladder.batch_sizes[0] == replicas,
+    keep_gradient=noisy and ladder.batch_sizes[0] == replicas,
     sync=make_sync(config, extent),
     replicas=replicas,
     skip=config.on_nonfinite == 'skip',
@@ -434,7 +435,7 @@ def make_replicas(
 
 def make_decisions(
   parts: Parts,
-  measure: Callable[[], tuple[dict[str, float], int]],
+  measure: Measure,
   saved: dict[str, Any] | None = None,
 ) -> Decisions:
   """The batch-size rule at work."""

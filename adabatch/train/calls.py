@@ -93,6 +93,8 @@ class Update(NamedTuple):
     noise: its estimates of the gradient noise, if it has any.
     clipped: share of the replicas whose gradient was clipped, 0 or 1 of one
       model; None where none is ever.
+    usual_seconds: what an update like it takes, the same on all processes; NaN
+      where that is not known or nobody asks.
   """
 
   update: int
@@ -103,6 +105,7 @@ class Update(NamedTuple):
   report: Report
   noise: GradientNoise | None
   clipped: float | None = None
+  usual_seconds: float = math.nan
 
 
 @dataclasses.dataclass
@@ -129,6 +132,8 @@ class Progress:
     rate: the factor on the learning rate that came of it.
     left_out: places of the data order that were jumped over.
     asked: the most devices that the run has asked for, see `grow`.
+    probes: what `run_probe` has measured, the records.
+    probe_examples, probe_evaluated_examples, probe_seconds: what that cost.
   """
 
   next_evaluation: int
@@ -150,6 +155,10 @@ class Progress:
   left_out: int = 0
   device_seconds: float | None = None
   asked: int = 0
+  probes: list = dataclasses.field(default_factory=list)
+  probe_examples: int = 0
+  probe_evaluated_examples: int = 0
+  probe_seconds: float = 0.0
 
   def over(self, end: RunEnd, cut: float = math.inf) -> bool:
     """Whether the run is at its own end, or where it is cut short."""

@@ -75,6 +75,13 @@ class Console:
         f'epoch {record["epoch"]:.2f}  update {record["update"]}  '
         f'{record["split"]}  ' + '  '.join(metrics)
       )
+    elif kind == 'probe':
+      said = 'from now on' if record['doubles'] else 'not yet'
+      self.say(
+        f'probe at update {record["update"]}: batches of {record["tried"]} '
+        f'instead of {record["batch_size"]} cost {record["difference"]:.3g} ± '
+        f'{record["half_width"]:.2g} over {record["ahead"]:,} examples: {said}'
+      )
     elif kind == 'skipped':
       self.say(
         f'skipped update {record["update"]}: its {record["what"]} is not finite'

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from adabatch import controllers
 from adabatch.config import ConfigError
@@ -27,6 +27,19 @@ MOST_AHEAD, PARTS_AHEAD = 2, tuple(2**k for k in range(16, -1, -1))
 NO_ESTIMATE = GradientNoise(math.nan, math.nan)
 
 
+class Measure(NamedTuple):
+  """How the signals come about that cost a pass over data.
+
+  Attributes:
+    take: (updates, examples) -> their values then, by name, and how many
+      examples were evaluated for them.
+    due: (updates, examples) -> whether a decision there has to wait for them.
+  """
+
+  take: Callable[[int, int], tuple[dict[str, float], int]]
+  due: Callable[[int, int], bool] = lambda update, examples: True
+
+
 class Decisions:
   """The nominal batch size of the next update, and how it is arrived at.
 
@@ -43,7 +56,7 @@ class Decisions:
     self,
     controller: BatchSizeController,
     ladder: Ladder,
-    measure: Callable[[], tuple[dict[str, float], int]],
+    measure: Measure,
     *,
     initial_batch_size: int,
     num_examples: int,
@@ -54,8 +67,7 @@ class Decisions:
     Args:
       controller: the rule.
       ladder: the sizes that are run.
-      measure: the signals that cost a pass over data, as they are now, by name;
-        and how many examples that took. Asked where a decision is due.
+      measure: asked where a decision is due.
       initial_batch_size: nominal size until the first decision.
       num_examples: the size of an epoch.
       saved: what `host` gave.
@@ -79,6 +91,10 @@ class Decisions:
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""
     return self._controller.due(update)
+
+  def waits(self, update: int, examples: int) -> bool:
+    """Whether a decision after so many has to wait for the devices."""
+    return self.measured and self._measure.due(update, examples)
 
   @property
   def losses_below_minimum(self) -> int:
@@ -130,13 +146,15 @@ class Decisions:
       # The rule's own size caused the damping.
       learning_rate=done.report.learning_rate / done.plan.damping,
       gradient_noise=done.noise or NO_ESTIMATE,
+      batch_size=done.plan.batch_size,
+      seconds_per_update=done.usual_seconds,
     )
     self._ask(signals, measure=done.decides)
 
   def _ask(self, signals: Signals, *, measure: bool) -> None:
     if measure:
       # A measurement is part of the training, and its time counts as such.
-      values, cost = self._measure()
+      values, cost = self._measure.take(signals.update, signals.examples or 0)
       self.evaluated_examples += cost
       signals = signals._replace(**values)
     before = self.nominal

@@ -10,7 +10,6 @@ from sums over all devices.
 """
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +25,7 @@ from adabatch.train.best import Best, Save
 from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
 from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
+from adabatch.train.decisions import Measure
 from adabatch.train.evaluate import check, evaluate
 from adabatch.train.next_call import likely_next, next_call
 from adabatch.train.not_finite import Diverged, go_back
@@ -35,6 +35,7 @@ from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
 from adabatch.train.replicas import Change
 from adabatch.train.reports import Clock, Reports
+from adabatch.train.run_probe import SIGNAL, RunProbe
 from adabatch.train.skipped import teller
 
 
@@ -120,6 +121,14 @@ class Run:
       compiling=lambda: self.paused('compiling'),
       stored=stored,
     )
+    self.probe: RunProbe | None = None
+    if SIGNAL in parts.recipe.needs:
+      self.probe = RunProbe(
+        parts,
+        self.trainer,
+        lambda: self.at,
+        lambda: self.paused('compiling'),
+      )
 
   def place(self, saved: Saved | None) -> Restored | None:
     """The host's side is where a checkpoint was; returns the devices'."""
@@ -143,11 +152,20 @@ class Run:
 
   def decide(self, saved: Saved | None) -> None:
     """Measures what the rule needs at x_0, or goes on."""
-    host = {} if saved is None else saved.host
-    measure = functools.partial(self.clock.on_all, self.trainer.measure)
-    self.decisions = make_decisions(self.parts, measure, host.get('decisions'))
+    host = ({} if saved is None else saved.host).get('decisions')
+    measure = Measure(self.measure)
+    if self.probe is not None:
+      measure = Measure(self.probe.measure, self.probe.due)
+    self.decisions = make_decisions(self.parts, measure, host)
+    if self.probe is not None:
+      self.probe.follow(self.decisions)
     if saved is None:
       self.decisions.decide(0, 0)
+
+  def measure(self, update: int, examples: int) -> tuple[dict[str, float], int]:
+    """The signals that cost a pass over data, as they are now."""
+    del update, examples
+    return self.clock.on_all(self.trainer.measure)
 
   def clock_of(self, at: Progress) -> Clock:
     """Goes on where it was, on all devices."""
@@ -205,6 +223,7 @@ class Run:
       gather,
       trainer.calls_in_flight,
       self.pace,
+      None if self.probe is None else self.probe.records,
     )
     trainer.feed.start(at.examples + at.left_out)
 

@@ -13,7 +13,7 @@ import jax
 
 from adabatch import data
 from adabatch.config import Config, ConfigError, choose
-from adabatch.config.files import finite, write_json
+from adabatch.config.files import finite, write_json, write_signed
 from adabatch.config.smoke import shrink
 from adabatch.devices.mesh import is_first_process
 from adabatch.devices.programs import use_persistent_cache
@@ -40,8 +40,8 @@ def probe(
 ) -> dict[str, Any]:
   """Branches from checkpoints of a run; the run's directory is only read.
 
-  Writes `probe.json` to `probe.directory`. Started again it makes only the
-  branches that are not there; several at once share them.
+  Writes `probe.json` and `summary.json` to `probe.directory`. Started again it
+  makes only the branches that are not there; several at once share them.
 
   Args:
     config: that of the run, but for the keys that are free.
@@ -247,11 +247,16 @@ def _write(
   *,
   status: str,
 ) -> dict[str, Any]:
-  """`probe.json` with all that was found, which is the summary as well."""
+  """`probe.json` with all that was found, and the summary without tables."""
   if not is_first_process():
     return {'job': 'probe', 'status': status}
   found = describe_run(parts, points) | {'status': status}
   found |= {'directory': str(place)}
   found = json.loads(json.dumps(finite(found)))
   write_json(place / 'probe.json', found)
+  numbers = {k: v for k, v in found.items() if k != 'points'}
+  points = [
+    {k: v for k, v in one.items() if k != 'table'} for one in found['points']
+  ]
+  write_signed(place / 'summary.json', numbers | {'points': points})
   return found

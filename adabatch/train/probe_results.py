@@ -151,6 +151,12 @@ def verdict(
   noise: Mapping[str, NoiseScale | None],
 ) -> str:
   """In a sentence or two; never a bare number."""
+  diverged = [d.batch_size for d in found if not math.isfinite(d.difference)]
+  if not size.low:
+    return (
+      f'training on with the batch of {reference:,} diverged, so that nothing '
+      'can be compared'
+    )
   if size.batch_size is None:
     said = (
       f'no batch up to {size.tried:,} costs more than {epsilon:g}; from '
@@ -166,6 +172,10 @@ def verdict(
       f'no more than {epsilon:g}'
     )
   lines = [said]
+  if diverged:
+    lines.append(
+      f'training with {", ".join(f"{b:,}" for b in diverged)} diverged'
+    )
   smaller = [
     d
     for d in found

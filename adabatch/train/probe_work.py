@@ -121,7 +121,7 @@ class Work:
       ],
       _noise_of(noise),
       examples=examples,
-      evaluated=self._parts.recipe.inputs.evaluation.num_examples,
+      evaluated=int(branches[0]['evaluated']),
       seconds=float(noise['seconds']),
     )
 
@@ -157,13 +157,13 @@ class Work:
     def make(told: Callable[[int], Any]) -> Arrays | None:
       with self._told_of_memory(branch.batch_size):
         branches = self._branches_of(saved, point)
-        done = branches.train(
+        grown = branches.grow(
           saved.state, point, branch, examples, stop=self._stops, told=told
         )
-        if done is None:
-          return None
-        losses = branches.evaluate()
-      return {'losses': losses.losses, 'weights': losses.weights}
+      if grown is None:
+        return None
+      evaluated = np.asarray(branches.evaluated)
+      return grown._asdict() | {'evaluated': evaluated}
 
     doing = f'batch {branch.batch_size}, repeat {task.repeat + 1}'
     return Piece(state | about | branch._asdict(), examples, doing, make)

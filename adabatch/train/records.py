@@ -8,9 +8,9 @@ from adabatch.train.calls import Progress, Update
 from adabatch.train.replicas import Change
 
 # What happened, and its numbers. Kinds: `start` (everything was accepted),
-# `train`, `eval`, `replicas`, `skipped` (an update that is not finite), `cut`
-# (what came after an update is done again), `rollback` (why), `note` (a line of
-# text) and `summary`, the last.
+# `train`, `eval`, `probe`, `replicas`, `skipped` (an update that is not
+# finite), `cut` (what came after an update is done again), `rollback` (why),
+# `note` (a line of text) and `summary`, the last.
 Record = tuple[str, dict[str, Any]]
 
 
@@ -119,6 +119,14 @@ def summary(status: str, run: Any) -> dict[str, Any]:
     _tokens(at.examples, parts),
     reached | _tokens(reached['examples'], parts),
   )
+  probes = {}
+  if run.probe is not None:
+    probes = {
+      'probe_examples': at.probe_examples,
+      'probe_evaluated_examples': at.probe_evaluated_examples,
+      'probe_seconds': at.probe_seconds,
+      'probes': at.probes,
+    }
   return {
     'status': status,
     'updates': at.update,
@@ -140,6 +148,7 @@ def summary(status: str, run: Any) -> dict[str, Any]:
     'sync_count': counts.syncs,
     'sync_bytes': counts.sync_bytes,
     'loss_evaluation_examples': run.decisions.evaluated_examples,
+    **probes,
     'losses_below_minimum': run.decisions.losses_below_minimum,
     'skipped_records': at.skipped_records + len(inputs.skipped_train),
     'skipped_evaluation_records': at.skipped_evaluation_records

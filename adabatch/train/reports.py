@@ -25,6 +25,7 @@ from adabatch.train.not_finite import skip, without
 from adabatch.train.per_call import Pace
 from adabatch.train.records import Record, note, train_record
 from adabatch.train.skipped import count_skipped
+from adabatch.train.update_times import UpdateTimes
 
 _T = TypeVar('_T')
 
@@ -127,6 +128,7 @@ class Reports:
     gather: Callable[[jax.Array], jax.Array] | None = None,
     in_flight: int = 0,
     pace: Pace | None = None,
+    beside: list[Record] | None = None,
   ):
     """Nothing is on its way.
 
@@ -139,16 +141,19 @@ class Reports:
         each has only those of its own.
       in_flight: how many calls may be on their way.
       pace: is told how long the first calls took.
+      beside: records that decisions give, taken from there.
     """
     self._parts, self._at, self._decisions = parts, at, decisions
     self._clock, self._gather, self._in_flight = clock, gather, in_flight
-    self._pace = pace
+    self._pace, self._beside = pace, beside
     self._queue: collections.deque[tuple[Call, jax.Array]] = collections.deque()
     self._fetched = clock.seconds
+    self._times: UpdateTimes | None = None
+    if 'seconds_per_update' in parts.controller.needs:
+      self._times = UpdateTimes(parts.config.controller.goodput.windows)
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
     self._logged = at.examples, at.seconds
-    self._owes = False  # the record of the last update
     self.stopping = False
 
   def add(self, call: Call, reports: jax.Array) -> None:
@@ -162,9 +167,9 @@ class Reports:
     then the devices have nothing to do.
     """
     self.add(call, reports)
-    yield from self._pay()
+    yield from self._log_decision()
     if self._gather is None:
-      waits = self._decisions.measured and call.decides
+      waits = call.decides and self._decisions.waits(*call.after(call.count))
       yield from self._fetch(0 if waits else self._in_flight)
       return
     # To gather them takes time: only where they are needed.
@@ -180,7 +185,7 @@ class Reports:
       jax.block_until_ready(self._queue[-1 - keep][1])
 
   def observe(self, keep: int = 0) -> Iterator[Record]:
-    """Waits for the oldest until `keep` calls are on their way; owes nothing.
+    """Waits for the oldest until `keep` calls are on their way.
 
     The updates of one call end at unknown times; they are taken to be equally
     long.
@@ -188,9 +193,9 @@ class Reports:
     Raises:
       Diverged: if one is not finite, and none is skipped or too many are.
     """
-    yield from self._pay()
+    yield from self._log_decision()
     yield from self._fetch(keep)
-    yield from self._pay()
+    yield from self._log_decision()
 
   def _fetch(self, keep: int) -> Iterator[Record]:
     if self._gather is not None:
@@ -206,6 +211,9 @@ class Reports:
       now, since = self._clock.seconds, self._fetched
       self._fetched = now
       self._measure(call, now - since)
+      usual = math.nan
+      if self._times is not None:
+        usual = self._times.saw(call, now - since)
       for i in self._looked_at(call, rows):
         one, (update, examples) = rows[:, i - 1], call.after(i)
         report = combine(one)
@@ -225,6 +233,7 @@ class Reports:
             report=report,
             noise=_noise(report),
             clipped=None if clip is None else share_above(one, clip),
+            usual_seconds=usual,
           )
         )
 
@@ -271,19 +280,22 @@ class Reports:
       return
     if self._decisions.measured:
       self._decisions.observe(done)
+      while self._beside:
+        yield self._beside.pop(0)
       if done.decides and not self._told:
         yield from self._tell(done)
     self._last = done
     if math.isfinite(report.replica_squared_distance):
       names = 'replica_squared_distance', 'mean_squared_distance'
       at.distances = {name: getattr(report, name) for name in names}
-    if done.decides and not self._queue:
-      self._owes = True
-    elif done.decides or done.update % parts.due.log == 0:
+    # That of a decision, which somebody may wait for, comes later.
+    due = self._queue if done.decides else done.update % parts.due.log == 0
+    if due:
       yield from self.log_last()
 
-  def _pay(self) -> Iterator[Record]:
-    if self._owes:
+  def _log_decision(self) -> Iterator[Record]:
+    """The record of the last update, if it decided and there is none yet."""
+    if self._last is not None and self._last.decides:
       yield from self.log_last()
 
   def _tell(self, done: Update) -> Iterator[Record]:
@@ -300,7 +312,6 @@ class Reports:
 
   def log_last(self) -> Iterator[Record]:
     """The record of the last update, if there is none yet."""
-    self._owes = False
     done = self._last
     if done is None or done.examples <= self._logged[0]:
       return

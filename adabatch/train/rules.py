@@ -1,5 +1,6 @@
 """From a config to the batch-size rule and the sizes that it may ask for."""
 
+import functools
 import inspect
 import math
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from adabatch import controllers
 from adabatch.config import Config, ConfigError, choose, refusing
 from adabatch.controllers import BatchSizeController, buckets
 from adabatch.controllers.buckets import Ladder
+from adabatch.train.noise import is_read
 from adabatch.train.optimizer import damping_exponent, make_decay
 from adabatch.train.own_rules import held_to_contract
 from adabatch.train.run_end import Extent
@@ -20,8 +22,31 @@ def count_replicas(config: Config) -> int:
   return 1 if config.sync.name == 'synchronous' else config.sync.replicas
 
 
+def _check_probe(config: Config) -> None:
+  """Refuses a probe where it cannot be made.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  c = config.controller
+  if c.name != 'probe':
+    return
+  if config.sync.name != 'synchronous':
+    raise ConfigError(
+      f'sync.name={config.sync.name!r} shares a batch among models that '
+      "differ, and controller.name='probe' asks one: choose another of the two"
+    )
+  if config.data.eval_split == config.data.train_split:
+    raise ConfigError(
+      f"data.eval_split='{config.data.eval_split}' is what is trained on, and "
+      "controller.name='probe' compares losses on held-out examples: give "
+      'another'
+    )
+
+
 def check_controller(config: Config, tokens_per_example: int | None) -> None:
   """Refuses rules that would ask for something else than they are to."""
+  _check_probe(config)
   c, scaling = config.controller, config.learning_rate.scaling
   if c.name == 'cabs' and scaling in ('linear', 'adascale'):
     raise ConfigError(
@@ -29,6 +54,8 @@ def check_controller(config: Config, tokens_per_example: int | None) -> None:
       f'rate, which learning_rate.scaling={scaling!r} takes in proportion to '
       "the batch size, without an end: set it to 'none' or 'sqrt'"
     )
+  if c.name == 'goodput':
+    _check_goodput(config)
   # Rules that grow without an end are damped beyond the largest size; a size
   # that was written down is meant.
   sizes: dict[str, list[float]] = {}
@@ -51,8 +78,32 @@ def check_controller(config: Config, tokens_per_example: int | None) -> None:
         )
 
 
-def make_controller(config: Config, extent: Extent) -> BatchSizeController:
-  """The batch-size rule with its wrappers."""
+def _check_goodput(config: Config) -> None:
+  if config.sync.tune.enabled:
+    raise ConfigError(
+      'controller.name=goodput chooses among the sizes of a ladder, and '
+      'sync.tune.enabled changes them with the number of replicas: leave one '
+      'of them out'
+    )
+  per = config.controller.goodput.per
+  if per == 'device_second' and config.buckets.min_per_device is None:
+    raise ConfigError(
+      f"controller.goodput.per={per!r} differs from 'second' only where some "
+      'devices idle: set buckets.min_per_device'
+    )
+
+
+def make_controller(
+  config: Config, extent: Extent, ladder: Ladder | None = None
+) -> BatchSizeController:
+  """The batch-size rule with its wrappers.
+
+  Args:
+    config: the whole config.
+    extent: what its schedules are laid out over.
+    ladder: the sizes that are run, for rules that choose among them; None: it
+      is not known yet, and the rule is asked only what it needs.
+  """
   check_controller(config, extent.tokens_per_example)
   c = config.controller
   factory = choose(controllers.CONTROLLERS, c.name, 'controller.name')
@@ -66,6 +117,8 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     )
   if c.name == 'geodamp':
     del parameters['lr_factor']
+  if c.name == 'probe':
+    parameters = {}  # the others are of the measurement
   if c.name == 'from_lr_schedule':
     with refusing('controller.every'):
       due = controllers.every_due(updates=c.every, wait=c.wait)
@@ -83,6 +136,14 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
         f'to {start:g}'
       )
     parameters |= dict(zip(('increment', 'examples'), ramp, strict=True))
+  if c.name == 'goodput':
+    del parameters['windows']  # for `UpdateTimes`
+    parameters['sizes'] = (c.initial_batch_size,)
+    if ladder is not None:
+      parameters['sizes'] = ladder.batch_sizes
+      parameters['devices'] = functools.partial(
+        buckets.devices_for, ladder=ladder
+      )
   accepted = inspect.signature(factory).parameters
   if 'tokens_per_example' in accepted:
     parameters['tokens_per_example'] = extent.tokens_per_example
@@ -116,12 +177,6 @@ def make_controller(config: Config, extent: Extent) -> BatchSizeController:
     with refusing('controller.hysteresis'):
       controller = controllers.hysteresis(controller, c.hysteresis)
   return controller
-
-
-def estimates_noise(config: Config, controller: BatchSizeController) -> bool:
-  """Whether anything reads the gradient noise."""
-  adascale = config.learning_rate.scaling == 'adascale'
-  return adascale or 'gradient_noise' in controller.needs
 
 
 def finds_limit(config: Config) -> bool:
@@ -183,7 +238,7 @@ def make_ladder(
         f'controller.{key}_batch_size={size} cannot be shared equally by '
         f'sync.replicas={replicas}: choose {-(-size // replicas) * replicas}'
       )
-  noise = estimates_noise(config, rule)
+  noise = is_read(config, rule)
   if noise and finds_limit(config):
     raise ConfigError(
       "buckets.max_per_device='auto' may be another number each time, and what "

@@ -15,7 +15,7 @@ from adabatch.controllers import buckets, pytorch
 from adabatch.controllers.base import OF_UPDATES, PROGRESS
 from adabatch.devices.messages import Report
 from adabatch.train.calls import Update
-from adabatch.train.decisions import NO_ESTIMATE, Decisions
+from adabatch.train.decisions import NO_ESTIMATE, Decisions, Measure
 from tests.controllers.test_controllers import ALL, B0, random_signals
 
 N = 1000  # examples of an epoch
@@ -28,12 +28,13 @@ def measured(signals):
   return {
     name: value
     for name, value in signals._asdict().items()
-    if name.startswith(('full_', 'subset_'))
+    if name.startswith(('full_', 'subset_', 'critical_'))
   }
 
 
 def of_update(signals):
-  return {name: getattr(signals, name) for name in OF_UPDATES}
+  """But for the batch size, which is known."""
+  return {name: getattr(signals, name) for name in OF_UPDATES - {'batch_size'}}
 
 
 def plans_of_trainer(controller, ladder, signals):
@@ -42,7 +43,7 @@ def plans_of_trainer(controller, ladder, signals):
   decisions = Decisions(
     controller,
     ladder,
-    lambda: (measured(now[0]), 0),
+    Measure(lambda update, examples: (measured(now[0]), 0)),
     initial_batch_size=B0,
     num_examples=N,
   )
@@ -61,7 +62,18 @@ def plans_of_trainer(controller, ladder, signals):
     rate = s.learning_rate * plan.damping
     report = Report(s.loss, s.gradient_norm_squared, rate, 1.0, 1.0, 0.0, 1.0)
     noise = s.gradient_noise
-    decisions.observe(Update(k, examples, 0.0, plan, due, report, noise))
+    decisions.observe(
+      Update(
+        k,
+        examples,
+        0.0,
+        plan,
+        due,
+        report,
+        noise,
+        usual_seconds=s.seconds_per_update,
+      )
+    )
   return plans, decisions
 
 
@@ -222,6 +234,7 @@ def test_epochs_are_counted_or_given():
     (lambda b: b.observe(0, loss=1.0), 'examples=0.*at least 1'),
     (lambda b: b.observe(los=1.0), 'los=.*choose among epoch, loss,'),
     (lambda b: b.observe(update=1), 'update='),
+    (lambda b: b.observe(batch_size=1), 'batch_size='),
     (lambda b: b.observe(loss=np.ones(3)), r'loss of shape \(3,\).*one number'),
     (lambda b: b.load_state_dict({'size': 3}), 'no state of a BatchSize'),
     (lambda b: b.load_state_dict(None), 'no state of a BatchSize'),
@@ -431,7 +444,7 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch):
 def test_signals_that_are_neither_counted_nor_of_updates_take_a_pass():
   """What `needs` leaves out between two decisions."""
   for name in set(c.Signals._fields) - PROGRESS - OF_UPDATES:
-    assert name.startswith(('full_', 'subset_'))
+    assert name.startswith(('full_', 'subset_', 'critical_'))
   assert all(math.isnan(value) for value in NO_ESTIMATE)
 
 

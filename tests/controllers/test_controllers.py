@@ -16,6 +16,7 @@ from adabatch.controllers import buckets
 
 B0 = 64  # sizes must be floats all the same
 TABLE = '0:64 1K:96 3K:128'
+SIZES = (16, 32, 64, 128, 256, 512)  # for rules that choose among some
 
 
 def decay_schedule(examples):
@@ -75,9 +76,18 @@ CASES = {
   'noise_scale': lambda **kw: c.noise_scale(initial_batch_size=B0, **kw),
   'norm_test': lambda **kw: c.norm_test(initial_batch_size=B0),
   'cabs': lambda **kw: c.cabs(initial_batch_size=B0, **kw),
+  'probe': lambda **kw: c.probe(initial_batch_size=B0),
+  'goodput': lambda **kw: c.goodput(initial_batch_size=B0, sizes=SIZES, **kw),
+  'goodput devices': lambda **kw: c.goodput(
+    initial_batch_size=B0,
+    sizes=SIZES,
+    devices=lambda size: max(1, int(size) // 64),
+    per='device_second',
+    **kw,
+  ),
 }
 FLOOR_CASES = [name for name in CASES if name.split()[0] in {
-  'adadamp', 'adadamp_grad', 'radadamp', 'noise_scale', 'cabs'
+  'adadamp', 'adadamp_grad', 'radadamp', 'noise_scale', 'cabs', 'goodput'
 }]  # fmt: skip
 WRAPPED = {
   'every': lambda: c.every(CASES['adadamp ema'](), updates=5, wait=7),
@@ -103,13 +113,14 @@ HOSTILE = (*NON_FINITE, None, 0.0, -1.0, 1e308, -1e308, 5e-324)
 
 def random_signals(seed, num=60, growth=-0.03):
   """The signals of a run whose loss and gradient change by e^growth."""
-  rng = np.random.default_rng(seed)
+  rng, other = np.random.default_rng(seed), random.Random(seed)
   result = []
   examples = 0
   for k in range(num):
     scale = math.exp(growth * k)
     noise = lambda: float(np.exp(0.2 * rng.normal()))  # noqa: B023, E731
     last = k > 0  # nothing has been trained on before the first update
+    size = other.choice(SIZES)
     result.append(
       c.Signals(
         update=k,
@@ -128,6 +139,11 @@ def random_signals(seed, num=60, growth=-0.03):
         if last
         else None,
         learning_rate=0.5 * noise() if last else None,
+        critical_batch_size=B0 * noise() / scale,
+        batch_size=size if last else None,
+        seconds_per_update=(0.02 + 1e-4 * size) * other.uniform(0.9, 1.1)
+        if last
+        else None,
       )
     )
     examples += int(rng.integers(64, 200))
@@ -303,10 +319,10 @@ def test_any_signals_give_a_size_that_can_be_run(name):
     state = controller.init()
     for k in range(25):
       large = 10 ** rng.randrange(30) if rng.random() < 0.1 else 1
-      x = [rng.choice(ANY) for _ in range(9)]
+      x = [rng.choice(ANY) for _ in range(12)]
       noise = c.GradientNoise(*x[:2])
       counts = k * large, 64 * k * large, k * large / 9
-      signals = c.Signals(*counts, *x[2:8], noise, x[8])
+      signals = c.Signals(*counts, *x[2:8], noise, *x[8:])
       try:
         size, state = controller.update(state, signals)
       except ValueError as error:
@@ -369,7 +385,8 @@ def test_before_the_first_update_only_measurements_are_missed(name):
   controller = CASES[name]()
   known = controller.needs - {'update'}
   for_updates = {
-    'loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate'
+    'loss', 'gradient_norm_squared', 'gradient_noise', 'learning_rate',
+    'batch_size', 'seconds_per_update',
   }  # fmt: skip
   if known <= for_updates:
     assert run(controller, [c.Signals()])[0] == [B0]
@@ -545,6 +562,19 @@ def wrapped(wrapper, *args, **kwargs):
     (lambda: c.norm_test(initial_batch_size=8, eta=1e-200), 'eta=1e-200'),
     (lambda: c.norm_test(initial_batch_size=8, eta=1e200), 'eta=1e\\+200'),
     (lambda: c.cabs(initial_batch_size=8, c=-1), 'c=-1'),
+    *[
+      (lambda kw=kw: c.goodput(**{'initial_batch_size': 8, 'sizes': (8,)} | kw),
+       message)
+      for kw, message in (
+        ({'initial_batch_size': 0}, 'initial_batch_size=0.*>= 1'),
+        ({'sizes': ()}, 'sizes=.*at least one'),
+        ({'sizes': (8, 8)}, r'sizes=\(8, 8\).*increasing'),
+        ({'sizes': (0.5, 8)}, 'sizes=0.5'),
+        ({'per': 'hour'}, "per='hour'.*second, device_second"),
+        ({'gain': 0.9}, 'gain=0.9.*>= 1'),
+        ({'decay': 1}, 'decay=1.*< 1'),
+      )
+    ],
     (wrapped(c.every, updates=0), 'updates'),
     (wrapped(c.every, wait=-1), 'wait'),
     (wrapped(c.smooth, rho=1), 'rho'),

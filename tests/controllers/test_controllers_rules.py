@@ -55,6 +55,16 @@ def compare(controller, size, signals, moves=True):
   return state
 
 
+def test_probe_doubles_where_it_costs_nothing(seed):
+  signals = random_signals(seed, growth=-0.03)
+  size, expected = float(B0), []
+  for measured in field(signals, 'critical_batch_size'):
+    size = 2 * size if measured >= 2 * size else size
+    expected.append(size)
+  assert run(CASES['probe'](), signals)[0] == expected
+  assert expected[-1] > expected[0]
+
+
 @pytest.mark.parametrize(('source', 'name'), [
   ('full', 'full_loss'), ('subset', 'subset_loss')
 ])  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from adabatch.report import write_comparison, write_report
 from adabatch.report.records import AXES
 from adabatch.report.style import DARK, LIGHT
+from tests.report.made_up_probe import three, write_probe
 from tests.report.test_report import SUMMARY as RUN_SUMMARY
 from tests.report.test_report import growing_run, write_run
 from tests.report.test_report_study import (
@@ -27,7 +28,7 @@ CHROMIUM = next(
   None,
 )
 DRIVER = shutil.which('chromedriver')
-OWN = ('run', 'search', 'study')  # of one directory
+OWN = ('run', 'search', 'study', 'probe')  # of one directory
 PAGES = (*OWN, 'comparison')
 
 if not CHROMIUM or not DRIVER:
@@ -72,6 +73,7 @@ def addresses(tmp_path_factory):
   search = SUMMARY | {'job': 'search'}
   write_job(root / 'search', [made_up(64)], search)
   write_job(root / 'study', made_up_study())
+  write_probe(root / 'probe', three())
   write_run(root / 'other', growing_run(100))
   runs = root / 'run', root / 'other'
   comparison = write_comparison(runs, root / 'comparison.html')
@@ -125,7 +127,7 @@ def test_nothing_is_complained_of(driver, addresses, page):
   assert 'Content Security Policy' in entry['message']
 
 
-@pytest.mark.parametrize('page', ['search', 'study', 'comparison'])
+@pytest.mark.parametrize('page', ['search', 'study', 'probe', 'comparison'])
 def test_every_picture_is_shown(driver, addresses, page):
   resize(driver, 1200)
   driver.get(addresses[page])

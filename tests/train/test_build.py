@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from typing import Any
 
 import jax
@@ -431,6 +432,7 @@ def test_counts_and_lengths_are_above_zero(key, value):
 
 
 # What is wrong, and a word of the message.
+NOISE = {'controller.name': 'noise_scale'}
 REFUSED = {
   'scaling': (
     {
@@ -574,7 +576,72 @@ REFUSED = {
     {'controller.name': 'cabs', 'learning_rate.scaling': 'adascale'},
     "cabs.*'adascale'",
   ),
+  'a norm of the noise': (
+    {'controller.noise_norm': 'l3'},
+    "noise_norm.*'l3'.*adam, l1, l2, normalisation",
+  ),
+  'a norm of an optimizer without moments': (
+    NOISE | {'controller.noise_norm': 'adam', 'optimizer.name': 'nesterov'},
+    "noise_norm='adam'.*'nesterov'.*adam, adamw, lamb",
+  ),
+  'a norm of an optimizer with moments of some': (
+    NOISE | {'controller.noise_norm': 'adam', 'optimizer.name': 'muon'},
+    "'muon'",
+  ),
+  'a norm for a rule that reads no ratio': (
+    {'controller.name': 'cabs', 'controller.noise_norm': 'l1'},
+    "noise_norm='l1'.*cabs",
+  ),
+  'a norm for a gain in another': (
+    {'learning_rate.scaling': 'adascale', 'controller.noise_norm': 'l1'},
+    "noise_norm='l1'.*adascale",
+  ),
+  'device time of devices that never idle': (
+    {'controller.name': 'goodput', 'controller.goodput.per': 'device_second'},
+    'device_second.*buckets.min_per_device',
+  ),
+  'another time': (
+    {'controller.name': 'goodput', 'controller.goodput.per': 'hour'},
+    "per='hour'.*second, device_second",
+  ),
+  'a gain that is a loss': (
+    {'controller.name': 'goodput', 'controller.goodput.gain': 0.5},
+    'goodput: gain=0.5',
+  ),
+  'no window': ({'controller.goodput.windows': 0}, 'goodput.windows.*1'),
+  'sizes that are tuned': (
+    {
+      'controller.name': 'goodput',
+      'sync.name': 'sma',
+      'sync.replicas': 2,
+      'sync.tune.enabled': True,
+    },
+    'goodput.*sync.tune.enabled',
+  ),
 }
+
+
+def test_norms_of_layers_that_are_not_there_are_refused():
+  keys = NOISE | {'controller.noise_norm': 'normalisation'}
+  with pytest.raises(ConfigError, match="normalisation'.*'mlp'") as error:
+    build(**keys)
+  assert '\n' not in str(error.value)
+
+
+def test_what_is_measured_of_the_noise_is_said():
+  keys = {'controller.noise_norm': 'normalisation'}
+  (line,) = build_lib.remarks(build(**keys))
+  assert 'no effect' in line
+  few = {
+    'model.name': 'strided_cnn',
+    'model.strided_cnn.channels': (4,),
+    'model.strided_cnn.hidden_size': 8,
+    'model.strided_cnn.batch_norm_group': 8,
+  }
+  (line,) = build_lib.remarks(build(**keys | NOISE | few))
+  some, every = map(int, re.findall(r'\d+', line))
+  assert 0 < some < every / 5
+  assert list(build_lib.remarks(build(**NOISE))) == []
 
 
 @pytest.mark.parametrize('case', sorted(REFUSED))

@@ -21,6 +21,7 @@ from adabatch.train.calls import (
   next_multiple,
   updates_until,
 )
+from adabatch.train.decisions import Measure
 from adabatch.train.next_call import next_call
 from adabatch.train.run_end import RunEnd
 from tests.experiments import digits
@@ -217,7 +218,7 @@ def splits():
 def way(parts, most):
   """The calls of a whole run whose rule reads nothing but its progress."""
   at = Progress(next_evaluation=parts.due.next_evaluation(0))
-  decisions = make_decisions(parts, lambda: ({}, 0))
+  decisions = make_decisions(parts, Measure(lambda update, examples: ({}, 0)))
   replicas = make_replicas(parts)
   decisions.decide(0, 0)
   calls = []

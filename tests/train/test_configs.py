@@ -44,6 +44,11 @@ CONTROLLERS = {
   'noise_scale': ({}, lambda sizes: len(set(sizes)) > 1),
   'norm_test': ({}, lambda sizes: sizes == sorted(sizes)),
   'cabs': ({'controller.cabs.c': 100.0}, lambda sizes: len(set(sizes)) > 1),
+  # What comes after the second size the clock decides.
+  'goodput': (
+    {'controller.every': 4, 'controller.goodput.windows': 2},
+    lambda sizes: sizes[:9] == [16] * 8 + [32],
+  ),
 }
 
 

@@ -12,13 +12,13 @@ from adabatch.controllers import GradientNoise, Signals, buckets
 from adabatch.devices.messages import Call, Report
 from adabatch.train.build import build
 from adabatch.train.calls import Progress, Update
-from adabatch.train.decisions import Decisions
+from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.not_finite import Diverged
 from adabatch.train.reports import Reports
 from tests.experiments import digits
 
 
-def measure():
+def measure(update, examples):
   """Evaluates 100 examples for a loss that nobody can round by accident."""
   return {'full_loss': 1.23456789}, 100
 
@@ -27,7 +27,7 @@ def make(controller, *, measure=measure, largest=64, devices=1, saved=None):
   return Decisions(
     controller,
     buckets.ladder(8, largest, devices=devices),
-    measure,
+    Measure(measure),
     initial_batch_size=8,
     num_examples=200,
     saved=saved,
@@ -71,19 +71,25 @@ def test_signals_are_complete_and_as_they_were_measured():
   controller, seen = recorder()
   taken = []
 
-  def measured():
+  def measured(update, examples):
     taken.append(len(seen))
-    return measure()
+    return measure(update, examples)
 
   decisions = make(controller, measure=measured)
   decisions.decide(0, 0)
-  decisions.observe(done(1, 50, noise=NOISE))
-  decisions.observe(done(2, 100, noise=NOISE, decides=True))
+  for update, decides in ((1, False), (2, True)):
+    decisions.observe(
+      done(update, 50 * update, noise=NOISE, decides=decides)._replace(
+        usual_seconds=0.0123
+      )
+    )
   reported = {
     'loss': 0.123456,
     'gradient_norm_squared': 98765.4,
     'learning_rate': 0.0123456,
     'gradient_noise': NOISE,
+    'batch_size': 8,
+    'seconds_per_update': 0.0123,
   }
   assert seen == [
     Signals(0, 0, 0.0, full_loss=1.23456789),
@@ -266,6 +272,9 @@ class Observed:
 
   def __init__(self):
     self.updates = []
+
+  def waits(self, update, examples):
+    return True
 
   def observe(self, update):
     self.updates.append(update)

@@ -51,6 +51,13 @@ RULES = {
     'learning_rate.base': 0.001,
     'data.crop_padding': 1,
   },
+  'probe': {
+    'updates_per_call': 5,
+    'controller.name': 'probe',
+    'controller.probe.repeats': 2,
+    'controller.probe.epsilon': 0.5,
+    'controller.probe.cost': 1.0,
+  },
 }
 
 

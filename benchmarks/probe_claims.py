@@ -1,0 +1,237 @@
+"""What a probe says, and what following it buys.
+
+    python -m benchmarks.probe_claims --data_dir=DIRECTORY_OF_TFDS_SETS \\
+        --workdir=DIRECTORY [--only=shakespeare,cnn] [--steps=probe,arms]
+
+For each network a run with a constant batch is trained and probed. Then the
+ramp that the probe recommends is trained against constant batches, the small
+one and the largest of the ramp, at equal examples: for each of them the rate is
+chosen among five by the held-out loss of one seed, and the figures are those of
+three other seeds on the test split. Runs lie in DIRECTORY and are made once, so
+that the same command goes on where it was. Writes `docs/probe_claims.json`.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from adabatch.config import Config
+from adabatch.train import train
+from adabatch.train.probe_job import probe
+from benchmarks import measure
+
+RATES = (0.35, 0.59, 1.0, 1.7, 2.9)  # times the config's own
+TUNING_SEED, SEEDS = 0, (1, 2, 3)
+STEPS = ('probe', 'arms')
+
+
+class Case(NamedTuple):
+  """A network, its run and its probe.
+
+  Attributes:
+    config: a file of `configs/`.
+    batch_size: of the run that is probed, and of the small arm.
+    updates: of that run.
+    every: updates between its checkpoints.
+    keys: of all runs.
+    run: of the run that is probed.
+    probe: of the probe.
+    test: keys of the last runs, such as another split.
+  """
+
+  config: str
+  batch_size: int
+  updates: int
+  every: int
+  keys: dict[str, Any]
+  run: dict[str, Any]
+  probe: dict[str, Any]
+  test: dict[str, Any]
+
+
+CASES = {
+  'shakespeare': Case(
+    config='transformer_shakespeare',
+    batch_size=8,
+    updates=3920,
+    every=980,
+    keys={
+      'learning_rate.warmup.kind': 'gradual',
+      'learning_rate.warmup.length': 1600,
+      'learning_rate.warmup.unit': 'examples',
+      'learning_rate.warmup.start': 0.0,
+      'eval.every_epochs': 1.0,
+    },
+    run={'learning_rate.decay.name': 'constant', 'checkpoint.keep': 4},
+    probe={
+      'probe.at': '7840 15680 31360',
+      'probe.factors': (0.5, 1.0, 2.0, 4.0, 8.0),
+      'probe.examples': 2048,
+      'probe.repeats': 2,
+    },
+    test={'data.eval_split': 'test'},
+  ),
+  'cnn': Case(
+    config='fashion_mnist_cnn',
+    batch_size=32,
+    updates=6000,
+    every=1500,
+    keys={
+      'data.train_split': 'train[:50000]',
+      'data.eval_split': 'train[50000:]',
+      'learning_rate.scaling': 'linear',
+      'learning_rate.reference_batch_size': 32,
+      'eval.every_epochs': 1.0,
+    },
+    run={'learning_rate.decay.name': 'constant', 'checkpoint.keep': 4},
+    probe={
+      'probe.at': '48000 96000 144000',
+      'probe.factors': (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+      'probe.examples': 8192,
+      'probe.repeats': 4,
+    },
+    test={'data.eval_split': 'test'},
+  ),
+}
+
+
+def make_config(case: Case, data_dir: str | None, **overrides: Any) -> Config:
+  """Of a run in constant batches, with some keys changed."""
+  config = importlib.import_module(f'configs.{case.config}').get_config()
+  config.update_from_flattened_dict(
+    {
+      'data.data_dir': data_dir,
+      'target.value': None,
+      'epochs': 1e6,
+      'max_examples': case.updates * case.batch_size,
+      'controller.name': 'constant',
+      'controller.initial_batch_size': case.batch_size,
+      'controller.max_batch_size': case.batch_size,
+      'checkpoint.every_updates': case.every,
+      'checkpoint.best': False,
+      **case.keys,
+      **overrides,
+    }
+  )
+  return config
+
+
+def probe_run(
+  case: Case, directory: pathlib.Path, data_dir: str | None
+) -> dict[str, Any]:
+  """Trains the run and probes it; what `probe.json` holds."""
+  config = make_config(case, data_dir, **case.run)
+  summary = train(config, directory / 'run')
+  config.update_from_flattened_dict(
+    case.probe | {'probe.directory': str(directory / 'probe')}
+  )
+  began = time.perf_counter()
+  found = probe(config, directory / 'run')
+  return {
+    'run': {k: summary[k] for k in ('updates', 'examples', 'seconds')},
+    'probe': found | {'directory': None},
+    'wall_seconds': time.perf_counter() - began,
+  }
+
+
+def arms(found: dict[str, Any], case: Case) -> dict[str, dict[str, Any]]:
+  """Keys of each arm."""
+  steps = found['probe']['ramp']['steps']
+  largest = steps[-1][1]
+  made = {
+    'small': {},
+    'large': {
+      'controller.initial_batch_size': largest,
+      'controller.max_batch_size': largest,
+    },
+    'ramp': {
+      'controller.name': 'step_table',
+      'controller.step_table.table': found['probe']['ramp']['step_table'],
+      'controller.step_table.unit': 'examples',
+      'controller.every': 1,
+      'controller.max_batch_size': largest,
+    },
+  }
+  return made if largest > case.batch_size else {'small': {}}
+
+
+def train_arms(
+  found: dict[str, Any],
+  case: Case,
+  directory: pathlib.Path,
+  data_dir: str | None,
+) -> dict[str, Any]:
+  """Of each arm the losses of its rates, and of its seeds at the best."""
+  rows = {}
+  base = make_config(case, data_dir).learning_rate.base
+  for name, keys in arms(found, case).items():
+
+    def run(rate: float, seed: int, k=keys, n=name, **more) -> dict[str, Any]:
+      over = {'learning_rate.base': base * rate, 'seed': seed} | k | more
+      place = directory / 'arms' / f'{n}-{rate:g}-{seed}'
+      summary = train(make_config(case, data_dir, **over), place)
+      (final,) = summary['final'].values() or ({'loss': float('inf')},)
+      return {
+        'rate': rate,
+        'seed': seed,
+        'updates': summary['updates'],
+        'examples': summary['examples'],
+        'seconds': summary['seconds'],
+        'status': summary['status'],
+        **final,
+      }
+
+    tuned = [run(rate, TUNING_SEED) for rate in RATES]
+    whole = [r for r in tuned if r['status'] == 'completed']
+    best = min(whole, key=lambda r: r['loss'])['rate']
+    seeds = [run(best, seed, **case.test) for seed in SEEDS]
+    rows[name] = {'keys': keys, 'tuned': tuned, 'rate': best, 'seeds': seeds}
+    losses = [r['loss'] for r in seeds]
+    print(
+      f'{name}: {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} '
+      f'after {seeds[0]["updates"]:,} updates, at {best:g} of the rate',
+      flush=True,
+    )
+  return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--log', default=measure.DOCS / 'probe_claims.json')
+  parser.add_argument('--data_dir', help='where the TFDS sets lie')
+  parser.add_argument('--workdir', required=True, help='where the runs lie')
+  parser.add_argument('--only', default=','.join(CASES))
+  parser.add_argument('--steps', default=','.join(STEPS))
+  given = parser.parse_args(argv)
+  logging.set_verbosity(logging.ERROR)
+  for name, known in (('only', CASES), ('steps', STEPS)):
+    if unknown := set(getattr(given, name).split(',')) - set(known):
+      parser.error(
+        f'--{name}: unknown {", ".join(unknown)}, choose of {", ".join(known)}'
+      )
+  path = pathlib.Path(given.log)
+  rows = json.loads(path.read_text())['rows'] if path.exists() else {}
+  for name in given.only.split(','):
+    case, directory = CASES[name], pathlib.Path(given.workdir) / name
+    found = probe_run(case, directory, given.data_dir)
+    rows[name] = rows.get(name, {}) | found
+    measure.write(path, measure.record(rows=rows))
+    for point in found['probe']['points']:
+      print(f'{name}, {point["examples"]:,}: {point["verdict"]}', flush=True)
+    if 'arms' in given.steps.split(','):
+      rows[name]['arms'] = train_arms(found, case, directory, given.data_dir)
+      measure.write(path, measure.record(rows=rows))
+  return 0
+
+
+if __name__ == '__main__':
+  raise SystemExit(main())
