@@ -272,7 +272,7 @@ class Held(NamedTuple):
     batch_size: whose learning rate holds, in examples.
     memory: whether Adam's second moment and a decoupled weight decay remember
       as many examples as at that size; they do already where the config says
-      how they follow the batch size.
+      how they follow the batch size. beta2 then falls to beta1^2 at most.
   """
 
   batch_size: int

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from adabatch.train.open_splits import TextCache
 from adabatch.train.probe_points import Asked, opened
 from adabatch.train.probe_results import describe_run
 from adabatch.train.probe_store import ProbeStore
-from adabatch.train.probe_work import Work
+from adabatch.train.probe_work import Work, say
 from adabatch.train.probe_workers import Workers, check_workers
 from adabatch.train.stop import stop_on_signals
 from adabatch.train.workdir import Workdir
@@ -178,7 +177,7 @@ def _workers(
     place,
     asked.left,
     devices=parts.recipe.devices.size,
-    say=lambda line: print(line, file=sys.stderr),
+    say=say,
   )
 
 

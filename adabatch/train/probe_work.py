@@ -1,6 +1,7 @@
 """The work of a probe: what is not there yet is made, and is shared."""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,7 @@ class Work:
         memory=rule,
         exponent=noise_exponent(config) if rule else cut,
         warmup=config.probe.warmup,
-        skipped=teller(tqdm.write),
+        skipped=teller(say),
       )
       self._branches = key, branches
     return self._branches[1]
@@ -213,7 +214,7 @@ class Work:
     """Of the checkpoint's gradients, plain and as Adam takes them."""
     parts, o, state = self._parts, self._parts.config.optimizer, saved.state
     if self._noise is None:
-      self._noise = PointNoise(parts.recipe, asked, teller(tqdm.write))
+      self._noise = PointNoise(parts.recipe, asked, teller(say))
     yield 'simple', self._noise.take(state)
     moment = second_moment(state.opt_state) if o.name in ADAMS else None
     nu = None if moment is None else moment(o.beta2)
@@ -255,6 +256,8 @@ class Work:
       unit_scale=True,
       disable=not self._shown,
       dynamic_ncols=True,
+      # A log is not to be filled by it.
+      mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )
     with bar:
       while len(made) < len(pieces):
@@ -265,7 +268,8 @@ class Work:
           self._check()
           if any_process(self._stop.is_set()):
             return None
-          bar.set_postfix_str(f'{len(made)}/{len(pieces)}: {piece.doing}')
+          doing = f'{len(made)}/{len(pieces)}: {piece.doing}'
+          bar.set_postfix_str(doing, refresh=sys.stderr.isatty())
           at = bar.n
           found, stopped = self._take(piece, bar.update)
           if stopped:
@@ -300,6 +304,11 @@ class Work:
       if is_first_process():
         store.write(piece.about, found)
     return found, False
+
+
+def say(line: str) -> None:
+  """Above the bar."""
+  tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager

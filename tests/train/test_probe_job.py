@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from adabatch.config import ConfigError, flatten
 from adabatch.data import DatasetError, from_arrays
@@ -21,6 +23,7 @@ from adabatch.train import probe_workers, train
 from adabatch.train.checkpoints import Checkpoints
 from adabatch.train.probe_job import probe
 from adabatch.train.probe_store import ProbeStore
+from adabatch.train.register import REGISTRIES
 from adabatch.train.workdir import Workdir
 from tests import commands
 from tests.data.test_data_text import SENTENCES, write_set
@@ -641,3 +644,58 @@ def test_two_processes_say_what_one_does(run, probed, tmp_path):
   noise = [p['noise']['simple']['trace_covariance'] for p in (ours, theirs)]
   assert noise[0] == pytest.approx(noise[1], rel=0.3)  # of other batches
   assert len(branches(place)) == BRANCHES + 1
+
+
+def test_what_no_other_process_can_do():
+  """Not a network of one's own, nor a device that there is once."""
+
+  def told(platform='cpu', **overrides):
+    c = config(**{'probe.workers': 3} | overrides)
+    devices = types.SimpleNamespace(platform=platform)
+    recipe = types.SimpleNamespace(devices=devices)
+    parts = types.SimpleNamespace(config=c, recipe=recipe)
+    try:
+      probe_workers.check_workers(parts, None)
+    except ConfigError as error:
+      return str(error)
+    return None
+
+  assert told() is None
+  assert told('tpu', **{'probe.workers': 1}) is None
+  assert 'probe.workers=3 is for CPUs' in told('tpu')
+  with pytest.MonkeyPatch.context() as m:
+    m.setitem(REGISTRIES['model'][0], 'mine', type('Mine', (), {}))
+    line = told(**{'model.name': 'mine'})
+  assert "model.name='mine' cannot be sent to another process" in line
+  assert 'start the same command several times' in line
+
+
+def test_no_memory_for_a_branch_is_said(run, tmp_path, monkeypatch):
+  def full(self, call, **how):
+    raise JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating')
+
+  monkeypatch.setattr(Trainer, 'dispatch', full)
+  with pytest.raises(ConfigError, match='no memory for a branch with batches'):
+    ask(run, tmp_path)
+
+
+def test_a_limit_that_the_run_found_holds(tmp_path, monkeypatch):
+  """Of branches as well, which are larger than its batches."""
+  keys = {'buckets.max_per_device': 'auto', 'probe.repeats': 1}
+  most, kept = [], Checkpoints.save
+
+  def save(self, update, state, host):
+    host['at_once']['most'] = 5
+    return kept(self, update, state, host)
+
+  monkeypatch.setattr(Checkpoints, 'save', save)
+  train(config(**keys), tmp_path / 'run', devices=ONE)
+  dispatch = Trainer.dispatch
+
+  def spy(self, call, **how):
+    most.append(call.plan.bucket.microbatch_size)
+    return dispatch(self, call, **how)
+
+  monkeypatch.setattr(Trainer, 'dispatch', spy)
+  ask(tmp_path / 'run', tmp_path / 'probe', **keys)
+  assert max(most) <= 5
