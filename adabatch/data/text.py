@@ -151,7 +151,7 @@ def open_text(
     train_split: the split on which sentencepiece is trained.
     writer: whether this process makes the files; the others wait for them, in
       a directory that all share.
-    wait_seconds: how long they wait.
+    wait_seconds: how long they wait; 0 where the files are to be there.
 
   Returns:
     The rows.
@@ -220,6 +220,10 @@ def _rows(
 def _wait_for(path: pathlib.Path, seconds: float) -> None:
   stop = time.monotonic() + seconds
   while not path.exists():
+    if not seconds:
+      raise DatasetError(
+        f'{path} is missing: start the run again, which makes it anew'
+      )
     if time.monotonic() > stop:
       raise DatasetError(
         f'{path} did not appear within {seconds:g} s: the first process writes '

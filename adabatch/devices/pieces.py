@@ -62,7 +62,7 @@ def resident_pieces(
     for row in firsts.reshape(chunks, devices.size)
   ]
   pieces = [(arrays, first) for first in placed]
-  return Pieces(lambda: iter(pieces), pieces[0], WHOLE, slots, limit, limit)
+  return Pieces(pieces.__iter__, pieces[0], WHOLE, slots, limit, limit)
 
 
 def streamed_pieces(

@@ -17,7 +17,7 @@ from adabatch.devices.recipe import Recipe
 from adabatch.devices.replicas import State
 from adabatch.optim.gradient_noise import squared_norm
 
-BATCHES = 32  # at most, into which the examples are put
+BATCHES = 32  # at least, into which the examples are put
 
 
 class NoiseScale(NamedTuple):
@@ -152,6 +152,8 @@ class PointNoise:
     devices = recipe.devices
     batches = min(BATCHES, len(chosen))
     slots = max(len(chosen) // (batches * devices.size), 1)
+    # More batches where a device cannot take so many examples at once.
+    slots = min(slots, recipe.evaluated_at_once)
     self._size = slots * devices.size
     whole = len(chosen) // self._size * self._size
     self._pieces: Pieces = resident_pieces(
@@ -186,15 +188,17 @@ class PointNoise:
     total, count = None, 0
     for gradient in self._gradients(state):
       total = gradient if total is None else self._add.run(total, gradient)
+      # Those to come must not pile up in the devices' memory.
+      jax.block_until_ready(total)
       count += 1
     if count < 3:
       return None
     mean = jax.tree.map(lambda x: x / count, total)
     rows = [
-      self._products.run(gradient, mean, weights)
+      jax.device_get(self._products.run(gradient, mean, weights))
       for gradient in self._gradients(state)
     ]
-    found = np.asarray(jax.device_get(rows), np.float64)
+    found = np.asarray(rows, np.float64)
     return noise_scale(found[:, 0], found[:, 1], found[0, 2], self._size)
 
   def _gradients(self, state: State) -> Any:

@@ -22,7 +22,11 @@ from adabatch.optim.averaging import (
   no_average,
   with_average,
 )
-from adabatch.optim.damping import damping_exponent, scale_by_damping
+from adabatch.optim.damping import (
+  SCALING_EXPONENTS,
+  damping_exponent,
+  scale_by_damping,
+)
 from adabatch.optim.learning_rate import (
   LearningRateRule,
   ScaleByBatchLearningRateState,
@@ -75,6 +79,7 @@ from adabatch.optim.weight_decay import decaying
 
 __all__ = [
   'OPTIMIZERS',
+  'SCALING_EXPONENTS',
   'AdaScaleState',
   'AtLearningRateState',
   'AverageParamsState',

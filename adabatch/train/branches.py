@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from adabatch import optim
-from adabatch.config import Config, ConfigError
+from adabatch.config import Config, ConfigError, refusing
 from adabatch.controllers import buckets
 from adabatch.controllers.buckets import Ladder, Plan
 from adabatch.devices.losses import ExampleLosses, Losses
@@ -32,7 +32,6 @@ from adabatch.train.optimizer import (
   make_optimizer,
   remembers_updates,
 )
-from adabatch.train.rules import make_ladder
 
 RATES = ('rule', 'none', 'tune')
 
@@ -94,20 +93,31 @@ def noise_exponent(config: Config) -> float:
       f'optimizer.name={o.name} has no known rule for its rate at other batch '
       "sizes: set learning_rate.damping_exponent, or probe.learning_rate='none'"
     )
-  return given
+  # That key is r - p: what the scaling does not do already.
+  return given + optim.SCALING_EXPONENTS[config.learning_rate.scaling]
 
 
-def constant_ladder(config: Config, batch_size: int, devices: int) -> Ladder:
-  """The one bucket that runs a batch size, as the run would."""
-  one = config.copy_and_resolve_references()
-  with one.ignore_type():
-    one.controller.name = 'constant'
-    one.controller.initial_batch_size = batch_size
-    one.controller.max_batch_size = batch_size
-    one.controller.min_batch_size = None
-    one.controller.growth_limit = one.controller.hysteresis = None
-    one.controller.smooth, one.controller.monotone = 0.0, False
-  return make_ladder(one, devices, processes=jax.process_count())
+def constant_ladder(ladder: Ladder, batch_size: int) -> Ladder:
+  """The one bucket that runs a batch size, as the run would.
+
+  Args:
+    ladder: of the run.
+    batch_size: in examples; any, also none of its rungs.
+
+  Raises:
+    ConfigError: if it cannot be run.
+
+  >>> run = buckets.ladder(16, 64, devices=1, max_per_device=32)
+  >>> buckets.bucket_for(40, constant_ladder(run, 40))
+  Bucket(microbatch_size=20, accumulation_steps=2, devices=1)
+  """
+  one = ladder._replace(batch_sizes=(batch_size,))
+  if one.group_size is not None:
+    # Nobody reads the noise, and groups are the same in any microbatches.
+    one = one._replace(min_microbatches=1)
+  with refusing(f'probe.factors: a batch of {batch_size}'):
+    buckets.bucket_for(batch_size, one)
+  return one
 
 
 def calls_of(
@@ -137,12 +147,10 @@ def calls_of(
   while done < whole + bool(rest):
     size = branch.batch_size if done < whole else rest
     rate, count = branch.rate, min(room, whole - done)
-    if done < warmup and rate > 1:
-      rate, count = 1 + (rate - 1) * (done + 1) / (warmup + 1), 1
-    elif done == whole:
-      rate, count = rate * (rest / branch.batch_size) ** exponent, 1
     if done < warmup:
-      count = 1
+      rate, count = min(rate, 1 + (rate - 1) * (done + 1) / (warmup + 1)), 1
+    if done == whole:
+      rate, count = rate * (rest / branch.batch_size) ** exponent, 1
     damping = point.plan.damping * rate
     yield Call(
       update=point.update + done,
@@ -275,12 +283,19 @@ class Branches:
       ConfigError: if it cannot be run.
     """
     if batch_size not in self._ladders:
-      devices = self._recipe.devices.size
-      made = constant_ladder(self._parts.config, batch_size, devices)
+      made = constant_ladder(self._parts.ladder, batch_size)
       self._ladders[batch_size] = made
     return self._ladders[batch_size]
 
   def grow(
+    self, state: Any, point: Point, branch: Branch, examples: int, **how: Any
+  ) -> ExampleLosses | None:
+    """`train`, and `evaluate` what came of it; None if it was stopped."""
+    if self.train(state, point, branch, examples, **how) is None:
+      return None
+    return self.evaluate()
+
+  def train(
     self,
     state: Any,
     point: Point,
@@ -288,8 +303,9 @@ class Branches:
     examples: int,
     *,
     stop: Callable[[], bool] = lambda: False,
-  ) -> ExampleLosses | None:
-    """Trains on from a state, which stays; the losses of held-out examples.
+    told: Callable[[int], Any] = lambda examples: None,
+  ) -> Any:
+    """Trains on from a state, which stays.
 
     Args:
       state: of the run at the point.
@@ -297,27 +313,41 @@ class Branches:
       branch: how to go on.
       examples: to train on.
       stop: asked between calls.
+      told: is told of examples as they are dispatched.
 
     Returns:
-      Of evaluation mode, with statistics and averages of its own where the
-      network and the optimizer have them; None if it was stopped.
+      The branch's state; None if it was stopped.
     """
     trainer = self._trainer
+    trainer.release()  # of the branch before
     trainer.go_on(Restored(self._begin(state), 1), 1)
     trainer.feed.start(point.examples + point.left_out + branch.offset)
     ladder = self.ladder(branch.batch_size)
-    calls = calls_of(
-      point,
-      branch,
-      examples,
-      ladder,
-      room=trainer.room(buckets.bucket_for(branch.batch_size, ladder)),
-      warmup=self._warmup,
-      exponent=self._exponent,
-    )
-    if not train_on(trainer, calls, self._compiling, stop):
+
+    def calls() -> Iterator[Call]:
+      for call in calls_of(
+        point,
+        branch,
+        examples,
+        ladder,
+        room=trainer.room(buckets.bucket_for(branch.batch_size, ladder)),
+        warmup=self._warmup,
+        exponent=self._exponent,
+      ):
+        yield call
+        told(call.count * call.plan.batch_size)
+
+    if not train_on(trainer, calls(), self._compiling, stop):
       return None
-    state = trainer.to_evaluate()
+    return trainer.state
+
+  def evaluate(self) -> ExampleLosses:
+    """The losses of held-out examples, of the branch that was trained last.
+
+    In evaluation mode, with statistics and averages of its own where the
+    network and the optimizer have them.
+    """
+    state = self._trainer.to_evaluate()
     if self._calibration is not None:
       state = self._calibration(state)
     return self._losses.take(state)

@@ -179,9 +179,16 @@ class Checkpoints:
     """Of the records that are there, from the oldest."""
     if not self._directory.is_dir():
       return []
+    if self._keep is None:  # Orbax fails at one that goes while it looks
+      return self._named()
     with quietly():
       self._manager.reload()  # who removes or renames does not tell it
     return sorted(self._manager.all_steps())
+
+  def _named(self) -> list[int]:
+    """Those whose names are updates: a record has one once it is whole."""
+    names = (path.name for path in self._directory.iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
 
   def save(self, update: int, state: Any, host: dict[str, Any]) -> None:
     """Writes a record in the background; returns once `state` was copied.
@@ -211,9 +218,8 @@ class Checkpoints:
   def _confirm(self, update: int, template: Any) -> None:
     """Removes what is too old, if this record can be read back."""
     self._manager.wait_until_finished()
-    there = [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
     assert self._keep is not None, 'it is written'
-    too_old = sorted(u for u in there if u <= update)[: -self._keep]
+    too_old = [u for u in self._named() if u <= update][: -self._keep]
     too_old = [old for old in too_old if old != self.spare]
     if not too_old:
       return

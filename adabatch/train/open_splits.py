@@ -25,10 +25,12 @@ class TextCache(NamedTuple):
   Attributes:
     directory: writer -> the directory, made if it is the writer who asks.
     writer: whether this process makes the tokens; the others wait for them.
+    wait_seconds: how long; 0 where they are to be there.
   """
 
   directory: Callable[[bool], pathlib.Path]
   writer: bool
+  wait_seconds: float = 86_400.0
 
 
 def open_splits(
@@ -219,6 +221,7 @@ def _open_text(config: Config, cache: TextCache | None) -> tuple[Any, Any]:
       cache_dir=directory,
       train_split=d.train_split,
       writer=cache.writer,
+      wait_seconds=cache.wait_seconds,
     )
     for split in (d.train_split, d.eval_split)
   ]

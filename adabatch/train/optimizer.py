@@ -249,6 +249,22 @@ def unwarmed_rate(
   )
 
 
+def largest_decay(
+  config: Config, extent: Extent, start: int, stop: int
+) -> float:
+  """The largest factor that the decay has, of a few places of a stretch.
+
+  Args:
+    config: of the run.
+    extent: what its schedules are laid out over.
+    start, stop: of the stretch, in examples.
+  """
+  decay, steps = _whole_decay(config, extent), 8
+  return max(
+    float(decay(start + (stop - start) * i // steps)) for i in range(steps + 1)
+  )
+
+
 class Held(NamedTuple):
   """An optimizer that is the same at all batch sizes, but for the damping.
 
@@ -256,7 +272,7 @@ class Held(NamedTuple):
     batch_size: whose learning rate holds, in examples.
     memory: whether Adam's second moment and a decoupled weight decay remember
       as many examples as at that size; they do already where the config says
-      how they follow the batch size.
+      how they follow the batch size. beta2 then falls to beta1^2 at most.
   """
 
   batch_size: int
@@ -293,24 +309,30 @@ def make_optimizer(config: Config, extent: Extent, held: Held | None = None):
       "on optimizer.weight_decay=0: set that, or the scaling to 'none'"
     )
   rate, reference = make_learning_rate(config, extent), None
+  beta2_min = o.beta2_min
   if o.beta2_in_examples:
     reference = config.learning_rate.reference_batch_size
   if held is not None:
     rate = optim.at_batch_size(rate, held.batch_size)
     if held.memory and remembers_updates(config):
-      reference = held.batch_size
+      # That key has no effect on the run; beta1^2 stays a floor.
+      reference, beta2_min = held.batch_size, 0.0
     if held.memory and scaling is None and o.name in DECOUPLED:
       scaling = optim.sqrt_scaling(held.batch_size)
   if is_of_optax(o.name):
     tx = _of_optax(config, rate, scaling)
   else:
-    tx = _of_ours(config, rate, scaling, reference)
+    tx = _of_ours(config, rate, scaling, reference, beta2_min)
   half_life = config.ema.half_life
   return tx if half_life is None else optim.with_average(tx, half_life)
 
 
 def _of_ours(
-  config: Config, learning_rate: Any, scaling: Any, reference: float | None
+  config: Config,
+  learning_rate: Any,
+  scaling: Any,
+  reference: float | None,
+  beta2_min: float,
 ):
   o = config.optimizer
   choose(optim.OPTIMIZERS, o.name, 'optimizer.name')
@@ -330,7 +352,7 @@ def _of_ours(
     decay_mask=True if o.decay_norms_and_biases else None,
     trust_coefficient=o.trust_coefficient,
     beta2_reference_batch_size=reference,
-    beta2_min=o.beta2_min,
+    beta2_min=beta2_min,
     weight_decay_scaling=scaling,
     clip_norm=o.clip_norm,
     outputs_first=own.has_outputs_first(MODELS.get(config.model.name)),

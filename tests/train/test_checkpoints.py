@@ -438,3 +438,15 @@ def test_only_large_arrays_are_split_among_devices(tmp_path, monkeypatch):
   assert sliced == [(2**19,)] * 2
   assert_equal(checkpoints.read(None, state).state, state)
   checkpoints.close()
+
+
+def test_who_only_reads_sees_what_another_removes(tmp_path, monkeypatch):
+  """Orbax looks at each record that it lists, which may be gone by then."""
+  for name in ('10', '5', '12.orbax-checkpoint-tmp-3', '7.unreadable'):
+    (tmp_path / name).mkdir()
+  monkeypatch.delattr(checkpoints_lib.ocp, 'CheckpointManager')
+  there = Checkpoints(tmp_path, keep=None)
+  assert there.updates() == [5, 10]
+  (tmp_path / '5').rmdir()
+  assert there.updates() == [10]
+  there.close()
