@@ -51,6 +51,9 @@ def add_jobs(c: ConfigDict) -> None:
   c.probe.learning_rate = 'rule'
   c.probe.multipliers = (0.5, 0.7071, 1.0, 1.4142, 2.0)
   c.probe.epsilon = 0.01  # of the held-out loss: what is still not worse
+  # Of a branch in its last quarter, whose mean counts, because with a high rate
+  # the loss goes up and down.
+  c.probe.evaluations = 4
   c.probe.repeats = 2  # stretches of the data order, one after the other
   c.probe.warmup = 0  # updates over which a higher rate is come to
   c.probe.noise_examples = 1024  # from which the noise of gradients is told

@@ -69,6 +69,7 @@ FREE = frozenset(
     'probe.at',
     'probe.directory',
     'probe.epsilon',
+    'probe.evaluations',
     'probe.examples',
     'probe.factors',
     'probe.learning_rate',

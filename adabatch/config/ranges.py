@@ -157,6 +157,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'probe.examples': COUNT,
   'probe.multipliers': POSITIVE,
   'probe.epsilon': POSITIVE,
+  'probe.evaluations': COUNT,
   'probe.repeats': COUNT,
   'probe.warmup': NATURAL,
   'probe.noise_examples': COUNT,

@@ -1,6 +1,8 @@
 """How noisy gradients are at one point, with the error of what is said."""
 
+import functools
 import math
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -14,8 +16,9 @@ from adabatch.devices.mesh import BY_DEVICE, WHOLE
 from adabatch.devices.pieces import Pieces, Skipped, drawn, resident_pieces
 from adabatch.devices.programs import CompiledOnce, Compiling
 from adabatch.devices.recipe import Recipe
-from adabatch.devices.replicas import State
+from adabatch.devices.state import TrainState
 from adabatch.optim.gradient_noise import squared_norm
+from adabatch.optim.noise_norms import NoiseNorm
 
 BATCHES = 32  # at least, into which the examples are put
 
@@ -99,35 +102,6 @@ def noise_scale(
   return NoiseScale(ratio, low, high, trace, norm)
 
 
-def second_moment(opt_state: Any) -> Any:
-  """Adam's, corrected for its start; None of an optimizer without one.
-
-  >>> import optax
-  >>> tx = optax.scale_by_adam(b2=0.5)
-  >>> _, state = tx.update(jnp.array([2.0]), tx.init(jnp.ones(1)))
-  >>> float(second_moment((state,))(0.5)[0])
-  4.0
-  """
-  found = [
-    node
-    for node in jax.tree.leaves(
-      opt_state, is_leaf=lambda n: hasattr(n, 'nu') and hasattr(n, 'mu')
-    )
-    if hasattr(node, 'nu')
-  ]
-  if len(found) != 1:
-    return None
-  node = found[0]
-
-  def corrected(beta2: float) -> Any:
-    weight = getattr(node, 'nu_weight', None)
-    if weight is None:
-      weight = 1 - jnp.asarray(beta2, jnp.float32) ** node.count
-    return jax.tree.map(lambda v: v / weight, node.nu)
-
-  return corrected
-
-
 class PointNoise:
   """Gradients of batches of the training split, in evaluation mode.
 
@@ -143,9 +117,11 @@ class PointNoise:
     recipe: Recipe,
     examples: int,
     skipped: Skipped,
+    norms: Mapping[str, NoiseNorm],
     compiling: Compiling = nullcontext,
   ):
-    """Draws so many examples, or as many as there are."""
+    """Draws so many examples, or as many as there are; `norms` are l2."""
+    self._norms = dict(norms)
     chosen, arrays = drawn(recipe, skipped, 2, examples)
     order = np.argsort(np.argsort(chosen))
     arrays = {name: array[order] for name, array in arrays.items()}
@@ -170,21 +146,16 @@ class PointNoise:
       donate=(3,),
     )
     self._gradient = CompiledOnce(program, compiling)
-    self._products = CompiledOnce(devices.jit(_products), compiling)
+    products = functools.partial(_products, tuple(norms.values()))
+    self._products = CompiledOnce(devices.jit(products), compiling)
     self._add = CompiledOnce(devices.jit(_add), compiling)
 
-  def take(self, state: State, weights: Any = None) -> NoiseScale | None:
-    """The noise scale of the gradient times `weights`, entry by entry.
-
-    Args:
-      state: of one model.
-      weights: like the parameters; None: 1.
+  def take(self, state: TrainState) -> dict[str, NoiseScale | None]:
+    """The noise scale in each norm, of one model.
 
     Returns:
-      None where there are fewer than three batches.
+      By name; None where there are fewer than three batches.
     """
-    if weights is None:
-      weights = jax.tree.map(jnp.ones_like, state.params)
     total, count = None, 0
     for gradient in self._gradients(state):
       total = gradient if total is None else self._add.run(total, gradient)
@@ -192,16 +163,19 @@ class PointNoise:
       jax.block_until_ready(total)
       count += 1
     if count < 3:
-      return None
+      return dict.fromkeys(self._norms)
     mean = jax.tree.map(lambda x: x / count, total)
     rows = [
-      jax.device_get(self._products.run(gradient, mean, weights))
+      jax.device_get(self._products.run(gradient, mean, state.opt_state))
       for gradient in self._gradients(state)
     ]
     found = np.asarray(rows, np.float64)
-    return noise_scale(found[:, 0], found[:, 1], found[0, 2], self._size)
+    return {
+      name: noise_scale(one[:, 0], one[:, 1], one[0, 2], self._size)
+      for name, one in zip(self._norms, found.swapaxes(0, 1), strict=True)
+    }
 
-  def _gradients(self, state: State) -> Any:
+  def _gradients(self, state: TrainState) -> Any:
     for arrays, first in self._pieces.open():
       zeros = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), (state.params, np.float32(0))
@@ -216,13 +190,21 @@ def _add(a: Any, b: Any) -> Any:
   return jax.tree.map(jnp.add, a, b)
 
 
-def _products(gradient: Any, mean: Any, weights: Any) -> jax.Array:
-  """|g|^2, g . mean and |mean|^2, of both times the weights."""
-  a, b = (
-    jax.tree.map(lambda x, w: (x * w).astype(jnp.float32), tree, weights)
-    for tree in (gradient, mean)
-  )
-  dot = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-  return jnp.stack(
-    [squared_norm(a), jnp.sum(jnp.stack(jax.tree.leaves(dot))), squared_norm(b)]
-  )
+def _products(
+  norms: Iterable[NoiseNorm], gradient: Any, mean: Any, opt_state: Any
+) -> jax.Array:
+  """|g|^2, g . mean and |mean|^2 as each norm sees them, [norms, 3]."""
+
+  def of(norm: NoiseNorm) -> jax.Array:
+    look = norm.view(opt_state)
+    a, b = look(gradient), look(mean)
+    dots = jax.tree.map(_dot, a, b)
+    dot = sum(jax.tree.leaves(dots), start=jnp.float32(0))
+    return jnp.stack([squared_norm(a), dot, squared_norm(b)])
+
+  return jnp.stack([of(norm) for norm in norms])
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Real part of a . b."""
+  return jnp.sum((a * b.conj()).real.astype(jnp.float32))

@@ -8,12 +8,13 @@ copies; the run's own is left as it was.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adabatch import optim
 from adabatch.config import Config, ConfigError, refusing
@@ -129,6 +130,7 @@ def calls_of(
   room: int = 1,
   warmup: int = 0,
   exponent: float = 1.0,
+  looks: Sequence[int] = (),
 ) -> Iterator[Call]:
   """The calls of a branch; the last batch is cut where the examples end.
 
@@ -140,13 +142,16 @@ def calls_of(
     room: most updates of a call.
     warmup: updates over which a rate above the run's is come to.
     exponent: of the rate in the batch size, for a batch that is cut.
+    looks: examples at which a call has to end, in whole batches before them.
   """
+  marks = {look // branch.batch_size for look in looks}
   bucket = buckets.bucket_for(branch.batch_size, ladder)
   whole, rest = divmod(examples, branch.batch_size)
   done = 0
   while done < whole + bool(rest):
     size = branch.batch_size if done < whole else rest
     rate, count = branch.rate, min(room, whole - done)
+    count = min([count, *(mark - done for mark in marks if mark > done)])
     if done < warmup:
       rate, count = min(rate, 1 + (rate - 1) * (done + 1) / (warmup + 1)), 1
     if done == whole:
@@ -288,12 +293,33 @@ class Branches:
     return self._ladders[batch_size]
 
   def grow(
-    self, state: Any, point: Point, branch: Branch, examples: int, **how: Any
+    self,
+    state: Any,
+    point: Point,
+    branch: Branch,
+    examples: int,
+    *,
+    looks: Sequence[int] = (),
+    **how: Any,
   ) -> ExampleLosses | None:
-    """`train`, and `evaluate` what came of it; None if it was stopped."""
+    """`train`, and `evaluate` what came of it; None if it was stopped.
+
+    With `looks` also after so many examples, rising; losses are the means.
+    """
+    found: list[ExampleLosses] = []
+    left = [look // branch.batch_size * branch.batch_size for look in looks]
+
+    def look(done: int) -> None:
+      if left and done >= left[0]:
+        del left[0]
+        found.append(self.evaluate())
+
+    how |= {'looks': looks, 'look': look}
     if self.train(state, point, branch, examples, **how) is None:
       return None
-    return self.evaluate()
+    found.append(self.evaluate())
+    losses = np.mean([one.losses for one in found], 0)
+    return found[-1]._replace(losses=losses.astype(np.float32))
 
   def train(
     self,
@@ -304,6 +330,8 @@ class Branches:
     *,
     stop: Callable[[], bool] = lambda: False,
     told: Callable[[int], Any] = lambda examples: None,
+    looks: Sequence[int] = (),
+    look: Callable[[int], Any] = lambda done: None,
   ) -> Any:
     """Trains on from a state, which stays.
 
@@ -314,6 +342,8 @@ class Branches:
       examples: to train on.
       stop: asked between calls.
       told: is told of examples as they are dispatched.
+      looks: see `calls_of`.
+      look: is told of all examples so far, after each call but the last.
 
     Returns:
       The branch's state; None if it was stopped.
@@ -325,6 +355,7 @@ class Branches:
     ladder = self.ladder(branch.batch_size)
 
     def calls() -> Iterator[Call]:
+      done = 0
       for call in calls_of(
         point,
         branch,
@@ -333,9 +364,13 @@ class Branches:
         room=trainer.room(buckets.bucket_for(branch.batch_size, ladder)),
         warmup=self._warmup,
         exponent=self._exponent,
+        looks=looks,
       ):
         yield call
         told(call.count * call.plan.batch_size)
+        done += call.count * call.plan.batch_size
+        if done < examples:
+          look(done)
 
     if not train_on(trainer, calls(), self._compiling, stop):
       return None

@@ -80,6 +80,25 @@ def tasks_of(config: Config, batch_size: int, examples: int) -> list[Task]:
   return found
 
 
+def looks_of(config: Config, batch_size: int, examples: int) -> list[int]:
+  """Where branches are evaluated before their end: in the last quarter.
+
+  All sizes come there with whole batches, as far as they divide the largest.
+
+  Args:
+    config: of the run.
+    batch_size: B at the point.
+    examples: of each branch.
+  """
+  p = config.probe
+  largest = round(max(p.factors) * batch_size)
+  wanted = {
+    round(examples * (1 - i / (4 * p.evaluations)) / largest) * largest
+    for i in range(1, p.evaluations)
+  }
+  return sorted(look for look in wanted if 0 < look < examples)
+
+
 def examples_of(parts: Parts, point: Point) -> int:
   """Delta: of each branch of a point.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.errors import JaxRuntimeError
 from tqdm import tqdm
@@ -23,14 +22,19 @@ from adabatch.devices.mesh import any_process, is_first_process
 from adabatch.devices.point_noise import (
   NoiseScale,
   PointNoise,
-  second_moment,
 )
+from adabatch.optim.noise_norms import euclidean, of_adam
 from adabatch.train import memory
 from adabatch.train.branches import Branches, Point, noise_exponent, point_of
 from adabatch.train.build import Parts
 from adabatch.train.checkpoints import Saved
-from adabatch.train.optimizer import ADAMS
-from adabatch.train.probe_points import Task, examples_of, tasks_of
+from adabatch.train.noise import WITH_SECOND_MOMENTS
+from adabatch.train.probe_points import (
+  Task,
+  examples_of,
+  looks_of,
+  tasks_of,
+)
 from adabatch.train.probe_results import describe_point
 from adabatch.train.probe_store import Arrays, Made, ProbeStore
 from adabatch.train.rules import finds_limit
@@ -148,8 +152,10 @@ class Work:
     examples: int,
   ) -> Piece:
     p, branch = self._parts.config.probe, task.branch
+    looks = looks_of(self._parts.config, point.plan.batch_size, examples)
     about = {
       'kind': branch.batch_size,
+      'looks': looks,
       'examples': examples,
       'warmup': p.warmup,
       'memory': p.learning_rate != 'none',
@@ -159,11 +165,17 @@ class Work:
       with self._told_of_memory(branch.batch_size):
         branches = self._branches_of(saved, point)
         grown = branches.grow(
-          saved.state, point, branch, examples, stop=self._stops, told=told
+          saved.state,
+          point,
+          branch,
+          examples,
+          looks=looks,
+          stop=self._stops,
+          told=told,
         )
       if grown is None:
         return None
-      evaluated = np.asarray(branches.evaluated)
+      evaluated = np.asarray((len(looks) + 1) * branches.evaluated)
       return grown._asdict() | {'evaluated': evaluated}
 
     doing = f'batch {branch.batch_size}, repeat {task.repeat + 1}'
@@ -177,7 +189,7 @@ class Work:
       del told
       return {
         name: np.array(found or [], np.float64)
-        for name, found in self._take_noise(saved, asked)
+        for name, found in self._take_noise(saved, asked).items()
       }
 
     return Piece(about, 0, 'noise', make)
@@ -210,18 +222,15 @@ class Work:
 
   def _take_noise(
     self, saved: Saved, asked: int
-  ) -> Iterator[tuple[str, NoiseScale | None]]:
+  ) -> dict[str, NoiseScale | None]:
     """Of the checkpoint's gradients, plain and as Adam takes them."""
-    parts, o, state = self._parts, self._parts.config.optimizer, saved.state
+    parts, o = self._parts, self._parts.config.optimizer
     if self._noise is None:
-      self._noise = PointNoise(parts.recipe, asked, teller(say))
-    yield 'simple', self._noise.take(state)
-    moment = second_moment(state.opt_state) if o.name in ADAMS else None
-    nu = None if moment is None else moment(o.beta2)
-    # Muon has one of some of the parameters alone.
-    if jax.tree.structure(nu) == jax.tree.structure(state.params):
-      weights = jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + o.epsilon), nu)
-      yield 'adam', self._noise.take(state, weights)
+      norms = {'simple': euclidean()}
+      if o.name in WITH_SECOND_MOMENTS:
+        norms['adam'] = of_adam(o.beta2, o.epsilon)
+      self._noise = PointNoise(parts.recipe, asked, teller(say), norms)
+    return self._noise.take(saved.state)
 
   @contextlib.contextmanager
   def _told_of_memory(self, size: int) -> Iterator[None]:

@@ -3,16 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from adabatch import data
 from adabatch.devices.point_noise import (
   PointNoise,
   noise_scale,
-  second_moment,
 )
 from adabatch.devices.trainer import Trainer
+from adabatch.optim.noise_norms import NoiseNorm, euclidean
 from adabatch.train.build import build
 from tests.experiments import digits
 
@@ -117,39 +116,29 @@ def test_of_a_network(compile_quickly, devices, asked, batches, most):
   trainer = Trainer(parts.recipe)
   state = trainer.state
   weights = jax.tree.map(lambda p: 1 / (jnp.abs(p) + 0.1), state.params)
-  noise = PointNoise(parts.recipe, asked, lambda split: None)
+
+  def weigh(opt_state):
+    return lambda tree: jax.tree.map(jnp.multiply, tree, weights)
+
+  norms = {'simple': euclidean(), 'weighed': NoiseNorm(weigh)}
+  noise = PointNoise(parts.recipe, asked, lambda split: None, norms)
   assert noise.examples == 2 * asked
+  both = noise.take(state)
   chosen = drawn(parts.recipe.seed, asked, parts.extent.epoch)
-  for given in (None, weights):
-    found = noise.take(state, given)
-    w = jax.tree.map(jnp.ones_like, weights) if given is None else given
+  ones = jax.tree.map(jnp.ones_like, weights)
+  for name, w in (('simple', ones), ('weighed', weights)):
+    found = both[name]
     expected = plainly(parts, state.params, chosen, batches, w)
     np.testing.assert_allclose(found[:2], expected[:2], 1e-3)
     np.testing.assert_allclose(found[3:], expected[3:], 1e-4)
-  assert noise.take(state).value != pytest.approx(found.value, 1e-2)
+  assert both['simple'].value != pytest.approx(found.value, 1e-2)
   trainer.close()
 
 
 def test_too_few_examples(compile_quickly):
   parts = build(digits(**{'model.mlp.hidden_sizes': (8,)}), jax.devices()[:1])
   trainer = Trainer(parts.recipe)
-  assert PointNoise(parts.recipe, 2, lambda s: None).take(trainer.state) is None
+  norms = {'simple': euclidean()}
+  noise = PointNoise(parts.recipe, 2, lambda split: None, norms)
+  assert noise.take(trainer.state) == {'simple': None}
   trainer.close()
-
-
-@pytest.mark.parametrize('in_examples', [False, True])
-def test_second_moment_is_corrected(in_examples):
-  from adabatch import optim
-
-  make = optim.scale_by_adam_in_examples if in_examples else optax.scale_by_adam
-  how = {'reference_batch_size': 8} if in_examples else {}
-  tx = optax.with_extra_args_support(make(b2=0.9, **how))
-  params = {'w': jnp.ones(2)}
-  state, expected, total = tx.init(params), 0.0, 0.0
-  for g in (1.0, -3.0, 2.0):
-    grads = {'w': jnp.full(2, g)}
-    _, state = tx.update(grads, state, params, batch_size=8)
-    expected, total = 0.9 * expected + 0.1 * g**2, 0.9 * total + 0.1
-  found = second_moment((optax.EmptyState(), state))(0.9)
-  np.testing.assert_allclose(found['w'], expected / total, 1e-5)
-  assert second_moment(optax.trace(0.9).init(params)) is None
