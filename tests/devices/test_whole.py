@@ -18,7 +18,9 @@ from adabatch.devices import evaluation
 from adabatch.devices import state as state_lib
 from adabatch.devices.evaluation import summary
 from adabatch.devices.gathered import Gathered
+from adabatch.devices.measurements import Measurements
 from adabatch.devices.mesh import make_devices
+from adabatch.devices.pieces import resident_pieces, streamed_pieces
 from adabatch.devices.population import Member, Population
 from adabatch.devices.recipe import Recipe
 from adabatch.models.tasks import Whole, multi_label
@@ -103,12 +105,12 @@ def make_state(recipe):
 
 def resident(recipe, limit=EXAMPLES):
   arrays = recipe.devices.place(recipe.inputs.evaluation.arrays)
-  return evaluation.resident_pieces(arrays, limit, recipe.devices, 5)
+  return resident_pieces(arrays, limit, recipe.devices, 5)
 
 
 def streamed(recipe):
   skipped = []
-  return evaluation.streamed_pieces(
+  return streamed_pieces(
     Damaged(recipe.inputs.evaluation),
     recipe.devices,
     5,
@@ -143,7 +145,7 @@ def test_readers_stay_between_passes(split, monkeypatch):
     lambda split, *_, again, **__: Kept(split, opened, again),
   )
   recipe = make_recipe(split)
-  pieces = evaluation.streamed_pieces(
+  pieces = streamed_pieces(
     Damaged(split), recipe.devices, 5, workers=2, skipped=lambda *_: None
   )
 
@@ -221,7 +223,7 @@ def test_what_rules_read_gathers_nothing(split):
   whole = Whole(gather=lambda *_: pytest.fail('asked'), metrics=lambda _: {})
   recipe = make_recipe(split, task=multi_label()._replace(whole=whole))
   recipe = recipe._replace(needs=frozenset(['full_loss']))
-  measurements = evaluation.Measurements(
+  measurements = Measurements(
     recipe,
     recipe.devices.place(split.arrays),
     lambda split: lambda record, reason: None,
