@@ -475,3 +475,33 @@ def test_streamed_branches_begin_where_others_do():
     found.append(jax.tree.map(np.asarray, state.params))
     branches.close()
   assert differ(*found) < 1e-6
+
+
+def test_looks_do_not_change_what_is_trained_and_their_mean_counts():
+  parts, kept = trained(digits(**CONSTANT))
+  start, branches = kept[EVERY], branches_of(parts)
+  point, branch = point_of(parts, start.host), Branch(SIZE, 1.0)
+  examples = 8 * SIZE
+
+  def ends(length):
+    assert branches.train(start.state, point, branch, length) is not None
+    return branches.evaluate().losses
+
+  several = branches.grow(
+    start.state, point, branch, examples, looks=[4 * SIZE, 6 * SIZE + 3]
+  )
+  state = jax.tree.map(np.asarray, branches._trainer.state.params)
+  alone = branches.grow(start.state, point, branch, examples)
+  assert differ(state, branches._trainer.state.params) == 0
+  expected = np.mean([ends(n * SIZE) for n in (4, 6, 8)], 0)
+  np.testing.assert_allclose(several.losses, expected, 1e-5)
+  assert np.abs(several.losses - alone.losses).max() > 0.01
+  branches.close()
+
+
+@pytest.mark.parametrize('size', [4, 16, 64])
+def test_calls_end_where_branches_are_looked_at(size):
+  looks = [128, 192]
+  made = calls(Branch(size, 1.0), 256, room=100, looks=looks)
+  ends = {c.examples + c.count * c.plan.batch_size - 112 for c in made}
+  assert ends >= {*looks, 256}, ends
