@@ -74,7 +74,8 @@ WORDS = (
 )
 CHOICES = {
   'controller.name': 'constant adadamp padadamp geodamp radadamp adadamp_grad '
-  'step_table ramp_up from_lr_schedule noise_scale norm_test cabs goodput',
+  'step_table ramp_up from_lr_schedule noise_scale norm_test cabs goodput '
+  'probe',
   'controller.noise_norm': 'l2 normalisation adam l1',
   'controller.goodput.per': 'second device_second',
   'model.name': 'mlp lenet strided_cnn pooled_cnn simple_cnn cifar_resnet '

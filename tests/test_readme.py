@@ -85,6 +85,7 @@ MISSING = {
   'norm_test(': 'gradient_noise',
   'cabs(': 'learning_rate',
   'goodput(sizes=(8, 16), ': 'gradient_noise',
+  'probe(': 'critical_batch_size',
 }
 
 

@@ -42,7 +42,8 @@ def add_jobs(c: ConfigDict) -> None:
   # one there.
   c.probe.at = 'last'
   c.probe.factors = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the size there
-  # Delta, of each branch; None: 32 batches of the largest size.
+  # Delta, of each branch; None: 32 batches of the largest size, or as many as
+  # there are examples for.
   c.probe.examples = placeholder(object)
   # 'rule': as much noise from each example at all sizes, by factor^1 for sgd
   # and factor^(1/2) for adam, with Adam's beta2 and decoupled weight decay

@@ -113,8 +113,15 @@ def examples_of(parts: Parts, point: Point) -> int:
       f'{point.plan.batch_size} is above the {epoch} examples of the training '
       'split: leave it out'
     )
+  # A run that is over is gone on with over one more epoch.
+  left = parts.length.examples - point.examples
+  over = left <= 0 or parts.end.over(point.update, point.examples)
+  left = epoch if over else left
   if p.examples is None:
-    wanted, given = BATCHES * largest, f' is {BATCHES * largest}'
+    # Where there are not so many, those that there are.
+    most = left // p.repeats // largest * largest
+    wanted = max(min(BATCHES * largest, most), largest)
+    given = f' is {wanted}'
   else:
     with refusing('probe.examples'):
       wanted = int(parse_count(p.examples))
@@ -124,10 +131,6 @@ def examples_of(parts: Parts, point: Point) -> int:
       f'probe.examples{given} is less than a batch of {largest}: raise it, or '
       'leave out large probe.factors'
     )
-  # A run that is over is gone on with over one more epoch.
-  left = parts.length.examples - point.examples
-  over = left <= 0 or parts.end.over(point.update, point.examples)
-  left = epoch if over else left
   if wanted * p.repeats > left:
     what = 'in an epoch' if over else 'left of the run'
     most = left // p.repeats
@@ -215,12 +218,10 @@ class Asked:
         f'probe.at={self._asked!r}: the checkpoint of update {update} has been '
         'removed by the run, which goes on: raise its checkpoint.keep'
       )
-    if is_first_process():
-      print(
-        f'the checkpoint of update {update} has been removed by the run, which '
-        'goes on, and is left out',
-        file=sys.stderr,
-      )
+    _say(
+      f'the checkpoint of update {update} has been removed by the run, which '
+      'goes on, and is left out'
+    )
 
   def _find(self) -> list[int]:
     """Updates of those that are asked for."""
@@ -241,10 +242,21 @@ class Asked:
     points = [point_of(self._parts, saved.host) for saved in found.values()]
     if self._asked not in ('last', 'all'):
       points = self._named(points)
+    asked, refused = [], None
     for point in points:
       self._check_data(found[point.update])
-      check_point(self._parts, point)
-    return [point.update for point in points]
+      try:
+        check_point(self._parts, point)
+      except ConfigError as error:
+        if self._asked != 'all':
+          raise
+        refused = error
+        _say(f'{error}; the checkpoint of update {point.update} is left out')
+      else:
+        asked.append(point.update)
+    if refused is not None and not asked:
+      raise refused
+    return asked
 
   def _named(self, points: Sequence[Point]) -> list[Point]:
     """Those after the examples that `probe.at` has."""
@@ -297,3 +309,8 @@ def opened(files: Workdir) -> Iterator[Checkpoints]:
   there = Checkpoints(files.path / 'checkpoints', keep=None)
   with contextlib.closing(there):
     yield there
+
+
+def _say(line: str) -> None:
+  if is_first_process():
+    print(line, file=sys.stderr)

@@ -22,6 +22,7 @@ from adabatch.train.branches import Branch, Point
 from adabatch.train.build import Parts
 from adabatch.train.probe_store import Made
 
+FEW = 8  # updates, after which little is seen
 # (factor of the batch size, factor of the rule's rate, repeat, how it grows)
 Row = tuple[float, float, int, Branch]
 
@@ -111,7 +112,9 @@ def describe_point(
     'repeats': p.repeats,
     'table': table,
     'critical': to_json(size),
-    'verdict': verdict(found, size, p.epsilon, reference, p.repeats, noise),
+    'verdict': verdict(
+      found, size, p.epsilon, reference, p.repeats, noise, examples
+    ),
     'noise': {
       name: None if one is None else to_json(one) for name, one in noise.items()
     },
@@ -149,6 +152,7 @@ def verdict(
   reference: int,
   repeats: int,
   noise: Mapping[str, NoiseScale | None],
+  examples: int,
 ) -> str:
   """In a sentence or two; never a bare number."""
   diverged = [d.batch_size for d in found if not math.isfinite(d.difference)]
@@ -194,6 +198,12 @@ def verdict(
     lines.append(
       f'epsilon is below what can be seen here (± {least:.2g} at best): give '
       'more probe.repeats or probe.examples'
+    )
+  fewest = examples / size.tried
+  if fewest < FEW:
+    lines.append(
+      f'the largest batch took {math.ceil(fewest)} updates alone: look further '
+      'ahead (probe.examples), as far as there are data'
     )
   if repeats == 1:
     lines.append(

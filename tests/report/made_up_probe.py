@@ -83,7 +83,9 @@ def made_up_point(
       for d in found
     ],
     'critical': plain(size),
-    'verdict': verdict(found, size, EPSILON, batch_size, repeats, scales),
+    'verdict': verdict(
+      found, size, EPSILON, batch_size, repeats, scales, 32 * 16 * batch_size
+    ),
     'noise': {k: None if s is None else plain(s) for k, s in scales.items()},
     'norm_test': None
     if simple is None
