@@ -49,6 +49,15 @@ CONTROLLERS = {
     {'controller.every': 4, 'controller.goodput.windows': 2},
     lambda sizes: sizes[:9] == [16] * 8 + [32],
   ),
+  'probe': (
+    {
+      'controller.probe.repeats': 2,
+      'controller.probe.updates': 2,
+      'controller.probe.epsilon': 1.0,
+      'controller.probe.cost': 4.0,
+    },
+    lambda sizes: sizes == sorted(sizes) and sizes[-1] > 16,
+  ),
 }
 
 
