@@ -1,7 +1,7 @@
 """What a probe says, and what following it buys.
 
     python -m benchmarks.probe_claims --data_dir=DIRECTORY_OF_TFDS_SETS \\
-        --workdir=DIRECTORY [--only=shakespeare,cnn] [--steps=probe,arms]
+        --workdir=DIRECTORY [--only=shakespeare,cnn] [--probe_alone]
 
 For each network a run with a constant batch is trained and probed. Then the
 ramp that the probe recommends is trained against constant batches, the small
@@ -29,7 +29,6 @@ from benchmarks import measure
 
 RATES = (0.35, 0.59, 1.0, 1.7, 2.9)  # times the config's own
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
-STEPS = ('probe', 'arms')
 
 
 class Case(NamedTuple):
@@ -151,13 +150,8 @@ def arms(found: dict[str, Any], case: Case) -> dict[str, dict[str, Any]]:
       'controller.initial_batch_size': largest,
       'controller.max_batch_size': largest,
     },
-    'ramp': {
-      'controller.name': 'step_table',
-      'controller.step_table.table': found['probe']['ramp']['step_table'],
-      'controller.step_table.unit': 'examples',
-      'controller.every': 1,
-      'controller.max_batch_size': largest,
-    },
+    'ramp': found['probe']['ramp']['keys']
+    | {'controller.every': 1, 'controller.max_batch_size': largest},
   }
   return made if largest > case.batch_size else {'small': {}}
 
@@ -210,14 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--data_dir', help='where the TFDS sets lie')
   parser.add_argument('--workdir', required=True, help='where the runs lie')
   parser.add_argument('--only', default=','.join(CASES))
-  parser.add_argument('--steps', default=','.join(STEPS))
+  parser.add_argument(
+    '--probe_alone', action='store_true', help='without following the ramp'
+  )
   given = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)
-  for name, known in (('only', CASES), ('steps', STEPS)):
-    if unknown := set(getattr(given, name).split(',')) - set(known):
-      parser.error(
-        f'--{name}: unknown {", ".join(unknown)}, choose of {", ".join(known)}'
-      )
+  if unknown := set(given.only.split(',')) - set(CASES):
+    parser.error(
+      f'--only: unknown {", ".join(unknown)}, choose of {", ".join(CASES)}'
+    )
   path = pathlib.Path(given.log)
   rows = json.loads(path.read_text())['rows'] if path.exists() else {}
   for name in given.only.split(','):
@@ -227,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measure.write(path, measure.record(rows=rows))
     for point in found['probe']['points']:
       print(f'{name}, {point["examples"]:,}: {point["verdict"]}', flush=True)
-    if 'arms' in given.steps.split(','):
+    if not given.probe_alone:
       rows[name]['arms'] = train_arms(found, case, directory, given.data_dir)
       measure.write(path, measure.record(rows=rows))
   return 0

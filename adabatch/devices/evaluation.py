@@ -151,11 +151,7 @@ class Evaluator:
 
 
 def make_evaluator(
-  recipe: Recipe,
-  skipped: Skipped,
-  compiling: Compiling,
-  pieces: Pieces | None = None,
+  recipe: Recipe, skipped: Skipped, compiling: Compiling
 ) -> Evaluator:
-  """Of the evaluation split; `pieces` are those of another evaluator of it."""
-  pieces = pieces or whole_split(recipe, 1, None, skipped)
-  return Evaluator(recipe, pieces, compiling)
+  """Of the evaluation split."""
+  return Evaluator(recipe, whole_split(recipe, 1, None, skipped), compiling)

@@ -133,8 +133,10 @@ class PointNoise:
     self._size = slots * devices.size
     whole = len(chosen) // self._size * self._size
     self._pieces: Pieces = resident_pieces(
-      place_split(arrays, devices), whole, devices, slots
+      place_split(arrays, devices), max(whole, 1), devices, slots
     )
+    # Of fewer examples than devices nothing is told.
+    self._some = whole > 0
     self.examples = 2 * whole
     self._place = devices.placer()
     body = evaluation_steps.gradient_step(
@@ -157,6 +159,8 @@ class PointNoise:
       By name; None where there are fewer than three batches.
     """
     total, count = None, 0
+    if not self._some:
+      return dict.fromkeys(self._norms)
     for gradient in self._gradients(state):
       total = gradient if total is None else self._add.run(total, gradient)
       # Those to come must not pile up in the devices' memory.

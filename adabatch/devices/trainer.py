@@ -113,7 +113,6 @@ class Trainer:
     skipped: Skipped = lambda split: lambda record, reason: None,
     compiling: Compiling = nullcontext,
     stored: Stored | None = None,
-    beside: 'Trainer | None' = None,
   ):
     """Starts from fresh parameters, or from what was restored.
 
@@ -125,14 +124,13 @@ class Trainer:
       compiling: makes what is entered while a program for measurements is
         compiled.
       stored: where programs may be that were compiled before.
-      beside: one of the same data, which need not lie on the devices twice.
     """
     self._recipe, self._where = recipe, _where(recipe)
     # Rows of the mesh are as the recipe says, however many train now.
     self.devices = _devices(recipe, recipe.replicas)
     self._size = self.devices.size
     self.replicas = recipe.replicas
-    self.feed = _make_feed(recipe, self.devices, skipped, beside)
+    self.feed = _make_feed(recipe, self.devices, skipped)
     self._feeds = {self._size: self.feed}
     self.updates_per_call = self.feed.most_updates or recipe.updates_per_call
     self.calls_in_flight = self.devices.calls_in_flight
@@ -156,12 +154,7 @@ class Trainer:
     self.sync_bytes = replicas_lib.agreed_bytes(
       self.state, recipe.sync is not None and recipe.sync.average_momentum
     )
-    self.evaluator = make_evaluator(
-      recipe,
-      skipped,
-      compiling,
-      None if beside is None else beside.evaluator.pieces,
-    )
+    self.evaluator = make_evaluator(recipe, skipped, compiling)
     self._measurements = Measurements(
       recipe,
       self.feed.data,
@@ -272,7 +265,7 @@ class Trainer:
   def set_aside(self) -> Iterator[None]:
     """Within, a copy of the state is trained; afterwards it is as it was."""
     kept = self.state, self.in_use
-    self.state = jax.tree.map(jnp.copy, self.state)
+    self.state = _copied(self.state)
     try:
       yield
     finally:
@@ -378,6 +371,10 @@ class Trainer:
     """The state on all devices, with averaged parameters if there are."""
     return self._everywhere(state_lib.to_evaluate(self.state))
 
+  def everywhere(self) -> State:
+    """The state itself on all devices."""
+    return self._everywhere(self.state)
+
   def evaluate(self) -> dict[str, float]:
     """Metrics of the evaluation split, of averaged parameters if there are."""
     self.evaluates = True
@@ -408,15 +405,15 @@ class Trainer:
     self.programs.close()
 
 
+@jax.jit
+def _copied(state: Any) -> Any:
+  return jax.tree.map(jnp.copy, state)
+
+
 def _make_feed(
-  recipe: Recipe,
-  devices: Devices,
-  skipped: Skipped,
-  beside: Trainer | None = None,
+  recipe: Recipe, devices: Devices, skipped: Skipped
 ) -> ResidentFeed | StreamingFeed:
   split = recipe.inputs.train
-  if beside is not None and isinstance(beside.feed, ResidentFeed):
-    return beside.feed
   order = data.Order(split.num_examples, recipe.seed)
   if not recipe.inputs.streaming:
     return ResidentFeed(split.arrays, order, devices, recipe.replicas)

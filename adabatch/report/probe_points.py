@@ -136,28 +136,30 @@ def steps_of(found: Mapping[str, Any]) -> list[tuple[int, int]]:
   return [(int(at), int(b)) for at, b in ramp.get('steps', ())]
 
 
-def ramp_flags(table: str) -> str:
-  """What makes a run of this project follow a ramp."""
-  return (
-    '--config.controller.name=step_table '
-    f'--config.controller.step_table.table={shlex.quote(table)}'
+def ramp_flags(ramp: Mapping[str, Any]) -> str:
+  """What makes a run of this project follow a ramp, as it was probed."""
+  return ' '.join(
+    f'--config.{key}={shlex.quote(str(value))}'
+    for key, value in ramp['keys'].items()
   )
 
 
 def ramp_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   """(for what, a line to copy) of the ramp."""
   ramp, steps = found['ramp'], steps_of(found)
-  yield 'here, after launch.py', ramp_flags(ramp['step_table'])
+  also = '' if ramp['words'] is None else f', and besides: {ramp["words"]}'
+  yield f'here, after launch.py{also}', ramp_flags(ramp)
+  rate = '' if ramp['rate'] is None else f'; {ramp["rate"]}'
   tokens = found.get('tokens_per_example')
   unit = 'tokens' if tokens else 'examples, as there are no tokens here'
   schedule = shlex.quote(ramp['megatron'])
   yield (
-    f'Megatron-LM (starts in {unit})',
+    f'Megatron-LM (starts in {unit}{rate})',
     f'--step-batch-size-schedule {schedule}',
   )
   if ramp['olmo'] is not None:
     line = f'BatchSizeSchedulerCallback({ramp["olmo"]})'
-    yield 'OLMo-core (all in tokens)', line
+    yield f'OLMo-core (all in tokens{rate})', line
   named = [{'examples': at, 'batch_size': b} for at, b in steps]
   yield 'JSON', json.dumps(named)
 
@@ -187,5 +189,7 @@ def describe_probe(found: Mapping[str, Any]) -> str:
     for point in points
   ]
   if len(steps_of(found)) > 1:
-    lines.append(f'ramp: {ramp_flags(found["ramp"]["step_table"])}')
+    lines.append(f'ramp: {ramp_flags(found["ramp"])}')
+    if (words := found['ramp']['words']) is not None:
+      lines.append(f'  and besides: {words}')
   return '\n'.join(lines)

@@ -146,14 +146,20 @@ def _spreads(
   if len(sizes) < 3 or min(found.values()) <= 0:
     return {size: (variance, own) for size, variance in found.items()}
   away = np.abs(np.log(np.array(sizes) / reference))
+  spread = np.sum((away - away.mean()) ** 2)
+  # The trend is known worst at its ends.
+  leverage = 1 / len(away) + (away - away.mean()) ** 2 / max(spread, 1e-12)
   # The logarithm of an estimated variance is too low on average.
   bias = special.digamma(own / 2) - math.log(own / 2)
   logs = np.log([found[size] for size in sizes]) - bias
   trend = np.exp(np.polyval(np.polyfit(away, logs, 1), away))
-  shared = min(MOST_SHARED, (len(sizes) - 2) * own)
+  most = min(MOST_SHARED, (len(sizes) - 2) * own)
+  counts = most * (1 - np.minimum(leverage, 1))
   return {
-    size: ((own * found[size] + shared * other) / (own + shared), own + shared)
-    for size, other in zip(sizes, trend.tolist(), strict=True)
+    size: ((own * found[size] + count * other) / (own + count), own + count)
+    for size, other, count in zip(
+      sizes, trend.tolist(), counts.tolist(), strict=True
+    )
   }
 
 
@@ -248,6 +254,10 @@ def critical(
 
   point, low = crosses(middle), crosses(middle + half)
   high = crosses(middle - half, last=True)
+  if point is not None:
+    # Interpolated apart, the ends may cross a little on the other side.
+    low = point if low is None else min(low, point)
+    high = None if high is None else max(high, point)
   edge = float(finite[-1].batch_size)
   if diverged:
     # Somewhere between the last that did not and the first that did.

@@ -213,7 +213,6 @@ class Branches:
     memory: bool,
     exponent: float = 1.0,
     warmup: int = 0,
-    beside: Trainer | None = None,
     skipped: Skipped = lambda split: lambda record, reason: None,
     compiling: Compiling = nullcontext,
   ):
@@ -225,8 +224,6 @@ class Branches:
       memory: see `optimizer.Held`.
       exponent: of the rate in the batch size, for a last batch that is cut.
       warmup: updates over which a rate above the run's is come to.
-      beside: the trainer of the run, whose data on the devices are taken;
-        None: they are placed.
       skipped: is told of records that cannot be read.
       compiling: makes what is entered while a program is compiled.
 
@@ -255,7 +252,6 @@ class Branches:
       recipe,
       skipped=skipped,
       compiling=compiling,
-      beside=beside,
     )
     self._begin = recipe.devices.jit(self._fresh)
     pieces = self._trainer.evaluator.pieces
@@ -275,11 +271,6 @@ class Branches:
       return state
     opt_state = optim.remembering_examples(state.opt_state, self._beta2)
     return state._replace(opt_state=opt_state)
-
-  def fresh_state(self) -> Any:
-    """That of a run before its first update."""
-    trainer = Trainer(self._parts.recipe, beside=self._trainer)
-    return trainer.state
 
   def ladder(self, batch_size: int) -> Ladder:
     """The one bucket of a size.
@@ -379,10 +370,11 @@ class Branches:
   def evaluate(self) -> ExampleLosses:
     """The losses of held-out examples, of the branch that was trained last.
 
-    In evaluation mode, with statistics and averages of its own where the
-    network and the optimizer have them.
+    In evaluation mode, with statistics of its own where the network has them.
+    Of the weights themselves: an average of them would be mostly of those that
+    all branches share.
     """
-    state = self._trainer.to_evaluate()
+    state = self._trainer.everywhere()
     if self._calibration is not None:
       state = self._calibration(state)
     return self._losses.take(state)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adabatch import controllers
-from adabatch.config import ConfigError
+from adabatch.config import ConfigError, refusing
 from adabatch.controllers import (
   BatchSizeController,
   GradientNoise,
@@ -84,9 +84,10 @@ class Decisions:
     if saved is not None:
       self.nominal = saved['nominal']
       self.evaluated_examples = saved['evaluated_examples']
-      self._state = controllers.state_from_json(
-        controller.init(), saved['controller']
-      )
+      with refusing('controller'):
+        self._state = controllers.state_from_json(
+          controller.init(), saved['controller']
+        )
 
   def due(self, update: int) -> bool:
     """Whether the size may change after this many updates."""
@@ -138,7 +139,8 @@ class Decisions:
       ConfigError: if the rule cannot work with what was measured, because F*
         lies above the first loss.
     """
-    if not (done.decides or self.follows):
+    decides = done.decides and self.waits(done.update, done.examples)
+    if not (decides or self.follows):
       return
     signals = self._progress(done.update, done.examples)._replace(
       loss=done.report.loss,
@@ -149,7 +151,7 @@ class Decisions:
       batch_size=done.plan.batch_size,
       seconds_per_update=done.usual_seconds,
     )
-    self._ask(signals, measure=done.decides)
+    self._ask(signals, measure=decides)
 
   def _ask(self, signals: Signals, *, measure: bool) -> None:
     if measure:

@@ -124,10 +124,12 @@ class Run:
     self.probe: RunProbe | None = None
     if SIGNAL in parts.recipe.needs:
       self.probe = RunProbe(
-        parts,
+        lambda: self.parts,
         self.trainer,
         lambda: self.at,
+        lambda: self.clock,
         lambda: self.paused('compiling'),
+        doing,
       )
 
   def place(self, saved: Saved | None) -> Restored | None:
@@ -318,7 +320,7 @@ class Run:
     reports = self.trainer.dispatch(call, stop=self.stop.is_set())
     self.doing('training', f'update {call.update}')
     at.update, at.examples = call.after(count)
-    if decides and not decisions.measured:
+    if decides and not decisions.waits(at.update, at.examples):
       decisions.decide(at.update, at.examples)
     yield from self.reports.follow(call, reports)
 

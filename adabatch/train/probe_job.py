@@ -20,7 +20,7 @@ from adabatch.train import agreement
 from adabatch.train.branches import RATES, noise_exponent
 from adabatch.train.build import Parts, build, check_values
 from adabatch.train.open_splits import TextCache
-from adabatch.train.probe_points import Asked, opened
+from adabatch.train.probe_points import Asked, check_held_out, opened
 from adabatch.train.probe_results import describe_run
 from adabatch.train.probe_store import ProbeStore
 from adabatch.train.probe_work import Work, say
@@ -164,7 +164,7 @@ def _build(
   cache = TextCache(lambda writer: files.path / 'text', False, wait_seconds=0.0)
   parts = build(config, devices, splits, cache)
   agreement.same_data(parts.fingerprints)
-  _check_data(parts)
+  check_held_out(parts)
   return parts
 
 
@@ -220,22 +220,6 @@ def _check(config: Config) -> None:
     raise ConfigError(
       f"data.eval_split='{config.data.eval_split}' is what is trained on, and "
       'a probe compares losses on held-out examples: probe a run with another'
-    )
-
-
-def _check_data(parts: Parts) -> None:
-  prints = parts.fingerprints
-  if data.same_data(prints['training'], prints['evaluation']):
-    raise ConfigError(
-      'the evaluation split has the examples of the training split, and a '
-      'probe compares losses on held-out ones: probe a run with another'
-    )
-  held_out = parts.recipe.inputs.evaluation.num_examples
-  if held_out < 2:
-    raise ConfigError(
-      f"data.eval_split='{parts.config.data.eval_split}' has {held_out} "
-      'example, and differences of losses have no error with fewer than 2: '
-      'probe a run with more'
     )
 
 

@@ -165,6 +165,27 @@ def check_point(parts: Parts, point: Point) -> None:
     )
 
 
+def check_held_out(parts: Parts) -> None:
+  """Refuses held-out examples that are none.
+
+  Raises:
+    ConfigError: where they are trained on, or are too few.
+  """
+  prints = parts.fingerprints
+  if data.same_data(prints['training'], prints['evaluation']):
+    raise ConfigError(
+      'the evaluation split has the examples of the training split, and a '
+      'probe compares losses on held-out ones: probe a run with another'
+    )
+  held_out = parts.recipe.inputs.evaluation.num_examples
+  if held_out < 2:
+    raise ConfigError(
+      f"data.eval_split='{parts.config.data.eval_split}' has {held_out} "
+      'example, and differences of losses have no error with fewer than 2: '
+      'probe a run with more'
+    )
+
+
 class Asked:
   """The checkpoints of `probe.at`, from the oldest, each read when it is due.
 

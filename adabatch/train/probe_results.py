@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adabatch import config as config_lib
+from adabatch.config import Config
 from adabatch.devices.point_noise import NoiseScale
 from adabatch.study.critical import (
   CONFIDENCE,
@@ -17,9 +18,9 @@ from adabatch.study.critical import (
   growth,
   to_json,
 )
-from adabatch.study.ramp import olmo, ramp, step_table
 from adabatch.train.branches import Branch, Point
 from adabatch.train.build import Parts
+from adabatch.train.probe_ramp import describe_ramp, floor_of_memory
 from adabatch.train.probe_store import Made
 
 FEW = 8  # updates, after which little is seen
@@ -114,7 +115,8 @@ def describe_point(
     'critical': to_json(size),
     'verdict': verdict(
       found, size, p.epsilon, reference, p.repeats, noise, examples
-    ),
+    )
+    + _memory(parts.config, reference, size.tried),
     'noise': {
       name: None if one is None else to_json(one) for name, one in noise.items()
     },
@@ -145,6 +147,18 @@ def to_json_values(values: Mapping[str, float]) -> dict[str, Any]:
   return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
+def _memory(config: Config, reference: int, tried: int) -> str:
+  """Where a branch could not remember as many examples."""
+  factor = floor_of_memory(config)
+  if factor is None or tried <= reference * factor:
+    return ''
+  return (
+    f"; beyond {reference * factor:,.0f} Adam's second moment remembers more "
+    'examples than at the current size, because beta2 falls no lower than '
+    'beta1^2'
+  )
+
+
 def verdict(
   found: Sequence[Difference],
   size: Critical,
@@ -161,7 +175,9 @@ def verdict(
       f'training on with the batch of {reference:,} diverged, so that nothing '
       'can be compared'
     )
-  if size.batch_size is None:
+  if size.tried == reference:
+    said = f'no batch above the current {reference:,} was tried'
+  elif size.batch_size is None:
     said = (
       f'no batch up to {size.tried:,} costs more than {epsilon:g}; from '
       f'{size.low:,.0f} on that is not certain'
@@ -241,12 +257,5 @@ def describe_run(
   grown = growth(at, sizes)
   found['growth'] = None if grown is None else to_json(grown)
   if points:
-    first = config.controller.initial_batch_size
-    steps = ramp(first, at, sizes)
-    found['ramp'] = {
-      'steps': [list(step) for step in steps],
-      'step_table': step_table(steps),
-      'megatron': step_table(steps, tokens) if tokens else step_table(steps),
-      'olmo': olmo(steps, tokens) if tokens else None,
-    }
+    found['ramp'] = describe_ramp(config, at, sizes, tokens)
   return found

@@ -187,9 +187,17 @@ class Work:
 
     def make(told: Callable[[int], Any]) -> Arrays:
       del told
+      try:
+        found = self._take_noise(saved, asked)
+      except JaxRuntimeError as error:
+        if not memory.out_of_memory(error):
+          raise
+        raise ConfigError(
+          f'no memory for the gradients of {asked} examples: lower '
+          'probe.noise_examples or eval.max_per_device'
+        ) from error
       return {
-        name: np.array(found or [], np.float64)
-        for name, found in self._take_noise(saved, asked).items()
+        name: np.array(one or [], np.float64) for name, one in found.items()
       }
 
     return Piece(about, 0, 'noise', make)

@@ -280,6 +280,9 @@ class Reports:
       return
     if self._decisions.measured:
       self._decisions.observe(done)
+      if done.decides:
+        # What was measured took no time of the next call.
+        self._fetched = self._clock.seconds
       while self._beside:
         yield self._beside.pop(0)
       if done.decides and not self._told:

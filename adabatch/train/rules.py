@@ -36,6 +36,17 @@ def _check_probe(config: Config) -> None:
       f'sync.name={config.sync.name!r} shares a batch among models that '
       "differ, and controller.name='probe' asks one: choose another of the two"
     )
+  for key in ('smooth', 'growth_limit', 'hysteresis'):
+    if c[key]:
+      raise ConfigError(
+        f"controller.{key}={c[key]} does not go with controller.name='probe', "
+        'which doubles or stays: leave it out'
+      )
+  if config.buckets.growth > 2:
+    raise ConfigError(
+      f'buckets.growth={config.buckets.growth:g} runs no batch of twice the '
+      "size, which controller.name='probe' asks for: give at most 2"
+    )
   if config.data.eval_split == config.data.train_split:
     raise ConfigError(
       f"data.eval_split='{config.data.eval_split}' is what is trained on, and "
@@ -84,6 +95,11 @@ def _check_goodput(config: Config) -> None:
       'controller.name=goodput chooses among the sizes of a ladder, and '
       'sync.tune.enabled changes them with the number of replicas: leave one '
       'of them out'
+    )
+  if (least := config.sync.min_replicas) is not None:
+    raise ConfigError(
+      'controller.name=goodput chooses among the sizes of a ladder, and sync.'
+      f'min_replicas={least} lets them change: leave one of them out'
     )
   per = config.controller.goodput.per
   if per == 'device_second' and config.buckets.min_per_device is None:

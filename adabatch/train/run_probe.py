@@ -7,7 +7,6 @@ The branches are thrown away; what they cost the held-out loss decides.
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -26,7 +25,10 @@ from adabatch.train.branches import train_on
 from adabatch.train.build import Parts
 from adabatch.train.calls import Progress
 from adabatch.train.decisions import Decisions
+from adabatch.train.optimizer import largest_decay
+from adabatch.train.probe_points import check_held_out
 from adabatch.train.records import Record
+from adabatch.train.reports import Clock
 
 SIGNAL = 'critical_batch_size'
 
@@ -52,8 +54,8 @@ def next_probe(
   last one. All probes together, this one too, take the share
   `controller.probe.cost` of the examples so far, or a little less: the more
   there are, the further a probe looks ahead, but no less than so many
-  `controller.probe.updates`. There is none where there is no larger batch, or
-  too few examples are left.
+  `controller.probe.updates`, and no more in all than the run has left. There is
+  none where there is no larger batch, or the rate has come to 0.
 
   Args:
     parts: of the run.
@@ -61,22 +63,28 @@ def next_probe(
     nominal: batch size now.
     evaluated: examples that the model of each branch is evaluated on.
   """
-  p, ladder = parts.config.controller.probe, parts.ladder
+  p, ladder, end = parts.config.controller.probe, parts.ladder, parts.end
   if at.examples == 0:
     return None
   plans = buckets.plan(nominal, ladder), buckets.plan(2 * nominal, ladder)
-  if plans[1].batch_size == plans[0].batch_size or plans[1].damping < 1:
+  now, twice = (plan.batch_size for plan in plans)
+  if now == twice or plans[1].damping < 1:
     return None
   last = at.probes[-1]['examples'] if at.probes else 0
   if at.examples < p.growth * last:
     return None
   spent = at.probe_examples + at.probe_evaluated_examples
-  left = (p.cost * at.examples - spent) / (2 * p.repeats) - evaluated
-  ahead = (parts.end.examples - at.examples) / p.repeats
-  updates = math.floor(min(left, ahead) / plans[1].batch_size)
+  cost = (p.cost * at.examples - spent) / (2 * p.repeats) - evaluated
+  # No more than the run has left itself.
+  left = min(end.examples - at.examples, (end.updates - at.update) * now)
+  updates = math.floor(min(cost, left / (2 * p.repeats)) / twice)
   if updates < p.updates:
     return None
-  return Due(plans, updates * plans[1].batch_size)
+  examples = updates * twice
+  reach = at.examples + examples
+  if largest_decay(parts.config, parts.extent, at.examples, reach) < 1e-6:
+    return None  # nothing would move
+  return Due(plans, examples)
 
 
 def calls_of(
@@ -116,27 +124,37 @@ class RunProbe:
 
   def __init__(
     self,
-    parts: Parts,
+    parts: Callable[[], Parts],
     trainer: Trainer,
     at: Callable[[], Progress],
+    clock: Callable[[], Clock],
     pausing: Callable[[], AbstractContextManager[None]],
+    doing: Callable[[str, str], None],
   ):
     """Nothing is compiled yet.
 
     Args:
-      parts: of the run.
+      parts: of the run, as they are now.
       trainer: of the run.
       at: where that is.
+      clock: of the training.
       pausing: what is entered while a program is compiled.
+      doing: is told what is next, and how far the run is.
+
+    Raises:
+      ConfigError: for held-out examples that are none.
     """
-    self._parts, self._trainer = parts, trainer
-    self._at, self._pausing = at, pausing
+    check_held_out(parts())
+    self._now, self._trainer = parts, trainer
+    self._at, self._clock = at, clock
+    self._pausing, self._doing = pausing, doing
+    recipe = parts().recipe
     self._nominal: Callable[[], float] = lambda: math.nan
     self.records: list[Record] = []
-    self._losses = Losses(parts.recipe, trainer.evaluator.pieces, pausing)
+    self._losses = Losses(recipe, trainer.evaluator.pieces, pausing)
     self._calibration = None
     if jax.tree.leaves(trainer.state.model_state):
-      self._calibration = make_calibration(parts.recipe, _silent, pausing)
+      self._calibration = make_calibration(recipe, _silent, pausing)
     # By each branch.
     self._evaluated = self._losses.examples
     if self._calibration is not None:
@@ -153,15 +171,20 @@ class RunProbe:
 
   def _due(self, examples: int) -> Due | None:
     at = dataclasses.replace(self._at(), examples=examples)
-    return next_probe(self._parts, at, self._nominal(), self._evaluated)
+    return next_probe(self._now(), at, self._nominal(), self._evaluated)
 
   def measure(self, update: int, examples: int) -> tuple[dict[str, float], int]:
     """The signal, NaN where no probe is due; and no examples beside its own."""
     due = self._due(examples)
     if due is None:
       return {SIGNAL: math.nan}, 0
-    at, p = self._at(), self._parts.config.controller.probe
-    began = time.perf_counter()
+    return self._clock().on_all(lambda: self._measure(due, update, examples))
+
+  def _measure(
+    self, due: Due, update: int, examples: int
+  ) -> tuple[dict[str, float], int]:
+    at, p = self._at(), self._now().config.controller.probe
+    began = self._clock().seconds
     losses = {plan.batch_size: [] for plan in due.plans}
     for repeat in range(p.repeats):
       for plan in due.plans:
@@ -196,7 +219,7 @@ class RunProbe:
     at.probes.append(record)
     at.probe_examples += trained
     at.probe_evaluated_examples += evaluated
-    at.probe_seconds += time.perf_counter() - began
+    at.probe_seconds += self._clock().seconds - began
     self.records.append(('probe', record))
     # Of sizes that the ladder rounds: what the rule compares is nominal.
     return {SIGNAL: 2 * self._nominal() if record['doubles'] else size.low}, 0
@@ -204,13 +227,21 @@ class RunProbe:
   def _grow(
     self, at: Progress, plan: Plan, examples: int, offset: int
   ) -> ExampleLosses:
-    trainer, parts = self._trainer, self._parts
+    trainer, parts = self._trainer, self._now()
+
+    def told() -> Iterator[Call]:
+      room = trainer.room(plan.bucket)
+      for call in calls_of(at, plan, examples, offset, parts.ladder, room):
+        self._doing('probing', f'update {at.update}')
+        yield call
+
     with trainer.set_aside():
       trainer.feed.start(at.examples + at.left_out + offset)
-      room = trainer.room(plan.bucket)
-      calls = calls_of(at, plan, examples, offset, parts.ladder, room)
-      train_on(trainer, calls, self._pausing)
-      state = trainer.to_evaluate()
+      train_on(trainer, told(), self._pausing)
+      trainer.evaluates = True
+      state = trainer.everywhere()
       if self._calibration is not None:
         state = self._calibration(state)
-      return self._losses.take(state)
+      found = self._losses.take(state)
+      trainer.evaluates = False
+      return found

@@ -5,7 +5,7 @@ import math
 import statistics
 
 from adabatch.controllers.buckets import Bucket
-from adabatch.devices.agreed import decide
+from adabatch.devices.mesh import of_first_process
 from adabatch.devices.messages import Call
 
 
@@ -49,6 +49,6 @@ class UpdateTimes:
       bucket, collections.deque(maxlen=self._windows)
     )
     if call.decides and self._updates:
-      known.append(decide(self._seconds / self._updates))
+      known.append(of_first_process(self._seconds / self._updates))
       self._begin(bucket)
     return statistics.median(known) if len(known) == self._windows else math.nan

@@ -18,6 +18,7 @@ from flax import linen as nn
 import adabatch
 from adabatch import data
 from adabatch.controllers.buckets import Plan
+from adabatch.devices.trainer import Trainer
 from adabatch.models import MODELS, tasks
 from adabatch.study.critical import critical, differences
 from adabatch.train.branches import Branch, Branches, Point
@@ -106,7 +107,7 @@ class Probe:
     self.parts = build(c, jax.devices()[:1], (split(many), held_out))
     self.branches = Branches(self.parts, BATCH, memory=True)
     self.repeats = repeats
-    self.start = self.branches.fresh_state()
+    self.start = Trainer(self.parts.recipe).state
 
   def losses(self, place, factor, rate=None):
     """[repeats, examples] of a place."""

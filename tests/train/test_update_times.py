@@ -71,7 +71,7 @@ def test_the_clock_of_the_first_process_counts(monkeypatch):
     asked.append(value)
     return 0.25
 
-  monkeypatch.setattr(update_times, 'decide', of_first)
+  monkeypatch.setattr(update_times, 'of_first_process', of_first)
   times = UpdateTimes(1)
   for _ in range(2):
     for k in range(4):
@@ -95,7 +95,7 @@ class Observed:
 def test_time_in_which_the_clock_stands_still_is_not_in_it(name, monkeypatch):
   """And nobody is asked where nobody reads."""
   if name != 'goodput':
-    monkeypatch.setattr(update_times, 'decide', None)
+    monkeypatch.setattr(update_times, 'of_first_process', None)
   config = digits(**{'controller.name': name, 'controller.goodput.windows': 1})
   parts = build(config, jax.devices()[:1])
   now = [0.0]
