@@ -50,7 +50,7 @@ def add_jobs(c: ConfigDict) -> None:
   # remembering as many examples; 'none': as it is; 'tune': the best of
   # `multipliers` on that of the rule, for each size.
   c.probe.learning_rate = 'rule'
-  c.probe.multipliers = (0.5, 0.7071, 1.0, 1.4142, 2.0)
+  c.probe.multipliers = (0.5, 0.7071, 1.0, 1.4142, 2.0)  # of 'tune'
   c.probe.epsilon = 0.01  # of the held-out loss: what is still not worse
   # Of a branch in its last quarter, whose mean counts, because with a high rate
   # the loss goes up and down.

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 
+from adabatch import config
 from adabatch.config.files import finite
 from adabatch.devices.point_noise import NoiseScale
 from adabatch.study.critical import Critical, critical, differences, growth
 from adabatch.study.critical import to_json as plain
-from adabatch.study.ramp import olmo, ramp, step_table
+from adabatch.train.probe_ramp import describe_ramp
 from adabatch.train.probe_results import verdict
 
 EPSILON = 0.01
@@ -121,13 +122,9 @@ def made_up_probe(points, status='completed', tokens=None, **run):
     'directory': '/runs/x-probe',
   }
   if points:
-    steps = ramp(16, at, sizes)
-    found['ramp'] = {
-      'steps': [list(step) for step in steps],
-      'step_table': step_table(steps),
-      'megatron': step_table(steps, tokens or 1),
-      'olmo': olmo(steps, tokens) if tokens else None,
-    }
+    c = config.default()
+    c.controller.initial_batch_size = 16
+    found['ramp'] = describe_ramp(c, at, sizes, tokens)
   return json.loads(json.dumps(finite(found)))
 
 

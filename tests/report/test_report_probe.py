@@ -116,7 +116,9 @@ def test_ramp_to_copy():
   table = '0:16 2000:32 8000:64 40000:128'
   assert list(lines.values()) == [
     '--config.controller.name=step_table '
-    f"--config.controller.step_table.table='{table}'",
+    f"--config.controller.step_table.table='{table}' "
+    '--config.learning_rate.scaling=linear '
+    '--config.learning_rate.reference_batch_size=16',
     "--step-batch-size-schedule '0:16 256000:32 1024000:64 5120000:128'",
     'BatchSizeSchedulerCallback(batch_sizes=[2048, 4096, 8192, 16384], '
     'schedule=[Duration.tokens(0), Duration.tokens(256000), '

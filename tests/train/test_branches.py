@@ -155,7 +155,8 @@ def test_a_branch_of_the_same_size_is_the_run_going_on(name):
       ours, theirs = (getattr(s, part) for s in (state, after.state))
       if jax.tree.leaves(theirs):
         assert differ(ours, theirs) < tolerance, part
-  if name != 'batch norm':  # of whose statistics it has better ones
+  # It has better statistics, and is evaluated without averages.
+  if name != 'batch norm' and 'ema.half_life' not in keys:
     np.testing.assert_allclose(branches.evaluate().mean, kept['loss'], 1e-5)
   same = jax.tree.map(np.array_equal, first, before.state)
   assert all(jax.tree.leaves(same))

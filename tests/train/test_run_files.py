@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from adabatch import config as config_lib
-from adabatch.config import ConfigError
+from adabatch.config import ConfigError, job_keys
 from adabatch.config import files as files_lib
 from adabatch.config import keys as keys_lib
 from adabatch.config.files import checksum, finite
@@ -616,7 +616,11 @@ def test_a_hint_only_where_something_is_close(key, hint):
 
 def test_every_key_says_what_it_means():
   """In a comment behind it or on the line before."""
-  source = Path(keys_lib.__file__).read_text().splitlines()
+  source = [
+    line
+    for table in (keys_lib, job_keys)
+    for line in Path(table.__file__).read_text().splitlines()
+  ]
   keys = [
     (before, line)
     for before, line in zip(source, source[1:], strict=False)

@@ -115,6 +115,8 @@ def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
       'model.strided_cnn.channels': (4,),
       'model.strided_cnn.hidden_size': 8,
       'model.strided_cnn.batch_norm_group': 8,
+      # Its statistics are made of 1,024 examples each time.
+      'controller.probe.cost': 12.0,
     },
     {'updates_per_call': 20, 'ema.half_life': 300.0},
   ],
@@ -151,6 +153,16 @@ def test_resumed_between_probes(tmp_path):
     [x['loss'] for x in records(tmp_path / name)] for name in ('whole', 'parts')
   ]
   assert losses[0] == losses[1]
+
+
+def test_decisions_do_not_wait_for_who_is_in_flight(tmp_path):
+  """As many updates a call as are free, with as many calls under way."""
+  sizes = []
+  for name, count in (('one', 1), ('several', 4)):
+    config = digits(**PROBING | {'updates_per_call': count})
+    train(config, tmp_path / name, devices=jax.devices()[:1])
+    sizes.append([x['batch_size'] for x in records(tmp_path / name)])
+  assert sizes[0] == sizes[1]
 
 
 def test_branches_see_the_same_examples(tmp_path, monkeypatch):
@@ -225,8 +237,9 @@ def test_when_the_next_probe_is_due():
   assert due(examples=600, probes=before, probe_examples=2300) is None
   assert due(nominal=64, examples=500) is None  # no larger batch
   end = parts.end.examples
-  assert due(examples=end - 100) is None
-  assert due(examples=end - 128).examples == 64
+  # All branches together have no more than the run has left.
+  assert due(examples=end - 250) is None
+  assert due(examples=end - 260).examples == 64
 
 
 @pytest.mark.parametrize('size', [16, 24, 64])
