@@ -135,7 +135,8 @@ def probe_run(
   found = probe(config, directory / 'run')
   return {
     'run': {k: summary[k] for k in ('updates', 'examples', 'seconds')},
-    'probe': found | {'directory': None},
+    'probe': found
+    | {'directory': None, 'run': found['run'] | {'directory': None}},
     'wall_seconds': time.perf_counter() - began,
   }
 
