@@ -9,6 +9,9 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from adabatch.report import style
+from adabatch.report.probe_figures import cost_figure
+
 HERE = pathlib.Path(__file__).parent
 HEAD = """# What probes said, and what following them bought
 
@@ -20,7 +23,23 @@ benchmarks.probe_claims` writes. What is measured, and when it misleads, is in
 TITLES = {
   'shakespeare': 'A Transformer of 4 layers on the characters of Shakespeare',
   'cnn': 'The small CNN on Fashion-MNIST',
+  'fc': 'A fully connected network on Fashion-MNIST',
 }
+
+
+DRAWN = 'What each batch size costs at the last checkpoint, and the estimates'
+
+
+def draw(name: str, probe: dict[str, Any]) -> None:
+  """The last checkpoint."""
+  epsilon = probe['run']['epsilon']
+  cost_figure(probe['points'][-1], epsilon, style.LIGHT).savefig(
+    HERE / f'probe_{name}.png',
+    dpi=160,
+    facecolor='white',
+    bbox_inches='tight',
+    metadata={'Software': None},
+  )
 
 
 def number(x: float | None) -> str:
@@ -107,9 +126,58 @@ def of_growth(found: dict[str, Any] | None) -> str:
   )
 
 
+def at_edge(arm: dict[str, Any]) -> bool:
+  """Whether a rate beyond those tried may be better."""
+  rates = [r['rate'] for r in arm['tuned']]
+  return arm['rate'] in (min(rates), max(rates))
+
+
+def of_study(found: dict[str, Any]) -> Iterator[str]:
+  """The two ways of asking side by side."""
+  s = found['study']
+  yield (
+    f'Asked as the [study]({s["name"]}.md) of the same network asks, which '
+    'batch needs 20 % more examples than that of the run (each size with the '
+    'best of the rates tried), the study says '
+    f'{number(s["overhead_batch_size"])} '
+    f'({between(*s["overhead_interval"])}) by its fit and '
+    f'{number(s["overhead_of_rows"])} between its rows, over the whole run to '
+    f'its goal after {number(s["examples_to_goal"])} examples. The probe:\n'
+  )
+  yield row(
+    [
+      'examples',
+      'epsilon: what 20 % of examples buy',
+      'size',
+      'times the fit',
+      'times the rows',
+    ]
+  )
+  yield '|---|---|---|---|---|'
+  for one in found['points']:
+    size = one['batch_size']
+    point = f'none up to {one["tried"]:,}' if size is None else number(size)
+    ratios = [
+      '' if size is None else f'{size / s[name]:.2f}'
+      for name in ('overhead_batch_size', 'overhead_of_rows')
+    ]
+    yield row(
+      [
+        f'{one["examples"]:,}',
+        f'{one["epsilon"]:.4f}',
+        f'{point} ({between(one["low"], one["high"])})',
+        *ratios,
+      ]
+    )
+  yield ''
+
+
 def of_arms(arms: dict[str, Any]) -> Iterator[str]:
-  yield row(['arm', 'updates', 'test loss', 'factor of the rate'])
-  yield '|---|---|---|---|'
+  yield row(
+    ['arm', 'updates', 'test loss', 'updates against small', 'of the rate']
+  )
+  yield '|---|---|---|---|---|'
+  updates = arms['small']['seeds'][0]['updates']
   for name, one in arms.items():
     losses = [r['loss'] for r in one['seeds']]
     spread = statistics.stdev(losses)
@@ -118,7 +186,8 @@ def of_arms(arms: dict[str, Any]) -> Iterator[str]:
         name,
         f'{one["seeds"][0]["updates"]:,}',
         f'{statistics.mean(losses):.4f} ± {spread:.4f}',
-        f'{one["rate"]:g}',
+        f'{one["seeds"][0]["updates"] / updates:.2f}',
+        f'{one["rate"]:.2g}{" (the last tried)" * at_edge(one)}',
       ]
     )
 
@@ -134,6 +203,7 @@ def section(name: str, found: dict[str, Any]) -> Iterator[str]:
     f'{found["wall_seconds"] / 60:.1f} minutes; epsilon '
     f'{probe["run"]["epsilon"]:g}.\n'
   )
+  yield f'![{DRAWN}](probe_{name}.png)\n'
   yield from of_points(probe)
   yield ''
   for one in probe['points']:
@@ -148,10 +218,14 @@ def section(name: str, found: dict[str, Any]) -> Iterator[str]:
     f'{max(ratios):.2f}).\n'
   )
   yield f'The ramp: `{probe["ramp"]["step_table"]}` (examples:size).\n'
+  if 'study' in found:
+    yield from of_study(found['study'])
   if 'arms' in found:
     seeds = len(found['arms']['small']['seeds'])
-    yield 'Followed, at equal examples, each with the best of five rates, mean'
-    yield f'and standard deviation of {seeds} other seeds:\n'
+    least = min(len(arm['tuned']) for arm in found['arms'].values())
+    yield 'Followed, at equal examples and by the same rule of the rate, each'
+    yield f'with the best of {least} or more factors of it; mean and standard'
+    yield f'deviation of {seeds} other seeds:\n'
     yield from of_arms(found['arms'])
   else:
     yield 'What following it buys has not been measured yet.'
@@ -171,3 +245,5 @@ def page(log: dict[str, Any]) -> str:
 if __name__ == '__main__':
   log = json.loads((HERE / 'probe_claims.json').read_text())
   (HERE / 'probe_claims.md').write_text(page(log))
+  for name, found in log['rows'].items():
+    draw(name, found['probe'])

@@ -215,11 +215,11 @@ def verdict(
       f'epsilon is below what can be seen here (± {least:.2g} at best): give '
       'more probe.repeats or probe.examples'
     )
-  fewest = examples / size.tried
+  fewest = math.ceil(examples / size.tried)
   if fewest < FEW:
     lines.append(
-      f'the largest batch took {math.ceil(fewest)} updates alone: look further '
-      'ahead (probe.examples), as far as there are data'
+      f'the largest batch took {fewest} update{"s" * (fewest > 1)} alone: look '
+      'further ahead (probe.examples), as far as there are data'
     )
   if repeats == 1:
     lines.append(

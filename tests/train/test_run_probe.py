@@ -155,14 +155,17 @@ def test_resumed_between_probes(tmp_path):
   assert losses[0] == losses[1]
 
 
-def test_decisions_do_not_wait_for_who_is_in_flight(tmp_path):
-  """As many updates a call as are free, with as many calls under way."""
-  sizes = []
+def test_probes_are_due_wherever_calls_end(tmp_path):
+  """However many updates are in one, and however many are under way."""
+  keys = ('update', 'examples', 'ahead', 'batch_size', 'doubles')
+  found = []
   for name, count in (('one', 1), ('several', 4)):
     config = digits(**PROBING | {'updates_per_call': count})
     train(config, tmp_path / name, devices=jax.devices()[:1])
-    sizes.append([x['batch_size'] for x in records(tmp_path / name)])
-  assert sizes[0] == sizes[1]
+    probes = records(tmp_path / name, 'probe')
+    found.append([[x[k] for k in keys] for x in probes])
+  assert found[0]
+  assert found[0] == found[1]
 
 
 def test_branches_see_the_same_examples(tmp_path, monkeypatch):
