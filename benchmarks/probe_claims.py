@@ -130,12 +130,13 @@ CASES = {
     },
     run={
       'learning_rate.decay.name': 'constant',
-      'checkpoint.keep': 21,
+      'checkpoint.keep': 210,
+      'checkpoint.every_updates': 50,
       'eval.growth': 1.01,
     },
     arms={'learning_rate.decay.name': 'cosine', 'eval.every_epochs': 1.0},
     probe={
-      'probe.at': '16000 48000 96000',
+      'probe.at': '1600 4800 16000 48000 96000',
       'probe.factors': (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
       'probe.examples': 49_152,
       'probe.repeats': 4,

@@ -1,6 +1,7 @@
 """Pages in docs/ are what their data say."""
 
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -11,11 +12,16 @@ from adabatch.study.trials import COMPLETE, ERROR
 DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 
 
+def load(name):
+  """A script of docs/."""
+  spec = importlib.util.spec_from_file_location(name, DOCS / f'{name}.py')
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  return script
+
+
 def test_the_study_is_made_from_its_trials():
-  path = DOCS / 'make_fashion_mnist_fc.py'
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  make = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(make)
+  make = load('make_fashion_mnist_fc')
   searches = archive.read_tree(DOCS / 'fashion_mnist_fc.tar.xz')
   words = (DOCS / 'fashion_mnist_fc_words.md').read_text()
   page = (DOCS / 'fashion_mnist_fc.md').read_text()
@@ -29,6 +35,14 @@ def test_the_study_is_made_from_its_trials():
     fit = workload.fit
     for number in (fit.min_steps, *fit.critical_batch_size_interval):
       assert f'{number:,.0f}' in page
+
+
+def test_what_probes_said_is_made_from_the_log():
+  log = json.loads((DOCS / 'probe_claims.json').read_text())
+  assert load('make_probe_claims').page(log) == (
+    DOCS / 'probe_claims.md'
+  ).read_text()
+  assert all((DOCS / f'probe_{name}.png').exists() for name in log['rows'])
 
 
 def test_promises_are_held_by_tests_that_exist():
