@@ -266,8 +266,7 @@ class Run:
       with self.paused('saving'):
         if self.best is not None:
           self.best.write(at.update)
-        if at.update != self.resumed_at:
-          self.checkpoint(self.save)
+        self.checkpoint(self.save)
     if over:
       return 'completed' if at.reached is None else 'target_reached'
     if self.reports.stopping:
