@@ -86,7 +86,8 @@ class Decisions:
     if saved is not None:
       self.nominal = saved['nominal']
       self.evaluated_examples = saved['evaluated_examples']
-      self.pending = saved['pending']
+      # Runs of before never put one off.
+      self.pending = saved.get('pending', False)
       with refusing('controller'):
         self._state = controllers.state_from_json(
           controller.init(), saved['controller']
