@@ -185,6 +185,7 @@ def train_on(
   flying = collections.deque()
   for call in calls:
     if stop():
+      trainer.wait()
       return False
     if not trainer.ready(call):
       trainer.wait()

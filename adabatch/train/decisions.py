@@ -32,11 +32,11 @@ class Measure(NamedTuple):
 
   Attributes:
     take: (updates, examples) -> their values then, by name, and how many
-      examples were evaluated for them.
+      examples were evaluated for them; None: the run is to stop first.
     due: (updates, examples) -> whether a decision there has to wait for them.
   """
 
-  take: Callable[[int, int], tuple[dict[str, float], int]]
+  take: Callable[[int, int], tuple[dict[str, float], int] | None]
   due: Callable[[int, int], bool] = lambda update, examples: True
 
 
@@ -50,6 +50,7 @@ class Decisions:
     measured: whether the rule reads anything that the devices have to report;
       if not, nothing has to be waited for.
     follows: whether it reads every update.
+    pending: whether a decision was put off until the run goes on.
   """
 
   def __init__(
@@ -79,11 +80,14 @@ class Decisions:
     self.nominal = float(initial_batch_size)
     self._growth = 1.0  # at the last decision; not kept, for it guesses alone
     self.evaluated_examples = 0
+    self.pending = False
     self.measured = bool(controller.needs - PROGRESS)
     self.follows = bool(controller.needs & OF_UPDATES)
     if saved is not None:
       self.nominal = saved['nominal']
       self.evaluated_examples = saved['evaluated_examples']
+      # Runs of before never put one off.
+      self.pending = saved.get('pending', False)
       with refusing('controller'):
         self._state = controllers.state_from_json(
           controller.init(), saved['controller']
@@ -107,6 +111,7 @@ class Decisions:
     return {
       'nominal': self.nominal,
       'evaluated_examples': self.evaluated_examples,
+      'pending': self.pending,
       'controller': controllers.state_to_json(self._state),
     }
 
@@ -119,7 +124,7 @@ class Decisions:
 
   def decide(self, update: int, examples: int) -> None:
     """Where a decision is due and no update reports what the rule reads: before
-    the first one, and for a rule that reads progress alone.
+    the first one, for a rule that reads progress alone, and if it is pending.
 
     Args:
       update: updates done so far; 0 before the first one.
@@ -156,7 +161,11 @@ class Decisions:
   def _ask(self, signals: Signals, *, measure: bool) -> None:
     if measure:
       # A measurement is part of the training, and its time counts as such.
-      values, cost = self._measure.take(signals.update, signals.examples or 0)
+      found = self._measure.take(signals.update, signals.examples or 0)
+      self.pending = found is None
+      if found is None:
+        return
+      values, cost = found
       self.evaluated_examples += cost
       signals = signals._replace(**values)
     before = self.nominal

@@ -130,6 +130,7 @@ class Run:
         lambda: self.clock,
         lambda: self.paused('compiling'),
         doing,
+        stop.is_set,
       )
 
   def place(self, saved: Saved | None) -> Restored | None:
@@ -231,6 +232,9 @@ class Run:
 
   def train(self) -> Iterator[Record]:
     while True:
+      if self.decisions.pending and not self.reports.stopping:
+        self.decisions.decide(self.at.update, self.at.examples)
+        self.reports.stopping = self.decisions.pending
       if not self.left or self.reports.stopping:
         status = yield from self.between()
         if status is not None:

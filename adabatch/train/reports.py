@@ -116,7 +116,7 @@ class Reports:
   due.
 
   Attributes:
-    stopping: whether a process was asked to stop.
+    stopping: whether a process was asked to stop, or a decision waits for that.
   """
 
   def __init__(
@@ -280,6 +280,7 @@ class Reports:
       return
     if self._decisions.measured:
       self._decisions.observe(done)
+      self.stopping |= self._decisions.pending
       if done.decides:
         # What was measured took no time of the next call.
         self._fetched = self._clock.seconds

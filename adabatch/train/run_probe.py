@@ -18,6 +18,7 @@ from adabatch.controllers import buckets
 from adabatch.controllers.buckets import Ladder, Plan
 from adabatch.devices.losses import ExampleLosses, Losses
 from adabatch.devices.measurements import make_calibration
+from adabatch.devices.mesh import any_process
 from adabatch.devices.messages import Call
 from adabatch.devices.trainer import Trainer
 from adabatch.study.critical import critical, differences
@@ -130,6 +131,7 @@ class RunProbe:
     clock: Callable[[], Clock],
     pausing: Callable[[], AbstractContextManager[None]],
     doing: Callable[[str, str], None],
+    stop: Callable[[], bool],
   ):
     """Nothing is compiled yet.
 
@@ -140,6 +142,7 @@ class RunProbe:
       clock: of the training.
       pausing: what is entered while a program is compiled.
       doing: is told what is next, and how far the run is.
+      stop: whether this process was asked to stop.
 
     Raises:
       ConfigError: for held-out examples that are none.
@@ -147,7 +150,7 @@ class RunProbe:
     check_held_out(parts())
     self._now, self._trainer = parts, trainer
     self._at, self._clock = at, clock
-    self._pausing, self._doing = pausing, doing
+    self._pausing, self._doing, self._stop = pausing, doing, stop
     recipe = parts().recipe
     self._nominal: Callable[[], float] = lambda: math.nan
     self.records: list[Record] = []
@@ -173,8 +176,13 @@ class RunProbe:
     at = dataclasses.replace(self._at(), examples=examples)
     return next_probe(self._now(), at, self._nominal(), self._evaluated)
 
-  def measure(self, update: int, examples: int) -> tuple[dict[str, float], int]:
-    """The signal, NaN where no probe is due; and no examples beside its own."""
+  def measure(
+    self, update: int, examples: int
+  ) -> tuple[dict[str, float], int] | None:
+    """The signal, NaN where no probe is due; and no examples beside its own.
+
+    None where the run is to stop: the probe is made when that goes on.
+    """
     due = self._due(examples)
     if due is None:
       return {SIGNAL: math.nan}, 0
@@ -182,7 +190,7 @@ class RunProbe:
 
   def _measure(
     self, due: Due, update: int, examples: int
-  ) -> tuple[dict[str, float], int]:
+  ) -> tuple[dict[str, float], int] | None:
     at, p = self._at(), self._now().config.controller.probe
     began = self._clock().seconds
     losses = {plan.batch_size: [] for plan in due.plans}
@@ -190,6 +198,9 @@ class RunProbe:
       for plan in due.plans:
         offset = repeat * due.examples
         found = self._grow(at, plan, due.examples, offset)
+        if found is None:
+          # Not counted: the run that goes on is to be as if it had not stopped.
+          return None
         losses[plan.batch_size].append(found)
     self._trainer.feed.start(at.examples + at.left_out)
     now, twice = (plan.batch_size for plan in due.plans)
@@ -224,9 +235,14 @@ class RunProbe:
     # Of sizes that the ladder rounds: what the rule compares is nominal.
     return {SIGNAL: 2 * self._nominal() if record['doubles'] else size.low}, 0
 
+  def _stops_alone(self) -> bool:
+    """Whether to end within a branch; several processes end after it."""
+    return jax.process_count() == 1 and self._stop()
+
   def _grow(
     self, at: Progress, plan: Plan, examples: int, offset: int
-  ) -> ExampleLosses:
+  ) -> ExampleLosses | None:
+    """What a branch comes to; None if the run is to stop."""
     trainer, parts = self._trainer, self._now()
 
     def told() -> Iterator[Call]:
@@ -237,7 +253,9 @@ class RunProbe:
 
     with trainer.set_aside():
       trainer.feed.start(at.examples + at.left_out + offset)
-      train_on(trainer, told(), self._pausing)
+      train_on(trainer, told(), self._pausing, self._stops_alone)
+      if any_process(self._stop()):
+        return None
       trainer.evaluates = True
       state = trainer.everywhere()
       if self._calibration is not None:

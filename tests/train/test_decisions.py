@@ -269,6 +269,7 @@ class Observed:
   """In place of a rule: what it is fed with."""
 
   measured, follows, losses_below_minimum = True, True, 0
+  pending = False
 
   def __init__(self):
     self.updates = []

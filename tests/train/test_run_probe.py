@@ -1,6 +1,7 @@
 """A run whose batch size follows branches of its own."""
 
 import json
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from adabatch.config import ConfigError
 from adabatch.controllers import buckets
 from adabatch.data.order import Order, indices
 from adabatch.devices.trainer import Trainer
-from adabatch.train import train
+from adabatch.train import run_probe, train
 from adabatch.train.build import build
 from adabatch.train.calls import Progress
 from adabatch.train.run_probe import calls_of, next_probe
@@ -136,6 +137,38 @@ def test_the_same_on_eight_devices(tmp_path, overrides):
       < 1e-3 * abs(x['half_width'] + x['difference']) + 1e-5
     )
   assert doubled(tmp_path / 'one') == doubled(tmp_path / 'eight')
+
+
+def test_told_to_stop_within_a_probe(tmp_path, monkeypatch):
+  """It is left at once, and made when the run goes on; nothing else is."""
+  config, devices = digits(**PROBING), jax.devices()[:1]
+  whole = train(config, tmp_path / 'whole', devices=devices)
+  (first, *_), stop, grown = whole['probes'], threading.Event(), []
+  train_on = run_probe.train_on
+
+  def told_to_stop(trainer, calls, pausing, stops):
+    def some():
+      for call in calls:
+        yield call
+        if len(grown) == 3:
+          stop.set()
+
+    grown.append(train_on(trainer, some(), pausing, stops))
+    return grown[-1]
+
+  monkeypatch.setattr(run_probe, 'train_on', told_to_stop)
+  grown.append(True)  # so that it is within the third branch
+  for _ in range(2):  # told at once again
+    found = train(config, tmp_path / 'parts', devices=devices, stop=stop)
+    assert found['status'] == 'preempted'
+    assert found['updates'] == first['update']
+    assert found['probes'] == []
+    assert grown.pop() is False
+  monkeypatch.undo()
+  found = train(config, tmp_path / 'parts', devices=devices)
+  assert found['probes'] == whole['probes']
+  a, b = records(tmp_path / 'whole'), records(tmp_path / 'parts')
+  assert [x['loss'] for x in a] == [x['loss'] for x in b]
 
 
 def test_resumed_between_probes(tmp_path):
