@@ -8,6 +8,9 @@ with L(n) the held-out loss of the run after n examples, a branch of Delta
 examples from n_0 on may lose
 
     epsilon = L(n_0 + Delta / 1.2) - L(n_0 + Delta).
+
+It is that of the run at its own rate, known to within an error that the
+interval of the size takes in.
 """
 
 import math
@@ -31,8 +34,8 @@ OVERHEAD = 0.2  # examples beyond those of a small batch, as a share of them
 
 def epsilon_of_examples(
   examples: Sequence[float], losses: Sequence[float], start: int, branch: int
-) -> float:
-  """What the last of (1 + OVERHEAD) times as many examples buy.
+) -> tuple[float, float]:
+  """What (1 + OVERHEAD) times as many examples buy, and its standard error.
 
   From a straight line through the losses against log examples, over the second
   half of the branch and a little beyond.
@@ -44,7 +47,8 @@ def epsilon_of_examples(
     branch: Delta.
 
   >>> n = np.arange(100, 2000, 10)
-  >>> print(f'{epsilon_of_examples(n, 3 - np.log(n), 0, 1000):.3f}')  # log 1.2
+  >>> epsilon, _ = epsilon_of_examples(n, 3 - np.log(n), 0, 1000)
+  >>> print(f'{epsilon:.3f}')  # log 1.2
   0.182
   """
   n, loss = np.asarray(examples, float), np.asarray(losses, float)
@@ -52,23 +56,27 @@ def epsilon_of_examples(
   if near.sum() < 5:
     raise ValueError(
       f'{near.sum()} evaluations between {start + branch // 2} and '
-      f'{start + branch} examples: evaluate the run more often'
+      f'{start + 6 * branch // 5} examples: evaluate the run more often'
     )
-  slope = np.polyfit(np.log(n[near]), loss[near], 1)[0]
+  (slope, _), covariance = np.polyfit(np.log(n[near]), loss[near], 1, cov=True)
   shorter = start + branch / (1 + OVERHEAD)
-  epsilon = float(slope * (np.log(shorter) - np.log(start + branch)))
+  logs = float(np.log(shorter) - np.log(start + branch))
+  epsilon = float(slope) * logs
+  error = float(np.sqrt(covariance[0, 0])) * -logs
   if not epsilon > 0:
     raise ValueError(
       f'the loss does not fall up to {start + branch} examples: probe where '
       'the run still learns, or train it with a lower rate'
     )
-  return epsilon
+  return epsilon, error
 
 
-def overhead_of_rows(sizes: Sequence[int], examples: Sequence[float]) -> float:
+def overhead_of_rows(
+  sizes: Sequence[int], examples: Sequence[float]
+) -> float | None:
   """The size that needs (1 + OVERHEAD) times the examples of the first.
 
-  Between two sizes by interpolation in logarithms; infinite if none does.
+  Between two sizes by interpolation in logarithms; None if none does.
 
   >>> print(f'{overhead_of_rows([32, 64, 256], [100, 100, 120]):.0f}')
   256
@@ -76,7 +84,7 @@ def overhead_of_rows(sizes: Sequence[int], examples: Sequence[float]) -> float:
   over = np.log(np.asarray(examples) / examples[0])
   beyond = np.flatnonzero(over >= np.log(1 + OVERHEAD) - 1e-12)
   if not len(beyond):
-    return math.inf
+    return None
   i, logs = beyond[0], np.log(sizes)
   ends = slice(i - 1, i + 1)
   return float(np.exp(np.interp(np.log(1 + OVERHEAD), over[ends], logs[ends])))
@@ -133,18 +141,31 @@ def against_study(
   rows = []
   for one in found['points']:
     branch, reference = one['branch_examples'], one['batch_size']
-    epsilon = epsilon_of_examples(
+    epsilon, error = epsilon_of_examples(
       [r['examples'] for r in records],
       [r['loss'] for r in records],
       one['examples'],
       branch,
     )
-    size = critical([_difference(r) for r in one['table']], reference, epsilon)
+    table = [_difference(r) for r in one['table']]
+    size = critical(table, reference, epsilon)
+    # The ends of the interval at the ends of that of epsilon.
+    less = max(epsilon - 1.96 * error, 1e-9)
+    size = size._replace(
+      low=critical(table, reference, less).low,
+      high=critical(table, reference, epsilon + 1.96 * error).high,
+    )
+    factors = config.probe.multipliers
+    ends = min(factors), max(factors)
     rows.append(
       {
         'examples': one['examples'],
         'branch_examples': branch,
         'epsilon': epsilon,
+        'epsilon_error': error,
+        'at_an_end': [
+          r['batch_size'] for r in one['table'] if r['multiplier'] in ends
+        ],
         **to_json(size),
         'table': one['table'],
       }

@@ -21,13 +21,13 @@ import json
 import math
 import pathlib
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from adabatch.config import Config
+from adabatch.devices.agreed import digest
 from adabatch.train import train
 from adabatch.train.probe_job import probe
 from benchmarks import measure
@@ -182,15 +182,11 @@ def probe_run(
   config.update_from_flattened_dict(
     case.probe | {'probe.directory': str(directory / 'probe')}
   )
-  fresh, began = not (directory / 'probe').exists(), time.perf_counter()
   found = probe(config, directory / 'run')
-  seconds = time.perf_counter() - began
   return {
     'run': {k: summary[k] for k in ('updates', 'examples', 'seconds')},
     'probe': found
     | {'directory': None, 'run': found['run'] | {'directory': None}},
-    # Of one that only goes on, nothing is known.
-    **({'wall_seconds': seconds} if fresh else {}),
   }
 
 
@@ -204,7 +200,7 @@ def ask_both(
     | {
       'probe.directory': str(directory / 'probe_tuned'),
       'probe.learning_rate': 'tune',
-      'probe.multipliers': tuple(STEP**i for i in range(-4, 3)),
+      'probe.multipliers': tuple(STEP**i for i in range(-6, 4)),
     }
   )
   goal = 1 - read_config(case).target.value
@@ -246,6 +242,8 @@ def tune(run: Callable[[float], dict[str, Any]]) -> list[dict[str, Any]]:
 def best_of(runs: Iterable[dict[str, Any]]) -> float:
   """The rate of the least loss."""
   whole = [r for r in runs if r['status'] == 'completed']
+  if not whole:
+    raise ValueError('no rate trained to the end: lower the rate of the config')
   return min(whole, key=lambda r: r['loss'])['rate']
 
 
@@ -263,7 +261,7 @@ def train_arms(
     def run(rate: float, seed: int, k=keys, n=name, **more) -> dict[str, Any]:
       over = {'learning_rate.base': base * rate, 'seed': seed}
       over |= case.arms | k | more
-      place = directory / 'arms' / f'{n}-{rate:g}-{seed}'
+      place = directory / 'arms' / f'{n}-{digest(k)[:8]}-{rate:g}-{seed}'
       summary = train(make_config(case, data_dir, **over), place)
       (final,) = summary['final'].values() or ({'loss': float('inf')},)
       return {
@@ -311,7 +309,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in given.only.split(','):
     case, directory = CASES[name], pathlib.Path(given.workdir) / name
     found = probe_run(case, directory, given.data_dir)
-    rows[name] = rows.get(name, {}) | found
+    before = rows.get(name, {})
+    rows[name] = found
+    if before.get('probe', {}).get('ramp') == found['probe']['ramp']:
+      rows[name] = before | found
     measure.write(path, measure.record(rows=rows))
     for point in found['probe']['points']:
       print(f'{name}, {point["examples"]:,}: {point["verdict"]}', flush=True)

@@ -147,26 +147,28 @@ def of_study(found: dict[str, Any]) -> Iterator[str]:
   yield row(
     [
       'examples',
-      'epsilon: what 20 % of examples buy',
+      'epsilon: what 20 % more examples buy',
       'size',
       'times the fit',
       'times the rows',
+      'sizes whose best rate was the first or last tried',
     ]
   )
-  yield '|---|---|---|---|---|'
+  yield '|---|---|---|---|---|---|'
   for one in found['points']:
     size = one['batch_size']
     point = f'none up to {one["tried"]:,}' if size is None else number(size)
     ratios = [
-      '' if size is None else f'{size / s[name]:.2f}'
+      '' if size is None or s[name] is None else f'{size / s[name]:.2f}'
       for name in ('overhead_batch_size', 'overhead_of_rows')
     ]
     yield row(
       [
         f'{one["examples"]:,}',
-        f'{one["epsilon"]:.4f}',
+        f'{one["epsilon"]:.4f} ± {one["epsilon_error"]:.4f}',
         f'{point} ({between(one["low"], one["high"])})',
         *ratios,
+        ', '.join(f'{size:,}' for size in one['at_an_end']),
       ]
     )
   yield ''
@@ -200,7 +202,8 @@ def section(name: str, found: dict[str, Any]) -> Iterator[str]:
     f'A run of {found["run"]["updates"]:,} updates in constant batches of '
     f'{probe["points"][0]["batch_size"]}; {cost["branches"]} branches of '
     f'{probe["points"][0]["branch_examples"]:,} examples, in '
-    f'{found["wall_seconds"] / 60:.1f} minutes; epsilon '
+    f'{cost["seconds"] / 60:.1f} minutes ({cost["examples"]:,} examples, and '
+    f'{cost["evaluated_examples"]:,} evaluated); epsilon '
     f'{probe["run"]["epsilon"]:g}.\n'
   )
   yield f'![{DRAWN}](probe_{name}.png)\n'

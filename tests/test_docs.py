@@ -39,9 +39,10 @@ def test_the_study_is_made_from_its_trials():
 
 def test_what_probes_said_is_made_from_the_log():
   log = json.loads((DOCS / 'probe_claims.json').read_text())
-  assert load('make_probe_claims').page(log) == (
-    DOCS / 'probe_claims.md'
-  ).read_text()
+  assert (
+    load('make_probe_claims').page(log)
+    == (DOCS / 'probe_claims.md').read_text()
+  )
   assert all((DOCS / f'probe_{name}.png').exists() for name in log['rows'])
 
 

@@ -159,11 +159,12 @@ class Decisions:
     self._ask(signals, measure=decides)
 
   def _ask(self, signals: Signals, *, measure: bool) -> None:
+    self.pending = False
     if measure:
       # A measurement is part of the training, and its time counts as such.
       found = self._measure.take(signals.update, signals.examples or 0)
-      self.pending = found is None
       if found is None:
+        self.pending = True
         return
       values, cost = found
       self.evaluated_examples += cost

@@ -130,7 +130,9 @@ class Run:
         lambda: self.clock,
         lambda: self.paused('compiling'),
         doing,
-        stop.is_set,
+        # What it reads of an update beside the probe would be lost.
+        lambda: not self.decisions.follows and stop.is_set(),
+        lambda: self.pace.most,
       )
 
   def place(self, saved: Saved | None) -> Restored | None:
@@ -232,9 +234,9 @@ class Run:
 
   def train(self) -> Iterator[Record]:
     while True:
-      if self.decisions.pending and not self.reports.stopping:
-        self.decisions.decide(self.at.update, self.at.examples)
-        self.reports.stopping = self.decisions.pending
+      stops = self.reports.stopping or self.finished()
+      if self.decisions.pending and not stops:
+        yield from self.reports.decide()
       if not self.left or self.reports.stopping:
         status = yield from self.between()
         if status is not None:

@@ -237,6 +237,19 @@ class Reports:
           )
         )
 
+  def decide(self) -> Iterator[Record]:
+    """What was put off, now that nothing is on its way."""
+    self._decisions.decide(self._at.update, self._at.examples)
+    yield from self._measured()
+
+  def _measured(self) -> Iterator[Record]:
+    """After a decision, or where it was put off."""
+    # What was measured took no time of the next call.
+    self._fetched = self._clock.seconds
+    self.stopping |= self._decisions.pending
+    while self._beside:
+      yield self._beside.pop(0)
+
   def _measure(self, call: Call, seconds: float) -> None:
     if self._pace is None or not self._pace.measures:
       return
@@ -280,14 +293,10 @@ class Reports:
       return
     if self._decisions.measured:
       self._decisions.observe(done)
-      self.stopping |= self._decisions.pending
       if done.decides:
-        # What was measured took no time of the next call.
-        self._fetched = self._clock.seconds
-      while self._beside:
-        yield self._beside.pop(0)
-      if done.decides and not self._told:
-        yield from self._tell(done)
+        yield from self._measured()
+        if not self._told:
+          yield from self._tell(done)
     self._last = done
     if math.isfinite(report.replica_squared_distance):
       names = 'replica_squared_distance', 'mean_squared_distance'

@@ -132,6 +132,7 @@ class RunProbe:
     pausing: Callable[[], AbstractContextManager[None]],
     doing: Callable[[str, str], None],
     stop: Callable[[], bool],
+    in_a_call: Callable[[], int],
   ):
     """Nothing is compiled yet.
 
@@ -143,6 +144,7 @@ class RunProbe:
       pausing: what is entered while a program is compiled.
       doing: is told what is next, and how far the run is.
       stop: whether this process was asked to stop.
+      in_a_call: how many updates a call does, for a stop to be seen soon.
 
     Raises:
       ConfigError: for held-out examples that are none.
@@ -151,6 +153,7 @@ class RunProbe:
     self._now, self._trainer = parts, trainer
     self._at, self._clock = at, clock
     self._pausing, self._doing, self._stop = pausing, doing, stop
+    self._in_a_call = in_a_call
     recipe = parts().recipe
     self._nominal: Callable[[], float] = lambda: math.nan
     self.records: list[Record] = []
@@ -246,11 +249,13 @@ class RunProbe:
     trainer, parts = self._trainer, self._now()
 
     def told() -> Iterator[Call]:
-      room = trainer.room(plan.bucket)
+      room = min(trainer.room(plan.bucket), self._in_a_call())
       for call in calls_of(at, plan, examples, offset, parts.ladder, room):
         self._doing('probing', f'update {at.update}')
         yield call
 
+    if any_process(self._stop()):
+      return None
     with trainer.set_aside():
       trainer.feed.start(at.examples + at.left_out + offset)
       train_on(trainer, told(), self._pausing, self._stops_alone)

@@ -183,7 +183,6 @@ class Observed:
   """In place of a rule: what it is fed with."""
 
   measured, losses_below_minimum = True, 0
-  pending = False
 
   def __init__(self):
     self.reports = []
