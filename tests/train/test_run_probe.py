@@ -37,15 +37,21 @@ def doubled(workdir):
   return list(dict.fromkeys(sizes))
 
 
-def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(tmp_path):
-  config = digits(**PROBING)
-  summary = train(config, tmp_path, devices=jax.devices()[:1])
-  probes = records(tmp_path, 'probe')
+@pytest.fixture(name='probing', scope='module')
+def _probing(compile_quickly, tmp_path_factory):
+  """The directory of a run on one device, and its summary."""
+  workdir = tmp_path_factory.mktemp('probing')
+  return workdir, train(digits(**PROBING), workdir, devices=jax.devices()[:1])
+
+
+def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(probing):
+  workdir, summary = probing
+  probes = records(workdir, 'probe')
   assert summary['probes'] == [
     {k: v for k, v in p.items() if k != 'kind'} for p in probes
   ]
   assert len(probes) >= 2
-  assert doubled(tmp_path)[:3] == [16, 32, 64]
+  assert doubled(workdir)[:3] == [16, 32, 64]
   for probe in probes:
     assert probe['tried'] == 2 * probe['batch_size']
     upper = probe['difference'] + probe['half_width']
@@ -56,7 +62,7 @@ def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(tmp_path):
   # Each before the record of the update it followed.
   lines = [
     json.loads(line)
-    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
   for before, after in zip(lines, lines[1:], strict=False):
     if before['kind'] == 'probe':
@@ -81,12 +87,10 @@ def test_a_batch_that_costs_stays(tmp_path):
   assert 32 not in doubled(tmp_path)
 
 
-def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
+def test_a_probe_leaves_no_trace_but_the_size(probing, tmp_path):
   """The same losses as by a table that has its sizes."""
-  train(digits(**PROBING), tmp_path / 'probe', devices=jax.devices()[:1])
-  sizes = [
-    (x['examples'], x['batch_size']) for x in records(tmp_path / 'probe')
-  ]
+  lines = records(probing[0])
+  sizes = [(x['examples'], x['batch_size']) for x in lines]
   steps = {0: sizes[0][1]}
   for (at, old), (_, new) in zip(sizes, sizes[1:], strict=False):
     if old != new:
@@ -96,11 +100,9 @@ def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
     'controller.name': 'step_table',
     'controller.step_table.table': table,
   }
-  train(
-    digits(**PROBING | given), tmp_path / 'table', devices=jax.devices()[:1]
-  )
-  a, b = records(tmp_path / 'probe'), records(tmp_path / 'table')
-  assert [x['loss'] for x in a] == [x['loss'] for x in b]
+  train(digits(**PROBING | given), tmp_path, devices=jax.devices()[:1])
+  losses = [x['loss'] for x in records(tmp_path)]
+  assert losses == [x['loss'] for x in lines]
   assert len(steps) > 2
 
 
@@ -138,31 +140,24 @@ def test_the_same_on_eight_devices(tmp_path, overrides):
   assert doubled(tmp_path / 'one') == doubled(tmp_path / 'eight')
 
 
-def test_resumed_between_probes(tmp_path):
+def test_resumed_between_probes(probing, tmp_path):
   """The same decisions, and none is made twice."""
+  workdir, whole = probing
   config = digits(**PROBING | {'checkpoint.every_updates': 10})
-  whole = train(config, tmp_path / 'whole', devices=jax.devices()[:1])
   for last in (35, 50, 70, None):
-    train(
-      config, tmp_path / 'parts', devices=jax.devices()[:1], last_update=last
-    )
-  parts = json.loads((tmp_path / 'parts' / 'summary.json').read_text())
+    parts = train(config, tmp_path, devices=jax.devices()[:1], last_update=last)
   assert parts['probes'] == whole['probes']
-  assert len(records(tmp_path / 'parts', 'probe')) == len(whole['probes'])
-  losses = [
-    [x['loss'] for x in records(tmp_path / name)] for name in ('whole', 'parts')
-  ]
+  assert len(records(tmp_path, 'probe')) == len(whole['probes'])
+  losses = [[x['loss'] for x in records(w)] for w in (workdir, tmp_path)]
   assert losses[0] == losses[1]
 
 
-def test_decisions_do_not_wait_for_who_is_in_flight(tmp_path):
+def test_decisions_do_not_wait_for_who_is_in_flight(probing, tmp_path):
   """As many updates a call as are free, with as many calls under way."""
-  sizes = []
-  for name, count in (('one', 1), ('several', 4)):
-    config = digits(**PROBING | {'updates_per_call': count})
-    train(config, tmp_path / name, devices=jax.devices()[:1])
-    sizes.append([x['batch_size'] for x in records(tmp_path / name)])
-  assert sizes[0] == sizes[1]
+  config = digits(**PROBING | {'updates_per_call': 4})
+  train(config, tmp_path, devices=jax.devices()[:1])
+  one, several = map(records, (probing[0], tmp_path))
+  assert [x['batch_size'] for x in one] == [x['batch_size'] for x in several]
 
 
 def test_branches_see_the_same_examples(tmp_path, monkeypatch):
