@@ -112,8 +112,7 @@ def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
   config.data.data_dir = str(PREPARED)
-  if name != 'resnet50_imagenet':  # one reads with a process beside it
-    config.data.workers = 0
+  config.data.workers = 0  # test_launch.py and test_inputs.py have processes
   if name in (*SAME_NETWORK, *OTHER_TESTS):
     config.model.name = 'strided_cnn'
   if name in ONE_LAYER:

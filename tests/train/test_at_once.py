@@ -30,7 +30,7 @@ GROWING = {
   'controller.name': 'padadamp',
   'controller.padadamp.rate': 3.0,
   'controller.every': 5,
-  'model.mlp.hidden_sizes': (64,) * 6,  # more activations than parameters
+  'model.mlp.hidden_sizes': (64,) * 3,  # more activations than parameters
   'max_updates': 60,
   'epochs': 100.0,
 }
