@@ -142,7 +142,7 @@ def _serve():
   import adabatch.search.job
   import adabatch.search.study_job
   import adabatch.train.evaluate_job
-  import adabatch.train.probe_job
+  import adabatch.train.probe_job  # noqa: F401
   import tests.tfds_sets  # noqa: F401
 
   gc.freeze()  # no collection of a process goes through what was imported
