@@ -204,7 +204,7 @@ def make_images(directory: pathlib.Path, examples: int = 160) -> None:
 
 def make_text(directory: pathlib.Path, documents: int = 200) -> None:
   """A text set 'made_up' below DIRECTORY, of words of a few letters."""
-  from tests.data.test_data_text import write_set
+  from tests.tfds_sets import write_set
 
   rng = np.random.default_rng(0)
   letters = np.frombuffer(b'abcdefgh   ', np.uint8)

@@ -118,6 +118,7 @@ def _become(arguments, environment, paths):
   os.environ.clear()
   os.environ.update(environment)
   sys.argv = arguments
+  sys.orig_argv = [sys.executable, *arguments]
   sys.path[0] = str(ROOT)
   runpy.run_path(arguments[0], run_name='__main__')
   sys.exit()
@@ -131,13 +132,18 @@ def _poll(pid):
 def _serve():
   import absl.app  # noqa: F401
   import alembic.config  # noqa: F401
+  import jax.experimental.topologies  # noqa: F401
+  import matplotlib.backends.backend_svg  # noqa: F401
   import ml_collections.config_flags  # noqa: F401
   import sklearn.datasets  # noqa: F401
 
-  import adabatch.report
+  import adabatch.plan.job
+  import adabatch.report.summary
   import adabatch.search.job
   import adabatch.search.study_job
-  import adabatch.train  # noqa: F401
+  import adabatch.train.evaluate_job
+  import adabatch.train.probe_job  # noqa: F401
+  import tests.tfds_sets  # noqa: F401
 
   gc.freeze()  # no collection of a process goes through what was imported
   for line in sys.stdin:

@@ -5,8 +5,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -42,20 +40,38 @@ def start_two(command):
   ]
 
 
-def launch_two(workdir, **overrides):
-  def command(address, process):
-    return [
-      'launch.py',
-      '--config=configs/digits_mlp.py',
-      f'--workdir={workdir}',
-      '--distributed',
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={process}',
-      *(f'--config.{key}={value}' for key, value in overrides.items()),
-    ]
+def launch_command(address, process, workdir, overrides):
+  return [
+    'launch.py',
+    '--config=configs/digits_mlp.py',
+    f'--workdir={workdir}',
+    '--distributed',
+    f'--coordinator_address={address}',
+    '--num_processes=2',
+    f'--process_id={process}',
+    *(f'--config.{key}={value}' for key, value in overrides.items()),
+  ]
 
-  return start_two(command)
+
+def launch_two(workdir, **overrides):
+  return start_two(
+    lambda address, process: launch_command(
+      address, process, workdir, overrides
+    )
+  )
+
+
+def take_turns(jobs):
+  """Two processes that do one after the other; see `tests/in_turn.py`."""
+  return start_two(
+    lambda address, process: [
+      'tests/in_turn.py',
+      address,
+      '2',
+      str(process),
+      json.dumps(jobs(process)),
+    ]
+  )
 
 
 def make_sets(directory):
@@ -88,10 +104,12 @@ def replicas(method, number, local_steps):
   }
 
 
+# Two sizes, for each of which there is a program.
+GROWS = {'controller.max_batch_size': 32, 'max_updates': 40}
 # In streaming each process reads every second example.
 JOBS = {
-  'streaming': {},
-  'resident': {'parallel.backend': 'pmap'},
+  'streaming': GROWS,
+  'resident': GROWS | {'parallel.backend': 'pmap'},
   'streaming sma': replicas('sma', 4, 3),
   'streaming probe': {
     'controller.name': 'probe',
@@ -121,16 +139,17 @@ DIFFER = {
     'in their data: training is ',
   ),
 }
-# The second process has no memory for 16 at once on a device, and later for 8.
-GROWING = {
+# The second process has no memory for 8 at once on a device, and later for 4.
+GROWING = GROWS | {
   'controller.name': 'padadamp',
-  'controller.padadamp.rate': 1.0,
+  'controller.initial_batch_size': 8,
+  'controller.padadamp.rate': 0.2,
   'controller.every': 5,
 }
 ROOM = {
-  'given': GROWING | {'buckets.max_per_device': 4},
+  'given': GROWING | {'buckets.max_per_device': 2},
   'found': GROWING
-  | {'buckets.max_per_device': 'auto', 'room': [[0, 8], [3, 4]]},
+  | {'buckets.max_per_device': 'auto', 'room': [[0, 4], [3, 2]]},
 }
 # Each process has a clock of its own; the checkpoints compare the tables.
 GOODPUT = {
@@ -138,10 +157,15 @@ GOODPUT = {
   'controller.every': 4,
   'controller.max_batch_size': 64,
   'controller.goodput.windows': 1,
-  'checkpoint.every_updates': 10,
+  'checkpoint.every_updates': 15,
+  'max_updates': 30,
 }
 # Of the run that is stopped below.
-LONG = CONSTANT | {'max_updates': 120, 'epochs': 1000.0}
+LONG = CONSTANT | {
+  'max_updates': 120,
+  'epochs': 1000.0,
+  'model.mlp.hidden_sizes': (32,),
+}
 
 
 @pytest.fixture(scope='module')
@@ -176,15 +200,7 @@ def two(tmp_path_factory):
       yield str(directory / 'differ' / name), here
 
   (out_0, err_0), (out_1, err_1) = finish(
-    start_two(
-      lambda address, process: [
-        'tests/in_turn.py',
-        address,
-        '2',
-        str(process),
-        json.dumps([*jobs, *differing(process)]),
-      ]
-    )
+    take_turns(lambda process: [*jobs, *differing(process)])
   )
   assert 'epoch' in err_0
   for text in (out_1, err_1):
@@ -205,9 +221,12 @@ def test_processes_that_were_started_differently_do_not_train(two):
 @pytest.mark.quick
 def test_same_as_one_process(two, tmp_path):
   for name, job in JOBS.items():
-    train(config(job), tmp_path / name, devices=jax.devices()[:1])
-    a, b = records(tmp_path / name), records(two / name)
-    assert [x['update'] for x in b] == list(range(1, 61))
+    one = 'streaming' if name == 'resident' else name  # which changes nothing
+    if one == name:
+      train(config(job), tmp_path / name, devices=jax.devices()[:1])
+    a, b = records(tmp_path / one), records(two / name)
+    updates = config(job).max_updates
+    assert [x['update'] for x in b] == list(range(1, updates + 1))
     for key in ('batch_size', 'nominal_batch_size'):
       assert [x[key] for x in a] == [x[key] for x in b], name
     assert (
@@ -221,13 +240,13 @@ def test_same_as_one_process(two, tmp_path):
 def test_processes_take_fewer_examples_at_once_together(two):
   """At the start, and at a larger batch size later; nothing is lost."""
   text = (two / 'said.txt').read_text()
-  assert "auto': 8 examples at once on each device (the fastest of 8)" in text
-  assert 'no memory for 8 examples at once on each device, 4 from now' in text
+  assert "auto': 4 examples at once on each device (the fastest of 4)" in text
+  assert 'no memory for 4 examples at once on each device, 2 from now' in text
   given, found = (
     [[r[k] for k in ('update', 'batch_size', 'loss')] for r in records(two / n)]
     for n in ROOM
   )
-  assert {batch_size for _, batch_size, _ in given} == {16, 32, 64}
+  assert {batch_size for _, batch_size, _ in given} == {8, 16}
   assert found == given
 
 
@@ -261,12 +280,12 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
   update. They go on to the same end."""
   keys = {
     'log.every_updates': 1,
-    'checkpoint.every_updates': 10,
+    'checkpoint.every_updates': 20,
     'processes.lost_seconds': 1.5,
     **LONG,
   }
   processes = launch_two(tmp_path, **keys)
-  wait_for_update(15, tmp_path, processes)
+  wait_for_update(25, tmp_path, processes)
   processes[1].kill()
   since = time.monotonic()
   (_, err), _ = [p.communicate(timeout=60) for p in processes]
@@ -278,9 +297,9 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
   lost = 'lost process 1 of 2: no sign of life for 1.5 s'
   assert lost in lines[0] or 'JAX aborted this process' in lines[0], err
 
-  keys['processes.lost_seconds'] = 30.0
+  keys['processes.lost_seconds'] = 5.0
   processes = launch_two(tmp_path, **keys)
-  wait_for_update(30, tmp_path, processes)
+  wait_for_update(35, tmp_path, processes)
   full = 1, resource.RLIM_INFINITY
   resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, full)
   since = time.monotonic()
@@ -309,13 +328,13 @@ def test_one_process_is_lost_or_told_to_stop(two, tmp_path):
 
 
 def test_replicas_go_on_without_a_lost_process_until_it_is_back(tmp_path):
-  """Real commands, which start themselves again."""
+  """Commands start themselves again, with all that they import."""
   address = f'localhost:{free_port()}'
   workdir = tmp_path / 'run'
   keys = replicas('diloco', 2, 5) | {
     'sync.min_replicas': 1,
     'processes.restarts': 1,
-    'processes.lost_seconds': 5,
+    'processes.lost_seconds': 3,
     'processes.rejoin_seconds': 0.5,
     'epochs': 10000.0,
     'checkpoint.every_updates': 50,
@@ -325,24 +344,8 @@ def test_replicas_go_on_without_a_lost_process_until_it_is_back(tmp_path):
   }
 
   def start(process):
-    with (tmp_path / f'{process}.txt').open('a') as output:
-      return subprocess.Popen(
-        [
-          sys.executable,
-          'launch.py',
-          '--config=configs/digits_mlp.py',
-          f'--workdir={workdir}',
-          '--distributed',
-          f'--coordinator_address={address}',
-          '--num_processes=2',
-          f'--process_id={process}',
-          *(f'--config.{key}={value}' for key, value in keys.items()),
-        ],
-        cwd=commands.ROOT,
-        env=environment(1),
-        stdout=output,
-        stderr=output,
-      )
+    command = launch_command(address, process, workdir, keys)
+    return commands.Process(command, environment(1))
 
   def wait_for(replicas, processes):
     """Until the number of replicas was changed to this."""
@@ -351,7 +354,7 @@ def test_replicas_go_on_without_a_lost_process_until_it_is_back(tmp_path):
       found = records(workdir, 'replicas') if workdir.exists() else []
       if [r['replicas'] for r in found] == replicas:
         return
-      assert time.monotonic() < deadline, (tmp_path / '0.txt').read_text()
+      assert time.monotonic() < deadline
       assert all(p.poll() is None for p in processes)
       time.sleep(0.05)
 
@@ -361,18 +364,16 @@ def test_replicas_go_on_without_a_lost_process_until_it_is_back(tmp_path):
       assert all(p.poll() is None for p in both)
       time.sleep(0.05)
     both[1].kill()
-    both[1].wait()
+    both[1].communicate()
     wait_for([1], both[:1])
     both[1] = start(1)
     wait_for([1, 2], both)
     for p in both:
       p.send_signal(signal.SIGTERM)
-    assert [p.wait(60) for p in both] == [143, 143]
+    (_, err), _ = finish(both, status=143)
   finally:
     for p in both:
       p.kill()
-      p.wait()
-  text = (tmp_path / '0.txt').read_text()
-  assert 'lost process 1 of 2' in text
-  assert '1 of 2 processes go on' in text
-  assert 'a process waits to join: starts again' in text
+  assert 'lost process 1 of 2' in err
+  assert '1 of 2 processes go on' in err
+  assert 'a process waits to join: starts again' in err

@@ -52,6 +52,13 @@ ONE_LAYER = (
   'transformer_lm1b',
   'transformer_shakespeare_diloco',
 )
+# Of classes, replicas, a stream and tokens; other pages are like them.
+PAGES = (
+  'digits_local_sgd',
+  'digits_mlp',
+  'resnet50_imagenet',
+  'transformer_shakespeare',
+)
 VARIANTS = {
   'resnet50_imagenet': ('256', '8k', '8k_constant', '8k_none', '8k_lars'),
   'transformer_lm1b': ('base', 'shallow', 'narrow', 'wide'),
@@ -105,13 +112,12 @@ def test_config(name, tmp_path):
   """On the sets that are there, else on made-up data."""
   config = get_config(name)
   config.data.data_dir = str(PREPARED)
+  config.data.workers = 0  # test_launch.py and test_inputs.py have processes
   if name in (*SAME_NETWORK, *OTHER_TESTS):
     config.model.name = 'strided_cnn'
   if name in ONE_LAYER:
     config.model.transformer.num_layers = 1
-  # One page is like another.
-  page = name not in (*SAME_NETWORK, *OTHER_TESTS)
-  trained, evaluated = check_run(config, tmp_path, page=page)
+  trained, evaluated = check_run(config, tmp_path, page=name in PAGES)
   if config.task.name == 'language_modelling':
     assert evaluated['perplexity'] == pytest.approx(np.exp(evaluated['loss']))
     for record in trained:

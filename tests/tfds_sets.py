@@ -14,6 +14,21 @@ from tensorflow_datasets.proto import tf_example_pb2
 # What looks here is marked `prepared` and passes, or is skipped, if it is not
 # there.
 PREPARED = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
+# Enough of them to learn pieces from.
+SENTENCES = [
+  f'{who} {does} the {what}, {how}'.encode()
+  for who in ('the fox', 'a quick dog', 'brown bears')
+  for does in ('jumps over', 'speaks to', 'hears')
+  for what in ('lazy dog', 'first citizen', 'brown fox')
+  for how in ('quickly', 'before we proceed')
+]
+# A network for them that is compiled soon.
+SMALL_LSTM = {
+  'model.name': 'lstm',
+  'model.lstm.num_layers': 1,
+  'model.lstm.hidden_size': 4,
+  'model.lstm.embedding_size': 4,
+}
 
 
 def needs(*names):
@@ -93,3 +108,61 @@ def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
   }
   (directory / 'dataset_info.json').write_text(json.dumps(info))
   return directory
+
+
+def write_set(root, documents, name='tiny', features=('text',), split='train'):
+  """A TFDS set of one split; a document may be None: no record at all."""
+  directory = root / name / '1.0.0'
+  directory.mkdir(parents=True, exist_ok=True)
+  path = directory / f'{name}-{split}.array_record-00000-of-00001'
+  writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+  for document in documents:
+    example: Any = tf_example_pb2.Example()  # pyright: ignore
+    if document is not None:
+      feature = example.features.feature['text']
+      feature.bytes_list.value.append(document)
+    writer.write(example.SerializeToString() or b'\xff')
+  writer.close()
+  kind = 'tensorflow_datasets.core.features'
+  (directory / 'features.json').write_text(
+    json.dumps(
+      {
+        'featuresDict': {
+          'features': {
+            key: {'pythonClassName': f'{kind}.text_feature.Text', 'text': {}}
+            for key in features
+          }
+        },
+        'pythonClassName': f'{kind}.features_dict.FeaturesDict',
+      }
+    )
+  )
+  info = {
+    'fileFormat': 'array_record',
+    'name': name,
+    'version': '1.0.0',
+    'splits': [
+      {
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'name': split,
+        'numBytes': str(sum(len(d or b'') for d in documents)),
+        'shardLengths': [str(len(documents))],
+      }
+    ],
+  }
+  (directory / 'dataset_info.json').write_text(json.dumps(info))
+  return path
+
+
+def small_text(root, repeats=5):
+  """Writes a set of about 250 rows so many times; the keys of runs on it."""
+  write_set(root, SENTENCES * repeats)
+  return {
+    'task.name': 'language_modelling',
+    'data.name': 'tiny',
+    'data.data_dir': str(root),
+    'data.train_split': 'train[:80%]',
+    'data.eval_split': 'train[80%:]',
+    'data.sequence_length': 10,
+    'target.metric': 'loss',
+  }

@@ -1,5 +1,7 @@
 """Augmentation: equal to a slow twin, and keyed by (seed, position) alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,13 +55,13 @@ def test_equals_the_slow_twin(dtype, padding, flip):
 
 def test_independent_of_how_the_batch_is_split():
   images, positions = _images(24), np.arange(2**32 - 12, 2**32 + 12)
+  crop_flip = jax.jit(functools.partial(random_crop_flip, padding=2, flip=True))
 
   def augment(rows):
-    keys = _keys(positions[rows])
-    return random_crop_flip(images[rows], keys, padding=2, flip=True)
+    return crop_flip(images[rows], _keys(positions[rows]))
 
   whole = augment(np.arange(24))
-  for sizes in ([1, 2, 5, 16], [8, 8, 8]):
+  for sizes in ([1, 7, 16], [8, 8, 8]):
     stops = np.cumsum(sizes)
     parts = [
       augment(np.arange(b - s, b)) for s, b in zip(sizes, stops, strict=True)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from adabatch.data import text, text_records, tokenizers
 from adabatch.data.text import open_text
 from adabatch.data.tfds_records import DatasetError
 from adabatch.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
-from tests.tfds_sets import PREPARED, needs
+from tests.tfds_sets import PREPARED, SENTENCES, needs, write_set
 
 UNICODE = 'Naïve café,\n\n 日本語\t🎉 \r\n  two  spaces \0 end '
 DOCUMENTS = [
@@ -27,63 +26,6 @@ DOCUMENTS = [
   b'All: Speak, speak.',
   b'x',
 ]
-
-
-# Enough of them to learn pieces from.
-SENTENCES = [
-  f'{who} {does} the {what}, {how}'.encode()
-  for who in ('the fox', 'a quick dog', 'brown bears')
-  for does in ('jumps over', 'speaks to', 'hears')
-  for what in ('lazy dog', 'first citizen', 'brown fox')
-  for how in ('quickly', 'before we proceed')
-]
-
-
-def write_set(root, documents, name='tiny', features=('text',), split='train'):
-  """A TFDS set of one split; a document may be None: no record at all."""
-  from array_record.python.array_record_module import ArrayRecordWriter
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  directory = root / name / '1.0.0'
-  directory.mkdir(parents=True, exist_ok=True)
-  path = directory / f'{name}-{split}.array_record-00000-of-00001'
-  writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
-  for document in documents:
-    example: Any = tf_example_pb2.Example()  # pyright: ignore
-    if document is not None:
-      feature = example.features.feature['text']
-      feature.bytes_list.value.append(document)
-    writer.write(example.SerializeToString() or b'\xff')
-  writer.close()
-  kind = 'tensorflow_datasets.core.features'
-  (directory / 'features.json').write_text(
-    json.dumps(
-      {
-        'featuresDict': {
-          'features': {
-            key: {'pythonClassName': f'{kind}.text_feature.Text', 'text': {}}
-            for key in features
-          }
-        },
-        'pythonClassName': f'{kind}.features_dict.FeaturesDict',
-      }
-    )
-  )
-  info = {
-    'fileFormat': 'array_record',
-    'name': name,
-    'version': '1.0.0',
-    'splits': [
-      {
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-        'name': split,
-        'numBytes': str(sum(len(d or b'') for d in documents)),
-        'shardLengths': [str(len(documents))],
-      }
-    ],
-  }
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
-  return path
 
 
 def open_tiny(root, length=8, **changes):

@@ -10,8 +10,8 @@ from adabatch.devices.losses import ExampleLosses, Losses
 from adabatch.devices.trainer import Trainer
 from adabatch.train.build import build
 from adabatch.train.open_splits import TextCache
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
+from tests.tfds_sets import SMALL_LSTM, small_text
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -19,20 +19,7 @@ LITTLE = {'model.mlp.hidden_sizes': (8,), 'eval.max_per_device': 50}
 
 
 def text(tmp_path):
-  write_set(tmp_path, SENTENCES * 5)
-  keys = {
-    'task.name': 'language_modelling',
-    'model.name': 'lstm',
-    'model.lstm.num_layers': 1,
-    'model.lstm.hidden_size': 4,
-    'model.lstm.embedding_size': 4,
-    'data.name': 'tiny',
-    'data.data_dir': str(tmp_path),
-    'data.train_split': 'train[:80%]',
-    'data.eval_split': 'train[80%:]',
-    'data.sequence_length': 10,
-    'target.metric': 'loss',
-  }
+  keys = small_text(tmp_path) | SMALL_LSTM
   return keys, {'cache': TextCache(lambda writer: tmp_path, True)}
 
 

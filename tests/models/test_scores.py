@@ -20,8 +20,8 @@ from adabatch.models.tasks import (
 from adabatch.models.transformer import Transformer
 from adabatch.train.build import build
 from adabatch.train.open_splits import TextCache
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
+from tests.tfds_sets import SMALL_LSTM, small_text
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 ROWS, LENGTH, VOCABULARY, DIM = 3, 7, 29, 4
@@ -152,23 +152,15 @@ def test_others_are_given_logits():
 @pytest.fixture(name='updated')
 def _updated(tmp_path):
   """devices -> parameters after an update, its loss, and all measurements."""
-  write_set(tmp_path, SENTENCES)
+  keys = small_text(tmp_path, 1) | SMALL_LSTM
   cache = TextCache(lambda writer: tmp_path / 'tokens', writer=True)
   (tmp_path / 'tokens').mkdir()
 
   def run(devices):
     config = digits(
-      **{
-        'task.name': 'language_modelling',
+      **keys
+      | {
         'task.label_smoothing': 0.1,
-        'data.name': 'tiny',
-        'data.data_dir': str(tmp_path),
-        'data.eval_split': 'train',
-        'data.sequence_length': 10,
-        'model.name': 'lstm',
-        'model.lstm.num_layers': 1,
-        'model.lstm.hidden_size': 4,
-        'model.lstm.embedding_size': 4,
         'model.lstm.tied_embeddings': True,
         'controller.name': 'adadamp_grad',
         'controller.adadamp_grad.gradient_source': 'full',

@@ -7,19 +7,29 @@ import shutil
 import jax
 import pytest
 
-from adabatch.config import ConfigError
+from adabatch.config import ConfigError, flatten
 from adabatch.plan import saved
 from adabatch.plan.job import plan
 from adabatch.report import write_plan
 from adabatch.report.summary import describe
 from adabatch.train import train
+from configs import digits_mlp
+from tests import in_turn
 from tests.experiments import digits, records
-from tests.test_distributed import finish, start_two
+from tests.test_distributed import (
+  CONSTANT,
+  finish,
+  launch_command,
+  start_two,
+  take_turns,
+)
 from tests.test_launch import DIGITS, launch, one_line, summary
 
+# Sizes 16, 32 and 64, for a quarter of an epoch each.
 GROWS = {
+  'epochs': 0.75,
   'controller.name': 'geodamp',
-  'controller.geodamp.delay_epochs': 1.0,
+  'controller.geodamp.delay_epochs': 0.25,
   'controller.max_batch_size': 64,
   'eval.every_epochs': 3.0,
 }
@@ -146,7 +156,7 @@ def test_a_resumed_run_may_begin_to_take_them(tmp_path):
   config = digits(**GROWS)
   _, expected = run(config, tmp_path / 'usual')
   save(config, tmp_path / 'programs', tmp_path / 'plan')
-  run(config, tmp_path / 'run', last_update=40)
+  run(config, tmp_path / 'run', last_update=30)
   config.plan.save = 'elsewhere'  # of the plan alone
   summary, lines = run(config, tmp_path / 'run', tmp_path / 'programs')
   assert lines == expected
@@ -206,8 +216,9 @@ def test_the_data_may_be_known_by_their_number(tmp_path):
 
 
 def test_one_command_saves_and_another_loads(tmp_path):
-  programs, end = tmp_path / 'programs', '--config.max_updates=30'
-  arguments = DIGITS, end, f'--workdir={tmp_path / "w"}'
+  programs = tmp_path / 'programs'
+  short = '--config.max_updates=30', '--config.controller.max_batch_size=32'
+  arguments = DIGITS, *short, f'--workdir={tmp_path / "w"}'
   keep = f'--config.plan.save={programs}'
   result = launch(*arguments, '--job=plan', keep)
   assert result.returncode == 0, result.stderr
@@ -227,30 +238,24 @@ def test_one_command_saves_and_another_loads(tmp_path):
 
 
 def test_two_processes_save_and_load(tmp_path):
-  def both(*arguments):
-    def command(address, process):
-      return [
-        'launch.py',
-        DIGITS,
-        '--distributed',
-        f'--coordinator_address={address}',
-        '--num_processes=2',
-        f'--process_id={process}',
-        '--config.controller.name=constant',
-        '--config.max_updates=6',
-        '--config.log.every_updates=1',
-        *arguments,
-      ]
-
-    return finish(start_two(command))
-
+  keys = CONSTANT | {'max_updates': 6}
   programs = tmp_path / 'programs'
-  both(f'--workdir={tmp_path / "usual"}')
-  job = f'--workdir={tmp_path / "plan"}', '--job=plan'
-  both(*job, f'--config.plan.save={programs}')
+  # The command is given what those in turn change in the same file.
+  ours, file = map(flatten, (in_turn.config(keys), digits_mlp.get_config()))
+  saving = {k: v for k, v in ours.items() if v != file[k]}
+  saving['plan.save'] = programs
+
+  def planning(address, process):
+    return [
+      *launch_command(address, process, tmp_path / 'plan', saving),
+      '--job=plan',
+    ]
+
+  finish(start_two(planning))
   assert len(list(programs.glob('*.program'))) == 1
-  take = f'--config.compilation.programs={programs}'
-  outputs = both(f'--workdir={tmp_path / "taken"}', take)
+  take = keys | {'compilation.programs': str(programs)}
+  jobs = [(str(tmp_path / 'usual'), keys), (str(tmp_path / 'taken'), take)]
+  outputs = finish(take_turns(lambda process: jobs))
   assert not any('program' in err for _, err in outputs)
   usual, taken = (
     [line['loss'] for line in records(tmp_path / name)]

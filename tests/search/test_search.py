@@ -664,6 +664,7 @@ def test_trials_that_stream_a_text_do_not_wait_for_each_other(tmp_path):
   c.data.data_dir, c.data.placement = str(PREPARED), 'streaming'
   c.data.workers = 0
   c.smoke, c.compilation_cache = True, False
+  c.model.transformer.num_layers = 1
   c.learning_rate.scaling, c.learning_rate.warmup.kind = 'none', 'none'
   c.search.space = (('learning_rate.base', 'log', 1e-4, 1e-3),)
   summary = search(c, tmp_path, devices=one_device())

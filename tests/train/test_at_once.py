@@ -30,10 +30,14 @@ GROWING = {
   'controller.name': 'padadamp',
   'controller.padadamp.rate': 3.0,
   'controller.every': 5,
-  'model.mlp.hidden_sizes': (64,) * 6,  # more activations than parameters
+  'model.mlp.hidden_sizes': (64,) * 3,  # more activations than parameters
   'max_updates': 60,
   'epochs': 100.0,
 }
+
+
+# Where memory is not measured: compiled sooner.
+SMALL = {'model.mlp.hidden_sizes': (8,)}
 
 
 def growing(**overrides):
@@ -83,6 +87,11 @@ def between(config, fewer, more):
   return sum(needed) / 2
 
 
+@pytest.fixture(name='room', scope='module')
+def _room():
+  return between(growing(), 64, 128)
+
+
 def test_it_changes_no_result(tmp_path, with_64, capfd):
   train(growing(**AUTO), tmp_path, devices=one())
   assert "buckets.max_per_device='auto': " in capfd.readouterr().err
@@ -92,8 +101,8 @@ def test_it_changes_no_result(tmp_path, with_64, capfd):
     np.testing.assert_allclose(one_line[3:], other[3:], rtol=1e-5)
 
 
-def test_it_is_halved_at_the_start(tmp_path, with_64, limit, capfd):
-  limit['bytes'] = between(growing(), 64, 128)
+def test_it_is_halved_at_the_start(tmp_path, with_64, limit, room, capfd):
+  limit['bytes'] = room
   train(growing(**AUTO), tmp_path, devices=one())
   assert '64 examples at once on each device' in capfd.readouterr().err
   assert lines(tmp_path) == with_64
@@ -113,9 +122,10 @@ def after(updates, monkeypatch, then):
   return done
 
 
-def test_it_is_halved_in_mid_run(tmp_path, with_64, limit, monkeypatch, capfd):
+def test_it_is_halved_in_mid_run(
+  tmp_path, with_64, limit, room, monkeypatch, capfd
+):
   """Somebody else takes memory; the larger rung comes later."""
-  room = between(growing(), 64, 128)
   # 128 at once are the fastest on this processor, or they are made to be.
   monkeypatch.setattr(at_once, 'CANDIDATES', ())
   after(8, monkeypatch, lambda *_: limit.update(bytes=room))
@@ -189,7 +199,7 @@ def test_an_update_finds_no_memory(
 @pytest.mark.parametrize('update', [39, 41])
 def test_of_a_given_number_too(update, tmp_path, fails):
   fails(update)
-  config = growing(**{'checkpoint.every_updates': 7})
+  config = growing(**SMALL, **{'checkpoint.every_updates': 7})
   match = r'no memory for 128 .* set buckets\.max_per_device=64 '
   with pytest.raises(ConfigError, match=match) as error:
     train(config, tmp_path, devices=one())
@@ -229,7 +239,7 @@ def test_a_given_number_is_kept_and_one_line_says_what_to_do(
 
   after(10, monkeypatch, fail)
   with pytest.raises(ConfigError, match='update 11: no memory for ') as error:
-    train(growing(), tmp_path, devices=one())
+    train(growing(**SMALL), tmp_path, devices=one())
   assert 'set buckets.max_per_device=' in str(error.value)
   assert '\n' not in str(error.value)
 
@@ -257,7 +267,7 @@ def test_an_evaluation_finds_no_memory(
 
   monkeypatch.setattr(Evaluator, 'metrics', failing)
   with pytest.raises(ConfigError, match=r'lower eval\.max_per_device'):
-    train(growing(**overrides), tmp_path, devices=one())
+    train(growing(**SMALL | overrides), tmp_path, devices=one())
 
 
 def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
@@ -266,13 +276,13 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
 
   after(10, monkeypatch, fail)
   with pytest.raises(JaxRuntimeError, match='something else'):
-    train(growing(**AUTO), tmp_path, devices=one())
+    train(growing(**SMALL | AUTO), tmp_path, devices=one())
 
 
 def test_what_was_found_is_kept_in_checkpoints(
-  tmp_path, with_64, limit, monkeypatch
+  tmp_path, with_64, limit, room, monkeypatch
 ):
-  limit['bytes'] = between(growing(), 64, 128)
+  limit['bytes'] = room
   train(growing(**AUTO), tmp_path, devices=one(), last_update=30)
   limit['bytes'] = math.inf
   # It is not looked for again, which would spend the state.
@@ -294,9 +304,10 @@ def test_on_other_devices_it_goes_on_and_says_so(tmp_path, with_64, capfd):
 
 
 def test_nothing_fits(tmp_path, limit):
-  limit['bytes'] = 4e5  # the state, but not the data beside it
+  limit['bytes'] = 5e4  # the state, but not the data beside it
+  sizes = {'controller.max_batch_size': 16}  # each half is compiled
   with pytest.raises(ConfigError, match='1 examples at once .* does not fit'):
-    train(growing(**AUTO), tmp_path, devices=one())
+    train(growing(**SMALL | AUTO | sizes), tmp_path, devices=one())
   assert not (tmp_path / 'metrics.jsonl').exists()
 
 
@@ -329,11 +340,15 @@ def test_the_compiler_refuses(tmp_path, with_64, monkeypatch):
   ],
 )
 def test_it_is_found_for_all_kinds_of_runs(overrides, tmp_path):
+  few = {'max_updates': 30, 'controller.max_batch_size': 64}
+  overrides = SMALL | few | overrides
   for name, more in (('auto', AUTO), ('given', {})):
     train(
       growing(**overrides | more), tmp_path / name, devices=jax.devices()[:2]
     )
   auto, given = (lines(tmp_path / name) for name in ('auto', 'given'))
+  if 'controller.name' not in overrides:
+    assert {line[1] for line in given} == {16, 32, 64}
   for line, other in zip(auto, given, strict=True):
     assert line[:3] == other[:3]
     np.testing.assert_allclose(line[3:], other[3:], rtol=1e-5)

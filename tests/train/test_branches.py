@@ -25,8 +25,8 @@ from adabatch.train.branches import (
 from adabatch.train.build import build
 from adabatch.train.loop import loop
 from adabatch.train.open_splits import TextCache
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
+from tests.tfds_sets import small_text
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -166,21 +166,13 @@ def test_a_branch_of_the_same_size_is_the_run_going_on(name):
 
 def test_of_text_with_dropout(tmp_path):
   """Its tokens are there: nobody makes them anew."""
-  write_set(tmp_path, SENTENCES * 40)
-  keys = {
-    'task.name': 'language_modelling',
+  keys = small_text(tmp_path) | {
     'model.name': 'transformer',
     'model.transformer.num_layers': 1,
     'model.transformer.model_dim': 8,
     'model.transformer.num_heads': 2,
     'model.transformer.hidden_dim': 8,
     'model.transformer.dropout_rate': 0.3,
-    'data.name': 'tiny',
-    'data.data_dir': str(tmp_path),
-    'data.train_split': 'train[:80%]',
-    'data.eval_split': 'train[80%:]',
-    'data.sequence_length': 10,
-    'target.metric': 'loss',
   }
   cache = TextCache(lambda writer: tmp_path, True)
   parts, kept = trained(digits(**CONSTANT | keys), cache=cache)

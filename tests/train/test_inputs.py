@@ -20,10 +20,9 @@ from adabatch.config import ConfigError
 from adabatch.devices.trainer import Trainer
 from adabatch.train import inputs
 from adabatch.train.build import build
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits, records
 from tests.test_launch import ROOT
-from tests.tfds_sets import write_tfds
+from tests.tfds_sets import SENTENCES, write_set, write_tfds
 
 train = functools.partial(training.train, devices=jax.devices()[:2])
 
@@ -78,7 +77,7 @@ def batch(load, split, positions=None):
   if positions is not None:
     halves = data.position_halves(positions)
     positions = tuple(jnp.array(half) for half in halves)
-  return load(arrays, jnp.array(indices), positions)
+  return jax.jit(load)(arrays, jnp.array(indices), positions)
 
 
 # Where it lies.

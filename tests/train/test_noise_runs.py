@@ -27,7 +27,8 @@ NORMS = {
   | {'learning_rate.damping_exponent': 0.5},
 }
 NOISE = {
-  'max_updates': 60,
+  'max_updates': 36,
+  'controller.max_batch_size': 64,
   'controller.name': 'noise_scale',
   'controller.noise_scale.decay': 0.9,
   'controller.every': 5,

@@ -128,6 +128,7 @@ def test_a_run_by_default_is_that_of_any_number(tmp_path, compile_quickly):
   for number in ('auto', 7, 50):
     workdir = tmp_path / str(number)
     keys = {'updates_per_call': number, 'controller.every': 20}
+    keys |= {'controller.max_batch_size': 32}
     config = digits(max_updates=70, epochs=50.0, **keys)
     train(config, workdir, devices=jax.devices()[:1])
     losses.append(column(workdir, 'loss'))

@@ -26,9 +26,9 @@ from adabatch.train.probe_store import ProbeStore
 from adabatch.train.register import REGISTRIES
 from adabatch.train.workdir import Workdir
 from tests import commands
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits
 from tests.test_distributed import finish, start_two
+from tests.tfds_sets import SMALL_LSTM, small_text
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -571,23 +571,8 @@ def test_while_the_run_goes_on(tmp_path):
 
 def test_tokens_are_those_of_the_run(tmp_path):
   """Its lock is somebody else's, and nothing is made anew."""
-  write_set(tmp_path, SENTENCES * 40)
-  keys = {
-    'task.name': 'language_modelling',
-    'model.name': 'lstm',
-    'model.lstm.num_layers': 1,
-    'model.lstm.hidden_size': 4,
-    'model.lstm.embedding_size': 4,
-    'data.name': 'tiny',
-    'data.data_dir': str(tmp_path),
-    'data.train_split': 'train[:80%]',
-    'data.eval_split': 'train[80%:]',
-    'data.sequence_length': 10,
-    'target.metric': 'loss',
-    'probe.repeats': 1,
-    'probe.factors': (1.0,),
-    'max_updates': 2,
-  }
+  keys = small_text(tmp_path) | SMALL_LSTM
+  keys |= {'probe.repeats': 1, 'probe.factors': (1.0,), 'max_updates': 2}
   workdir = tmp_path / 'run'
   train(config(**keys), workdir, devices=ONE)
   before, lock = look(workdir), Workdir(workdir)

@@ -359,10 +359,10 @@ def test_a_replica_that_diverges_ends_the_run(tmp_path):
 def test_adaptive_rules_see_all_replicas(tmp_path):
   """The batch grows alike with replicas that agree at each update."""
   overrides = {
-    'max_updates': 60,
+    'max_updates': 45,
     'controller.name': 'adadamp',
     'controller.initial_batch_size': 16,
-    'controller.max_batch_size': 128,
+    'controller.max_batch_size': 64,
     'controller.adadamp.loss_source': 'ema',
     'sync.local_steps': 1,
   }
@@ -383,7 +383,7 @@ def test_rules_that_read_noise(tmp_path):
     'max_updates': 30,
     'controller.name': 'noise_scale',
     'controller.initial_batch_size': 16,
-    'controller.max_batch_size': 64,
+    'controller.max_batch_size': 32,
     'sync.local_steps': 5,
   }
   summary = run(tmp_path, **overrides)

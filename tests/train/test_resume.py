@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from adabatch.train import checkpoints as checkpoints_lib
 from adabatch.train import train
 from adabatch.train.build import build
 from adabatch.train.checkpoints import Checkpoints, VersionError
@@ -35,9 +36,9 @@ config = digits(**eval(sys.argv[2]))
 summary = train(config, sys.argv[1], devices=jax.devices()[:1])
 print(summary['status'])
 """
-# Nearly 500 updates, of 16, 32 and 64 examples: a program for each.
+# About 300 updates, of 16, 32 and 64 examples: a program for each.
 OVERRIDES = {
-  'epochs': 20.0,
+  'epochs': 12.0,
   'checkpoint.every_updates': 50,
   'controller.max_batch_size': 64,
   'controller.adadamp.loss_source': 'ema',
@@ -285,7 +286,8 @@ def test_a_complete_run_is_left_alone(tmp_path):
   }
 
 
-def test_a_truncated_checkpoint_falls_back(tmp_path, capfd):
+def test_a_truncated_checkpoint_falls_back(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(checkpoints_lib, 'PAUSES', (0,))
   config = digits(max_updates=60, **{'checkpoint.every_updates': 20})
   whole = tmp_path / 'whole'
   train(config, whole, devices=jax.devices()[:1])

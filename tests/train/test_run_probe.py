@@ -32,21 +32,31 @@ PROBING = {
 }
 
 
+# What a run on one device is not another with.
+CHANGE_NOTHING = {'buckets.min_per_device', 'data.placement', 'data.workers'}
+
+
 def doubled(workdir):
   """Batch sizes of a run, each once, in the order in which they came."""
   sizes = [x['batch_size'] for x in records(workdir)]
   return list(dict.fromkeys(sizes))
 
 
-def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(tmp_path):
-  config = digits(**PROBING)
-  summary = train(config, tmp_path, devices=jax.devices()[:1])
-  probes = records(tmp_path, 'probe')
+@pytest.fixture(name='probing', scope='module')
+def _probing(compile_quickly, tmp_path_factory):
+  """The directory of a run on one device, and its summary."""
+  workdir = tmp_path_factory.mktemp('probing')
+  return workdir, train(digits(**PROBING), workdir, devices=jax.devices()[:1])
+
+
+def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(probing):
+  workdir, summary = probing
+  probes = records(workdir, 'probe')
   assert summary['probes'] == [
     {k: v for k, v in p.items() if k != 'kind'} for p in probes
   ]
   assert len(probes) >= 2
-  assert doubled(tmp_path)[:3] == [16, 32, 64]
+  assert doubled(workdir)[:3] == [16, 32, 64]
   for probe in probes:
     assert probe['tried'] == 2 * probe['batch_size']
     upper = probe['difference'] + probe['half_width']
@@ -57,7 +67,7 @@ def test_doubles_where_it_costs_nothing_and_counts_what_that_cost(tmp_path):
   # Each before the record of the update it followed.
   lines = [
     json.loads(line)
-    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
   for before, after in zip(lines, lines[1:], strict=False):
     if before['kind'] == 'probe':
@@ -82,12 +92,10 @@ def test_a_batch_that_costs_stays(tmp_path):
   assert 32 not in doubled(tmp_path)
 
 
-def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
+def test_a_probe_leaves_no_trace_but_the_size(probing, tmp_path):
   """The same losses as by a table that has its sizes."""
-  train(digits(**PROBING), tmp_path / 'probe', devices=jax.devices()[:1])
-  sizes = [
-    (x['examples'], x['batch_size']) for x in records(tmp_path / 'probe')
-  ]
+  lines = records(probing[0])
+  sizes = [(x['examples'], x['batch_size']) for x in lines]
   steps = {0: sizes[0][1]}
   for (at, old), (_, new) in zip(sizes, sizes[1:], strict=False):
     if old != new:
@@ -97,11 +105,9 @@ def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
     'controller.name': 'step_table',
     'controller.step_table.table': table,
   }
-  train(
-    digits(**PROBING | given), tmp_path / 'table', devices=jax.devices()[:1]
-  )
-  a, b = records(tmp_path / 'probe'), records(tmp_path / 'table')
-  assert [x['loss'] for x in a] == [x['loss'] for x in b]
+  train(digits(**PROBING | given), tmp_path, devices=jax.devices()[:1])
+  losses = [x['loss'] for x in records(tmp_path)]
+  assert losses == [x['loss'] for x in lines]
   assert len(steps) > 2
 
 
@@ -123,11 +129,14 @@ def test_a_probe_leaves_no_trace_but_the_size(tmp_path):
   ],
   ids=['devices as needed', 'streaming', 'adamw', 'batch norm', 'many a call'],
 )
-def test_the_same_on_eight_devices(tmp_path, overrides):
+def test_the_same_on_eight_devices(probing, tmp_path, overrides):
   config = digits(**PROBING | overrides)
-  for name, devices in (('one', 1), ('eight', 8)):
-    train(config, tmp_path / name, devices=jax.devices()[:devices])
-  a, b = (records(tmp_path / name, 'probe') for name in ('one', 'eight'))
+  one, eight = probing[0], tmp_path / '8'
+  if not overrides.keys() <= CHANGE_NOTHING:
+    one = tmp_path / '1'
+    train(config, one, devices=jax.devices()[:1])
+  train(config, eight, devices=jax.devices())
+  a, b = records(one, 'probe'), records(eight, 'probe')
   assert len(a) >= 2
   for x, y in zip(a, b, strict=True):
     for key in ('update', 'batch_size', 'doubles', 'ahead'):
@@ -136,13 +145,13 @@ def test_the_same_on_eight_devices(tmp_path, overrides):
       abs(x['difference'] - y['difference'])
       < 1e-3 * abs(x['half_width'] + x['difference']) + 1e-5
     )
-  assert doubled(tmp_path / 'one') == doubled(tmp_path / 'eight')
+  assert doubled(one) == doubled(eight)
 
 
-def test_told_to_stop_within_a_probe(tmp_path, monkeypatch):
+def test_told_to_stop_within_a_probe(probing, tmp_path, monkeypatch):
   """It is left at once, and made when the run goes on; nothing else is."""
   config, devices = digits(**PROBING), jax.devices()[:1]
-  whole = train(config, tmp_path / 'whole', devices=devices)
+  workdir, whole = probing
   (first, *_), stop, grown = whole['probes'], threading.Event(), []
   train_on = run_probe.train_on
 
@@ -159,46 +168,41 @@ def test_told_to_stop_within_a_probe(tmp_path, monkeypatch):
   monkeypatch.setattr(run_probe, 'train_on', told_to_stop)
   grown.append(True)  # so that it is within the third branch
   for _ in range(2):  # told at once again
-    found = train(config, tmp_path / 'parts', devices=devices, stop=stop)
+    found = train(config, tmp_path, devices=devices, stop=stop)
     assert found['status'] == 'preempted'
     assert found['updates'] == first['update']
     assert found['probes'] == []
   assert grown == [True, True, True, False]  # and none that time
   monkeypatch.undo()
-  found = train(config, tmp_path / 'parts', devices=devices)
+  found = train(config, tmp_path, devices=devices)
   assert found['probes'] == whole['probes']
-  a, b = records(tmp_path / 'whole'), records(tmp_path / 'parts')
+  a, b = records(workdir), records(tmp_path)
   assert [x['loss'] for x in a] == [x['loss'] for x in b]
 
 
-def test_resumed_between_probes(tmp_path):
+def test_resumed_between_probes(probing, tmp_path):
   """The same decisions, and none is made twice."""
+  workdir, whole = probing
   config = digits(**PROBING | {'checkpoint.every_updates': 10})
-  whole = train(config, tmp_path / 'whole', devices=jax.devices()[:1])
   for last in (35, 50, 70, None):
-    train(
-      config, tmp_path / 'parts', devices=jax.devices()[:1], last_update=last
-    )
-  parts = json.loads((tmp_path / 'parts' / 'summary.json').read_text())
+    parts = train(config, tmp_path, devices=jax.devices()[:1], last_update=last)
   assert parts['probes'] == whole['probes']
-  assert len(records(tmp_path / 'parts', 'probe')) == len(whole['probes'])
-  losses = [
-    [x['loss'] for x in records(tmp_path / name)] for name in ('whole', 'parts')
-  ]
+  assert len(records(tmp_path, 'probe')) == len(whole['probes'])
+  losses = [[x['loss'] for x in records(w)] for w in (workdir, tmp_path)]
   assert losses[0] == losses[1]
 
 
-def test_probes_are_due_wherever_calls_end(tmp_path):
+def test_probes_are_due_wherever_calls_end(probing, tmp_path):
   """However many updates are in one, and however many are under way."""
   keys = ('update', 'examples', 'ahead', 'batch_size', 'doubles')
-  found = []
-  for name, count in (('one', 1), ('several', 4)):
-    config = digits(**PROBING | {'updates_per_call': count})
-    train(config, tmp_path / name, devices=jax.devices()[:1])
-    probes = records(tmp_path / name, 'probe')
-    found.append([[x[k] for k in keys] for x in probes])
-  assert found[0]
-  assert found[0] == found[1]
+  config = digits(**PROBING | {'updates_per_call': 1})
+  train(config, tmp_path, devices=jax.devices()[:1])
+  several, one = (
+    [[x[k] for k in keys] for x in records(workdir, 'probe')]
+    for workdir in (probing[0], tmp_path)
+  )
+  assert one
+  assert one == several
 
 
 def test_branches_see_the_same_examples(tmp_path, monkeypatch):

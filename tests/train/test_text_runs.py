@@ -12,8 +12,8 @@ from adabatch.models import MODELS
 from adabatch.models.tasks import TASKS, language_modelling
 from adabatch.report.compared import read_runs, subject
 from adabatch.train import tasks, train
-from tests.data.test_data_text import SENTENCES, write_set
 from tests.experiments import digits, records
+from tests.tfds_sets import SENTENCES, write_set
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
