@@ -234,8 +234,9 @@ class Run:
 
   def train(self) -> Iterator[Record]:
     while True:
-      stops = self.reports.stopping or self.finished()
-      if self.decisions.pending and not stops:
+      if self.decisions.pending and not (
+        self.reports.stopping or self.finished()
+      ):
         yield from self.reports.decide()
       if not self.left or self.reports.stopping:
         status = yield from self.between()
