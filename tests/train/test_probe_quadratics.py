@@ -131,8 +131,8 @@ class Probe:
 
 
 def test_the_interval_holds_the_true_size():
-  """In at least nine of ten of thirty places of the data."""
-  spread, places = 4.0, 30
+  """In at least nine of ten of fifty places of the data."""
+  spread, places = 4.0, 50
   probe = Probe(spread, places, repeats=6)
   truth, base = 48.0, expected(BATCH, spread)
   epsilon = expected(truth, spread) - base
