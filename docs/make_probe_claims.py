@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from scipy import stats
+
 from adabatch.report import style
 from adabatch.report.probe_figures import cost_figure
 
@@ -174,11 +176,31 @@ def of_study(found: dict[str, Any]) -> Iterator[str]:
   yield ''
 
 
+def over_small(arms: dict[str, Any], name: str) -> str:
+  """Test loss less that of the small batch, seed by seed, with 95 %."""
+  small = [r['loss'] for r in arms['small']['seeds']]
+  more = [
+    r['loss'] - other
+    for r, other in zip(arms[name]['seeds'], small, strict=True)
+  ]
+  mean, count = statistics.mean(more), len(more)
+  error = statistics.stdev(more) / count**0.5
+  half = error * float(stats.t.ppf(0.975, count - 1))
+  return f'{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})'
+
+
 def of_arms(arms: dict[str, Any]) -> Iterator[str]:
   yield row(
-    ['arm', 'updates', 'test loss', 'updates against small', 'of the rate']
+    [
+      'arm',
+      'updates',
+      'test loss',
+      'less that of small, seed by seed (95 %)',
+      'updates against small',
+      'of the rate',
+    ]
   )
-  yield '|---|---|---|---|---|'
+  yield '|---|---|---|---|---|---|'
   updates = arms['small']['seeds'][0]['updates']
   for name, one in arms.items():
     losses = [r['loss'] for r in one['seeds']]
@@ -188,6 +210,7 @@ def of_arms(arms: dict[str, Any]) -> Iterator[str]:
         name,
         f'{one["seeds"][0]["updates"]:,}',
         f'{statistics.mean(losses):.4f} ± {spread:.4f}',
+        '' if name == 'small' else over_small(arms, name),
         f'{one["seeds"][0]["updates"] / updates:.2f}',
         f'{one["rate"]:.2g}{" (the last tried)" * at_edge(one)}',
       ]

@@ -83,31 +83,49 @@ def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
       'pythonClassName': f'{features}.class_label_feature.ClassLabel',
     },
   }
+  keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
+  describe(
+    directory,
+    inner,
+    len(images),
+    1000,
+    supervisedKeys={'tuple': {'items': keys}},
+  )
+  return directory
+
+
+def describe(directory, features, count, size, split='train', **more):
+  """Writes what a set of one split says of itself.
+
+  Args:
+    directory: of its version, in that of its name.
+    features: by name, as TFDS writes them.
+    count: examples in its one file.
+    size: in bytes.
+    split: its name.
+    more: of the set.
+  """
+  kind = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
   (directory / 'features.json').write_text(
     json.dumps(
-      {
-        'featuresDict': {'features': inner},
-        'pythonClassName': f'{features}.features_dict.FeaturesDict',
-      }
+      {'featuresDict': {'features': features}, 'pythonClassName': kind}
     )
   )
-  keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
   info = {
     'fileFormat': 'array_record',
-    'name': name,
-    'version': '1.0.0',
+    'name': directory.parent.name,
+    'version': directory.name,
     'splits': [
       {
         'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-        'name': 'train',
-        'numBytes': '1000',
-        'shardLengths': [str(len(images))],
+        'name': split,
+        'numBytes': str(size),
+        'shardLengths': [str(count)],
       }
     ],
-    'supervisedKeys': {'tuple': {'items': keys}},
+    **more,
   }
   (directory / 'dataset_info.json').write_text(json.dumps(info))
-  return directory
 
 
 def write_set(root, documents, name='tiny', features=('text',), split='train'):
@@ -123,34 +141,14 @@ def write_set(root, documents, name='tiny', features=('text',), split='train'):
       feature.bytes_list.value.append(document)
     writer.write(example.SerializeToString() or b'\xff')
   writer.close()
-  kind = 'tensorflow_datasets.core.features'
-  (directory / 'features.json').write_text(
-    json.dumps(
-      {
-        'featuresDict': {
-          'features': {
-            key: {'pythonClassName': f'{kind}.text_feature.Text', 'text': {}}
-            for key in features
-          }
-        },
-        'pythonClassName': f'{kind}.features_dict.FeaturesDict',
-      }
-    )
+  kind = 'tensorflow_datasets.core.features.text_feature.Text'
+  describe(
+    directory,
+    {key: {'pythonClassName': kind, 'text': {}} for key in features},
+    len(documents),
+    sum(len(d or b'') for d in documents),
+    split,
   )
-  info = {
-    'fileFormat': 'array_record',
-    'name': name,
-    'version': '1.0.0',
-    'splits': [
-      {
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-        'name': split,
-        'numBytes': str(sum(len(d or b'') for d in documents)),
-        'shardLengths': [str(len(documents))],
-      }
-    ],
-  }
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
   return path
 
 
