@@ -7,6 +7,8 @@ if TYPE_CHECKING:
   from adabatch.train.load import load
   from adabatch.train.register import register
 
+__version__ = '0.1.0'
+
 # Fetched when they are asked for: a batch-size rule needs no JAX.
 _WHERE = {
   'BatchSize': 'adabatch.controllers.batch_size',
@@ -14,7 +16,7 @@ _WHERE = {
   'register': 'adabatch.train.register',
 }
 
-__all__ = ['BatchSize', 'load', 'register']
+__all__ = ['BatchSize', '__version__', 'load', 'register']
 
 
 def __getattr__(name: str) -> Any:

@@ -138,9 +138,11 @@ def _serve():
   import sklearn.datasets  # noqa: F401
 
   import adabatch.plan.job
+  import adabatch.report.pages
   import adabatch.report.summary
   import adabatch.search.job
   import adabatch.search.study_job
+  import adabatch.train.elastic
   import adabatch.train.evaluate_job
   import adabatch.train.probe_job  # noqa: F401
   import tests.tfds_sets  # noqa: F401

@@ -68,7 +68,11 @@ ORDER = {
   'plan': {'jax', 'numpy', 'optax', 'tqdm'},
   # Many trainings.
   'search': {'jax', 'ml_collections', 'numpy', 'optuna', 'sqlalchemy', 'tqdm'},
+  # What a user types.
+  'command': {'absl', 'argcomplete', 'ml_collections'},
 }
+# In no folder: the package, and `python -m adabatch`.
+LOOSE = {'adabatch', 'adabatch.__main__'}
 HEIGHT = {folder: i for i, folder in enumerate(ORDER)}
 
 
@@ -125,7 +129,7 @@ def violations(root=ROOT):
   """One line for each import that the order forbids."""
   wrong = []
   for name, others in graph(root).items():
-    if name == 'adabatch':
+    if name in LOOSE:
       continue
     folder = folder_of(name)
     for other in sorted(others):
@@ -155,14 +159,15 @@ def cycle(root=ROOT):
 def test_the_listing_is_the_order():
   """No module lies loose, and no folder is without its place."""
   entries = (ROOT / 'adabatch').iterdir()
-  names = {entry.name for entry in entries} - {'__init__.py', '__pycache__'}
+  files = {'__init__.py', '__main__.py', 'py.typed', '__pycache__'}
+  names = {entry.name for entry in entries} - files
   assert names == set(ORDER)
 
 
 def test_every_package_is_used_where_it_may_be():
   used = {folder: set() for folder in ORDER}
   for name, others in graph().items():
-    if name != 'adabatch':
+    if name not in LOOSE:
       used[folder_of(name)] |= {other.split('.')[0] for other in others}
   for folder, packages in used.items():
     extra = packages - sys.stdlib_module_names - {'adabatch'}

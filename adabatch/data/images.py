@@ -9,7 +9,6 @@ import resource
 from collections.abc import Iterable
 from typing import Any
 
-import cv2
 import numpy as np
 
 from adabatch.data import folders, jpeg, labels, parquet_images, tfds_records
@@ -152,6 +151,8 @@ class ImageRecords:
   @functools.cached_property
   def _records(self) -> Any:
     if multiprocessing.parent_process():
+      import cv2  # of an extra
+
       cv2.setNumThreads(1)  # one core for each worker
     _allow_open_files(self._split.open_files)
     return self._split.open()

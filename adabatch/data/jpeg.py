@@ -18,9 +18,7 @@ import math
 import re
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-import simplejpeg
 
 from adabatch.data import image_formats
 from adabatch.data.image_formats import CorruptRecord
@@ -87,6 +85,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
   Raises:
     CorruptRecord: if there is no such header.
 
+  >>> import simplejpeg
   >>> image_size(simplejpeg.encode_jpeg(np.zeros((5, 7, 3), np.uint8)))
   (5, 7)
   """
@@ -110,6 +109,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   Raises:
     CorruptRecord: if the bytes are damaged, cut off, or no image.
 
+  >>> import simplejpeg
   >>> decode(simplejpeg.encode_jpeg(np.full((5, 7, 3), 9, np.uint8)), 1).shape
   (5, 7, 1)
   """
@@ -154,10 +154,13 @@ def decode_crop(
     CorruptRecord: if the bytes are damaged, cut off, or no image.
     ValueError: if the box does not lie inside the image.
 
+  >>> import simplejpeg
   >>> encoded = simplejpeg.encode_jpeg(np.full((40, 60, 3), 9, np.uint8))
   >>> decode_crop(encoded, Box(0, 10, 20, 30), size=8, channels=3).shape
   (8, 8, 3)
   """
+  import cv2  # of an extra, which not every set needs
+
   frame = _frame(encoded)
   if frame and frame.components in (1, 3) and channels in _COLORSPACES:
     _check_inside(box, frame.height, frame.width)
@@ -368,6 +371,8 @@ def _decode_jpeg(
   factor: int,
 ) -> np.ndarray:
   """A JPEG of one or three components, each side divided by `factor`."""
+  import simplejpeg  # of an extra, which not every set needs
+
   height, width = -(-height // factor), -(-width // factor)
   pixels = np.empty((height, width, channels), np.uint8)
   try:

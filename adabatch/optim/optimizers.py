@@ -123,13 +123,21 @@ Row = Callable[
 # rate comes after the velocity, so Goyal's momentum correction is not needed;
 # LARS alone applies it before, as published. make_optimizer adds the damping.
 OPTIMIZERS: dict[str, Row] = {
+  # stochastic gradient descent
   'sgd': lambda lr, h: (_decay(h), lr),
+  # with a velocity: v = momentum v + g
   'momentum': lambda lr, h: (_decay(h), _trace(h, nesterov=False), lr),
+  # with Nesterov's momentum
   'nesterov': lambda lr, h: (_decay(h), _trace(h, nesterov=True), lr),
+  # Adam, weight decay as L2 in the gradient
   'adam': lambda lr, h: (_decay(h), _adam(h), lr),
+  # Adam with decoupled weight decay
   'adamw': lambda lr, h: (_adam(h), _decay(h), lr),
+  # momentum whose steps are in proportion to each layer's norm
   'lars': lambda lr, h: (_lars(h), lr, _trace(h, nesterov=False)),
+  # Adam whose steps are in proportion to each layer's norm
   'lamb': lambda lr, h: (_adam(h), _decay(h), _trust(h), lr),
+  # orthogonalised momentum for matrices, AdamW for the rest
   'muon': lambda lr, h: (_muon(h), _decay(h), lr),
 }
 

@@ -7,16 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from adabatch.report import (
-  COMPARISON,
-  write_comparison,
-  write_report,
-  write_study_report,
-)
+from adabatch.config.extras import needing
 
 
-def make_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser('python -m adabatch.report')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What there is to say of a page."""
   parser.add_argument(
     'paths',
     nargs='+',
@@ -35,29 +30,43 @@ def make_parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--output',
-    help=f'the page (default: report.html there; of several runs '
-    f'{COMPARISON} here)',
+    help='the page (default: report.html there; of several runs '
+    'comparison.html here)',
   )
-  return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  parser = make_parser()
-  arguments = vars(parser.parse_args(argv))
-  paths, output = arguments.pop('paths'), arguments['output']
-  if arguments['metric'] is not None and len(paths) > 1:
-    parser.error(f'--metric is for one archive, and there are {len(paths)}')
+def run(given: argparse.Namespace) -> int:
+  """Draws the page that was asked for; the exit status."""
+  paths, output = given.paths, given.output
   try:
+    if given.metric is not None and len(paths) > 1:
+      raise ValueError(f'--metric is for one archive, and there are {len(paths)}')
+    with needing():
+      from adabatch.report import pages
     if len(paths) > 1:
-      print(write_comparison(paths, output or COMPARISON).resolve())
-    elif arguments['metric'] is None:
-      print(write_report(paths[0], output))
+      page = pages.write_comparison(paths, output or pages.COMPARISON)
+    elif given.metric is None:
+      page = pages.write_report(paths[0], output)
     else:
-      print(write_study_report(paths[0], **arguments))
+      page = pages.write_study_report(
+        paths[0],
+        given.metric,
+        given.goal,
+        higher_is_better=given.higher_is_better,
+        pattern=given.pattern,
+        output=output,
+      )
   except (OSError, ValueError) as error:
     print(f'adabatch.report: {error}', file=sys.stderr)
     return 1
+  print(page.resolve())
   return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser('python -m adabatch.report')
+  add_arguments(parser)
+  return run(parser.parse_args(argv))
 
 
 if __name__ == '__main__':

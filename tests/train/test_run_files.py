@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from adabatch import config as config_lib
-from adabatch.config import ConfigError, job_keys
+from adabatch.config import ConfigError
 from adabatch.config import files as files_lib
 from adabatch.config import keys as keys_lib
 from adabatch.config.files import checksum, finite
@@ -615,21 +615,12 @@ def test_a_hint_only_where_something_is_close(key, hint):
 
 
 def test_every_key_says_what_it_means():
-  """In a comment behind it or on the line before."""
-  source = [
-    line
-    for table in (keys_lib, job_keys)
-    for line in Path(table.__file__).read_text().splitlines()
-  ]
-  keys = [
-    (before, line)
-    for before, line in zip(source, source[1:], strict=False)
-    if re.match(r'  c\.[\w.]+ = (?!ConfigDict)', line)
-  ]
-  assert len(keys) == len(config_lib.flatten(config()))
-  silent = [
-    line.split()[0]
-    for before, line in keys
-    if '  # ' not in line and not before.startswith('  # ')
-  ]
-  assert silent == []
+  """In a comment behind it or above, which can be read without the next one."""
+  said = {key: comments()[key] for key in config_lib.flatten(config())}
+  assert [key for key, words in said.items() if not words] == []
+  alone = re.compile(r'likewise|^instead|^\.\.\.|\.\.\.$(?<!, \.\.\.)')
+  assert [key for key, words in said.items() if alone.search(words)] == []
+  # Tables too, but for those of one row of a table of names.
+  tables = {key.rpartition('.')[0] for key in said} - {''}
+  silent = {table for table in tables if not comments().get(table)}
+  assert all(table.count('.') == 1 for table in silent), silent

@@ -1,0 +1,73 @@
+"""What there is, a line each: `adabatch list`."""
+
+import textwrap
+from collections.abc import Callable
+
+from adabatch.command import configs, docstrings
+
+
+def _data() -> dict[str, str]:
+  """What `data.name` may begin with."""
+  return {
+    'digits': "scikit-learn's handwritten digits, which come along.",
+    'NAME': 'An image or text set that TensorFlow Datasets prepared.',
+    'folder:PATH': 'Images in folders, one for each class.',
+    'npz:PATH': 'Arrays x and y, or x_train, y_train, x_test, y_test.',
+    'csv:PATH': 'Columns of numbers, and names or numbers as labels.',
+    'parquet:PATH': 'Columns of numbers, or encoded images.',
+  }
+
+
+def _sync() -> dict[str, str]:
+  one = {'synchronous': 'One model: gradients are averaged at each update.'}
+  return one | docstrings.rows('adabatch.optim.sync', 'SYNC_RULES')
+
+
+LISTS: dict[str, Callable[[], dict[str, str]]] = {
+  'configs': configs.describe,
+  'rules': lambda: docstrings.rows('adabatch.controllers', 'CONTROLLERS'),
+  'models': lambda: docstrings.rows('adabatch.models', 'MODELS'),
+  'optimizers': lambda: docstrings.rows(
+    'adabatch.optim.optimizers', 'OPTIMIZERS'
+  ),
+  'sync': _sync,
+  'tasks': lambda: docstrings.rows('adabatch.models.tasks', 'TASKS'),
+  'data': _data,
+}
+# The key that each is a value of.
+KEYS = {
+  'configs': 'adabatch train CONFIG',
+  'rules': 'controller.name',
+  'models': 'model.name',
+  'optimizers': 'optimizer.name',
+  'sync': 'sync.name',
+  'tasks': 'task.name',
+  'data': 'data.name',
+}
+
+
+def describe(what: str | None) -> str:
+  """The rows of one list, or of all, under their headings.
+
+  >>> print(describe('tasks').splitlines()[0])
+  tasks (task.name)
+  """
+  return '\n\n'.join(_describe(name) for name in ([what] if what else LISTS))
+
+
+def _describe(name: str) -> str:
+  rows = LISTS[name]()
+  width = max(map(len, rows)) + 2
+  lines = [
+    textwrap.shorten(f'{words}', max(40, 110 - width), placeholder=' ...')
+    for words in rows.values()
+  ]
+  return '\n'.join(
+    [
+      f'{name} ({KEYS[name]})',
+      *(
+        f'  {key:<{width}}{line}'
+        for key, line in zip(rows, lines, strict=True)
+      ),
+    ]
+  )
