@@ -3,6 +3,7 @@
 import ast
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from adabatch import config
@@ -63,7 +64,7 @@ def explain(key: str) -> Explained:
     repr(flat[key]),
     ALL[key].words,
     RANGES[key][0] if key in RANGES else '',
-    _readers(key),
+    _readers(key, _sources()),
     _setters(key),
   )
 
@@ -123,14 +124,16 @@ def _setters(key: str) -> list[tuple[str, str]]:
     if f'c.{key} ' not in (source := path.read_text()):
       continue
     for node in ast.walk(ast.parse(source)):
-      if isinstance(node, ast.Assign):
-        if ast.unparse(node.targets[0]) == f'c.{key}':
-          found.append((name, ast.unparse(node.value)))
-          break
+      if (
+        isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == f'c.{key}'
+      ):
+        found.append((name, ast.unparse(node.value)))
+        break
   return found
 
 
-def _readers(key: str) -> list[str]:
+def _readers(key: str, sources: Mapping[str, str]) -> list[str]:
   """The files that read it.
 
   Of a rule's own table, which is handed over whole, where the rule is defined.
@@ -151,7 +154,6 @@ def _readers(key: str) -> list[str]:
     [rf'\b{re.escape(key)}\b'],
     [rf'\.{parts[-2]}\b', rf'(\.|\'){last}\b'] if len(parts) > 1 else ['$^'],
   ]
-  sources = _sources()
   for patterns in attempts:
     compiled = [re.compile(pattern) for pattern in patterns]
     found = [

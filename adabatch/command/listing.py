@@ -66,8 +66,7 @@ def _describe(name: str) -> str:
     [
       f'{name} ({KEYS[name]})',
       *(
-        f'  {key:<{width}}{line}'
-        for key, line in zip(rows, lines, strict=True)
+        f'  {key:<{width}}{line}' for key, line in zip(rows, lines, strict=True)
       ),
     ]
   )

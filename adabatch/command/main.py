@@ -75,7 +75,7 @@ JOBS = {
     (
       'runs/digits_mlp',
       'runs/cnn --set data.eval_split=test',
-      "runs/cnn --set data.eval_split='train[:10%%]'",
+      'runs/cnn --set data.eval_split="train[:10%%]"',
     ),
   ),
 }
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     'adabatch',
     description=adabatch.__doc__,
-    epilog=_examples('adabatch', ('train digits_mlp', 'list', 'explain epochs')),
+    epilog=_examples('adabatch', ('train digits_mlp', 'list', 'explain seed')),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
@@ -197,12 +197,15 @@ def as_flags(given: argparse.Namespace, others: Sequence[str]) -> list[str]:
       raise ValueError(f'--set {one} has no value: write --set {one}=VALUE')
   of_run = config.partition(':')[0] == str(configs.OF_RUN)
   workdir = given.workdir or (given.config if of_run else None)
-  along = {name: getattr(given, name) for name in ALONG} | {'workdir': workdir}
+  along = {name: getattr(given, name) for name in ALONG}
+  along['workdir'] = workdir
   return [
     f'--config={config}',
     *(f'--config.{one}' for one in given.set),
     *others,
-    *(f'--{name}={value}' for name, value in along.items() if value is not None),
+    *(
+      f'--{name}={value}' for name, value in along.items() if value is not None
+    ),
     *(['--distributed'] if given.distributed else []),
     f'--job={given.command}',
   ]
@@ -231,8 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   with command_line.refusing(ConfigError), needing():
     if given.command == 'report':
       return report_command.run(given)
-    words = explain.describe(given.key) if given.command == 'explain' else (
-      listing.describe(given.what)
+    words = (
+      explain.describe(given.key)
+      if given.command == 'explain'
+      else (listing.describe(given.what))
     )
     print(words)
   return 0

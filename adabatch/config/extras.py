@@ -40,7 +40,8 @@ def say_how(package: str) -> str:
   >>> say_how('optuna')
   "optuna is not installed: pip install 'adabatch[search]'"
   """
-  return f"{package} is not installed: pip install 'adabatch[{EXTRAS[package]}]'"
+  extra = EXTRAS[package]
+  return f"{package} is not installed: pip install 'adabatch[{extra}]'"
 
 
 @contextlib.contextmanager

@@ -25,12 +25,13 @@ def add_jobs(c: ConfigDict) -> None:
   c.search.trials = 20
   # Most trials, with those that diverge; None: 5 times search.trials.
   c.search.max_trials = placeholder(int)
-  # Whether, once a trial reached the target in s updates, later ones end after s.
+  # Whether, once a trial reached the target in s updates, later ones end after
+  # s.
   c.search.early_stopping = True
   # How often the space is widened, by as many trials, if its edge is best.
   c.search.widen = 0
-  # Where Optuna keeps trials; None: SQLite in the workdir. 'journal:PATH', or a database's URL
-  # for workers on many machines.
+  # Where Optuna keeps trials; None: SQLite in the workdir. 'journal:PATH', or a
+  # database's URL for workers on many machines.
   c.search.storage = placeholder(str)
   # Seconds without a sign of life before a worker counts as dead.
   c.search.grace = 120.0
@@ -50,13 +51,13 @@ def add_jobs(c: ConfigDict) -> None:
   c.probe.at = 'last'
   # Batch sizes of the branches, in units of the size at the checkpoint.
   c.probe.factors = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-  # Delta, examples of each branch; None: 32 batches of the largest size, or as many as
-  # there are examples for.
+  # Delta, examples of each branch; None: 32 batches of the largest size, or as
+  # many as there are examples for.
   c.probe.examples = placeholder(object)
-  # Of the branches: 'rule': as much noise from each example at all sizes, by factor^1 for sgd
-  # and factor^(1/2) for adam, with Adam's beta2 and decoupled weight decay
-  # remembering as many examples; 'none': as it is; 'tune': the best of
-  # probe.multipliers on that of the rule, for each size.
+  # Of the branches: 'rule': as much noise from each example at all sizes, by
+  # factor^1 for sgd and factor^(1/2) for adam, with Adam's beta2 and decoupled
+  # weight decay remembering as many examples; 'none': as it is; 'tune': the
+  # best of probe.multipliers on that of the rule, for each size.
   c.probe.learning_rate = 'rule'
   # Factors on the learning rate that probe.learning_rate='tune' tries.
   c.probe.multipliers = (0.5, 0.7071, 1.0, 1.4142, 2.0)
@@ -83,8 +84,8 @@ def add_jobs(c: ConfigDict) -> None:
   # A machine that need not be there, for which every program is compiled:
   # 'v5e:16x16', 'v5p-128', '2*v5e:16x16'. None: what is here, nothing compiled.
   c.plan.topology = placeholder(str)
-  # Directory for all compiled programs of the run, for the devices that are here
-  # or for plan.topology. None: they are not kept.
+  # Directory for all compiled programs of the run, for the devices that are
+  # here or for plan.topology. None: they are not kept.
   c.plan.save = placeholder(str)
   # Whether at most two smaller microbatches are compiled as well, so that the
   # times of more chips than these are known, not only bounded.

@@ -45,8 +45,8 @@ def default() -> Config:
   """
   c = ConfigDict()
   c.seed = 0  # of initialisation, data order and augmentation
-  # The run ends once so many epochs' examples were trained on; the last batch is
-  # cut there. Whichever of epochs and the three max_... comes first ends it.
+  # The run ends once so many epochs' examples were trained on; the last batch
+  # is cut there. Whichever of epochs and the three max_... comes first ends it.
   c.epochs = 10.0
   c.max_updates = placeholder(int)  # updates that end the run; None: any
   # Examples that end the run, such as 250_000 or '250K'; None: any.
@@ -73,7 +73,8 @@ def default() -> Config:
   c.nonfinite.skips = 10
   # Times that on_nonfinite='rollback' goes back; more end the run.
   c.nonfinite.rollbacks = 3
-  # Factor on the learning rate each time that on_nonfinite='rollback' goes back.
+  # Factor on the learning rate each time that on_nonfinite='rollback' goes
+  # back.
   c.nonfinite.rate_factor = 0.5
   # Whether compiled programs are kept on disk between runs.
   c.compilation_cache = True
@@ -298,8 +299,9 @@ def default() -> Config:
   c.checkpoint.every_updates = 1000  # updates between two checkpoints
   # How many of the newest are kept. May be another when a run is resumed.
   c.checkpoint.keep = 3
-  # Whether the one of the best evaluation by target.metric (by loss, where a task
-  # has none such) is kept beside the newest. Not of the trials of a search.
+  # Whether the one of the best evaluation by target.metric (by loss, where a
+  # task has none such) is kept beside the newest. Not of the trials of a
+  # search.
   c.checkpoint.best = True
   # What is told of a run.
   c.log = ConfigDict()
@@ -311,8 +313,8 @@ def default() -> Config:
   # Evaluation while it trains.
   c.eval = ConfigDict()
   c.eval.every_epochs = 1.0  # epochs between two evaluations
-  # Least ratio of the examples at two evaluations in a row: with 1.05 they are as
-  # dense in short runs as in long ones. 1: no such bound.
+  # Least ratio of the examples at two evaluations in a row: with 1.05 they are
+  # as dense in short runs as in long ones. 1: no such bound.
   c.eval.growth = 1.0
   c.eval.max_per_device = 1024  # examples a device evaluates at once
   return c

@@ -40,7 +40,9 @@ def run(given: argparse.Namespace) -> int:
   paths, output = given.paths, given.output
   try:
     if given.metric is not None and len(paths) > 1:
-      raise ValueError(f'--metric is for one archive, and there are {len(paths)}')
+      raise ValueError(
+        f'--metric is for one archive, and there are {len(paths)}'
+      )
     with needing():
       from adabatch.report import pages
     if len(paths) > 1:

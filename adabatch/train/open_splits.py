@@ -12,6 +12,7 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
+from adabatch.config.extras import needing
 from adabatch.config.smoke import EXAMPLES, shorten
 from adabatch.data.made_up import made_up_images, made_up_text
 from adabatch.data.source import Shape
@@ -33,6 +34,7 @@ class TextCache(NamedTuple):
   wait_seconds: float = 86_400.0
 
 
+@needing()
 def open_splits(
   config: Config, cache: TextCache | None, labels: str
 ) -> tuple[Any, Any]:

@@ -1,13 +1,16 @@
 """What the command says: flags, exit statuses, the summary at the end."""
 
 import os
+import pkgutil
 import runpy
 import signal
 import sys
 
 import pytest
 
+from adabatch.command import jobs
 from adabatch.config import ConfigError, command_line
+from adabatch.config.extras import NotInstalled, needing
 from adabatch.data import DatasetError
 from adabatch.report.summary import describe
 from adabatch.train.checkpoints import CheckpointError
@@ -104,6 +107,8 @@ def test_other_errors_are_seen_in_full():
 @pytest.mark.parametrize('package', ['absl', 'ml_collections'])
 def test_a_missing_package_is_one_line(package, monkeypatch):
   """As after an installation of what floor 0 needs alone."""
+  for module in [m for m in sys.modules if m.startswith('adabatch.command')]:
+    monkeypatch.delitem(sys.modules, module)
   monkeypatch.setitem(sys.modules, package, None)  # cannot be imported
   with pytest.raises(SystemExit) as ended:
     runpy.run_path('launch.py', run_name='launch')
@@ -114,8 +119,17 @@ def test_a_missing_package_is_one_line(package, monkeypatch):
 
 def test_a_missing_module_of_its_own_is_no_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, 'adabatch.search.job', None)
-  with pytest.raises(ModuleNotFoundError):
-    runpy.run_path('launch.py', run_name='launch')
+  with pytest.raises(ModuleNotFoundError), needing():
+    pkgutil.resolve_name(jobs.JOBS['search'])
+
+
+def test_a_package_of_an_extra_is_named_with_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'optuna', None)
+  monkeypatch.delitem(sys.modules, 'adabatch.search.job', raising=False)
+  monkeypatch.delitem(sys.modules, 'adabatch.search.storage', raising=False)
+  how = r"pip install 'adabatch\[search\]'"
+  with pytest.raises(NotInstalled, match=how), needing():
+    pkgutil.resolve_name(jobs.JOBS['search'])
 
 
 @pytest.mark.parametrize('error', [KeyError('mine'), AttributeError('wdth')])
