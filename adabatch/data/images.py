@@ -219,6 +219,9 @@ def open_images(
     DatasetError: if the set is not prepared, has no such split, is no
       image-classification set, or does not fit the other arguments.
   """
+  import cv2  # noqa: F401  # of an extra, before processes that read start
+  import simplejpeg  # noqa: F401
+
   if image_size is not None and not 1 <= image_size <= eval_resize:
     raise DatasetError(
       f'image_size={image_size}: give 1 <= image_size <= '

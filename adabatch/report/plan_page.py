@@ -19,7 +19,7 @@ from adabatch.report.layout import (
 )
 from adabatch.report.panels import Line, Panel
 from adabatch.report.pictures import draw
-from adabatch.report.plan_scaling import scaling_section
+from adabatch.report.plan_scaling_figures import scaling_section
 from adabatch.report.plan_table import (
   flops,
   in_bytes,

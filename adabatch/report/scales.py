@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 
 class Scale(NamedTuple):
@@ -87,6 +86,8 @@ def linear_ticks(low: float, high: float) -> list[float]:
   >>> linear_ticks(0, 102)
   [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
   """
+  from matplotlib.ticker import MaxNLocator  # lines of text do without
+
   locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
   ticks = locator.tick_values(low, high)
   return [float(tick) for tick in ticks if low <= tick <= high]

@@ -11,6 +11,7 @@ import numpy as np
 
 from adabatch import data
 from adabatch.config import Config, ConfigError
+from adabatch.config.extras import needing
 from adabatch.data.source import Inputs, Shape
 from adabatch.data.tokenizers import (
   ByteTokenizer,
@@ -101,14 +102,10 @@ class Loaded:
     network is fed, as `inputs.json` of the run.
 
     Raises:
-      ConfigError: if safetensors is not installed.
+      NotInstalled: if safetensors is not installed.
     """
-    try:
+    with needing():
       from safetensors.numpy import save
-    except ModuleNotFoundError:
-      raise ConfigError(
-        'safetensors is not installed: pip install safetensors'
-      ) from None
     leaves = jax.tree_util.tree_leaves_with_path(
       {'params': self.params, **self.model_state}
     )

@@ -10,6 +10,7 @@ import sys
 import tomllib
 
 import pytest
+from PIL import Image
 
 from adabatch import config as config_lib
 from adabatch.command import configs, explain, listing
@@ -172,6 +173,74 @@ def test_a_job_and_its_run_again(tmp_path):
   assert wrong.returncode == 2
   assert wrong.stderr == (
     "error: unknown config key 'epoch' (did you mean 'epochs'?)\n"
+  )
+
+
+def test_digits_need_the_small_extra_alone(tmp_path):
+  """In an interpreter where no package of another extra can be imported."""
+  others = [package for package, extra in EXTRAS.items() if extra != 'train']
+  code = f"""
+import sys
+sys.modules.update(dict.fromkeys({others}))
+from adabatch.command.main import main
+main(['train', 'digits_mlp', '--set', 'max_updates=2', '--workdir', 'run'])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': commands.QUICKLY},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  how = "no report: matplotlib is not installed: pip install 'adabatch[report]'"
+  assert lines[-1] == how
+  assert (tmp_path / 'run' / 'summary.json').exists()
+
+
+# Of two images, which are trained on two at once.
+FOLDER = [
+  '--config.data.name=folder:pictures',
+  '--config.data.eval_split=val',
+  '--config.controller.initial_batch_size=2',
+  '--config.controller.max_batch_size=2',
+]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'package'),
+  [
+    (['search', 'digits_mlp'], 'optuna'),
+    (['train', 'cnn_mnist', '--set', 'data.name=csv:x.csv'], 'pyarrow'),
+    (['train', 'cnn_mnist'], 'tensorflow_datasets'),
+    (['train', 'digits_mlp', *FOLDER], 'PIL'),
+  ],
+)
+def test_what_is_not_installed_is_named(arguments, package, tmp_path):
+  for name in ('train', 'val'):
+    for kind in ('cats', 'dogs'):
+      place = tmp_path / 'pictures' / name / kind
+      place.mkdir(parents=True)
+      Image.new('RGB', (40, 30)).save(place / '1.png')
+  (tmp_path / 'x.csv').write_text('x,label\n1,0\n')
+  code = f"""
+import sys
+sys.modules[{package!r}] = None
+from adabatch.command.main import main
+main({[*arguments, '--workdir', 'run']})
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': 'nowhere'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1, done.stderr
+  extra = EXTRAS[package]
+  assert done.stderr == (
+    f"error: {package} is not installed: pip install 'adabatch[{extra}]'\n"
   )
 
 

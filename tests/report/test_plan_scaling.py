@@ -5,11 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from adabatch.report.plan_scaling import (
-  scaling_lines,
-  scaling_section,
-  scaling_tables,
-)
+from adabatch.report.plan_scaling import scaling_lines, scaling_tables
+from adabatch.report.plan_scaling_figures import scaling_section
 
 
 def run(seconds, chips, share, outside=''):
