@@ -199,7 +199,7 @@ def open_images(
   """Opens one split of a TFDS image-classification set, to be read in parts.
 
   Args:
-    name: a TFDS name, 'NAME[/CONFIG][:VERSION]'; without a version, the newest
+    name: a TFDS name, `NAME[/CONFIG][:VERSION]`; without a version, the newest
       on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else

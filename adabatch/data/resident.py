@@ -32,7 +32,7 @@ def load(
   """Loads one split of an image-classification set.
 
   Args:
-    name: a key of `EMBEDDED`, or a TFDS name, 'NAME[/CONFIG][:VERSION]';
+    name: a key of `EMBEDDED`, or a TFDS name, `NAME[/CONFIG][:VERSION]`;
       without a version, the newest on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else

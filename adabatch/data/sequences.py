@@ -40,8 +40,8 @@ def from_sequence(
     sequence: has `__len__` and `__getitem__`; the same item at each asking.
     num_classes: labels are below it; None: as the sequence itself says
       (`classes`, or `features[label_key].num_classes`). Of labels [D] it is D.
-    input_key, label_key: of items that are mappings; None: one of
-      `INPUT_NAMES` and `LABEL_NAMES`.
+    input_key: of items that are mappings; None: one of `INPUT_NAMES`.
+    label_key: likewise; None: one of `LABEL_NAMES`.
 
   Raises:
     DatasetError: in one line, for items that are something else.

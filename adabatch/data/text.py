@@ -140,7 +140,7 @@ def open_text(
   was. Records that cannot be read are left out and reported.
 
   Args:
-    name: a TFDS name, 'NAME[/CONFIG][:VERSION]', of a set with a text.
+    name: a TFDS name, `NAME[/CONFIG][:VERSION]`, of a set with a text.
     split: 'train', 'train[:80%]', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.

@@ -131,7 +131,7 @@ def find_split(
   """Finds one split of a set on disk.
 
   Args:
-    name: a TFDS name, 'NAME[/CONFIG][:VERSION]'; without a version, the newest
+    name: a TFDS name, `NAME[/CONFIG][:VERSION]`; without a version, the newest
       on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
     data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
@@ -296,7 +296,7 @@ def find(
   """The directory DATA_DIR/NAME[/CONFIG]/VERSION, newest version first.
 
   Args:
-    name: 'NAME[/CONFIG][:VERSION]'.
+    name: `NAME[/CONFIG][:VERSION]`.
     data_dir: see `find_images`.
     built_in: other names that the caller knows, for the message.
 

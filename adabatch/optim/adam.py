@@ -15,7 +15,7 @@ class ScaleByAdamInExamplesState(NamedTuple):
 
       nu_hat = nu / nu_weight
 
-  Args:
+  Attributes:
     count: updates so far, int32 scalar.
     mu: first moment, like the parameters, at least float32.
     nu: second moment, like the parameters, real, at least float32.
@@ -159,7 +159,9 @@ def beta2_floor(b1: Any, b2: Any, b2_min: Any) -> Any:
   b2 itself, where that is lower: at B_ref it holds as it was chosen.
 
   Args:
-    b1, b2, b2_min: as in `scale_by_adam_in_examples`.
+    b1: as in `scale_by_adam_in_examples`, like the others.
+    b2: of the second moment.
+    b2_min: its floor.
 
   Returns:
     A scalar; a number if all three are.

@@ -12,7 +12,7 @@ class AverageParamsState(NamedTuple):
 
       average <- average + share (x - average),  share = (1 - d) / weight
 
-  Args:
+  Attributes:
     averaged_params: like the parameters, at least float32.
     weight: 1 - 2^(-examples / half-life), float32 scalar; 0 before any update.
     averaged_share: of the last parameters in the average, float32 scalar.

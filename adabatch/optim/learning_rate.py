@@ -28,7 +28,7 @@ class ScaleByBatchLearningRateState(NamedTuple):
 
       updates <- -learning_rate * updates
 
-  Args:
+  Attributes:
     learning_rate: float32 scalar, undamped; 0 before the first update.
     scaling_state: state of a StatefulScaling, () for any other.
     count: updates so far, int32 scalar, where the base is a schedule of them;

@@ -25,7 +25,7 @@ class AtLearningRateState(NamedTuple):
 
       lr, rate <- rate.update(rate),  u, inner <- make(lr).update(g, inner)
 
-  Args:
+  Attributes:
     inner: of the optimizer.
     rate: of what knows the learning rate.
   """

@@ -25,7 +25,7 @@ class Hyperparameters(NamedTuple):
 
       row(learning_rate, hyperparameters) -> transforms, in order
 
-  Args:
+  Attributes:
     momentum: m, for momentum, nesterov, lars and muon.
     beta1: decay of Adam's first moment, for adam, adamw, lamb and muon.
     beta2: decay of Adam's second moment, likewise.
@@ -189,8 +189,8 @@ def make_optimizer(
     name: a key of OPTIMIZERS.
     learning_rate: a base as `scale_by_batch_learning_rate` takes it, or a
       transform that multiplies by minus the learning rate, such as that one.
-    momentum, beta1, beta2, ...: see `Hyperparameters`.
     clip_norm: clip, the largest norm of a gradient; None for any.
+    **others: momentum, beta1, beta2, ...: see `Hyperparameters`.
 
   Returns:
     A transform whose `update` needs params and the scalars `batch_size`,

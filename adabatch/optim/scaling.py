@@ -17,7 +17,7 @@ class StatefulScaling(NamedTuple):
 
       factor, state <- update(state, batch_size, gradient_noise)
 
-  Args:
+  Attributes:
     init: () -> state, a tree of float32 scalars.
     update: (state, batch_size, gradient_noise or None) -> (factor, state).
   """
@@ -31,7 +31,7 @@ class AdaScaleState(NamedTuple):
 
       unbiased average = average / weight
 
-  Args:
+  Attributes:
     trace_covariance: average of S, float32 scalar, gradient units squared.
     squared_norm: average of |G|^2, float32 scalar, gradient units squared.
     weight: 1 - decay^n after n estimates, float32 scalar; 0 before any.
