@@ -1,6 +1,6 @@
 """Makes docs/reference/: every key, and every public symbol.
 
-    python docs/make_reference.py
+python docs/make_reference.py
 """
 
 import importlib
@@ -12,27 +12,24 @@ from adabatch.command.explain import explain, keys_of
 from adabatch.config.comments import comments
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
-# Modules whose public symbols are for others to use, and what each is.
-MODULES = {
-  'adabatch': 'A batch size for a loop of your own, a trained network, parts of '
-  'your own.',
-  'adabatch.controllers': 'Batch-size rules, and what wraps them.',
-  'adabatch.optim': 'Optax transforms, schedules, the gradient noise, replicas.',
-  'adabatch.models': 'Networks.',
-  'adabatch.data': 'Sets, their one order, augmentation.',
-  'adabatch.study': 'Steps to result, critical batch sizes.',
-  'adabatch.report': 'Pages of runs, searches, studies and probes.',
-  'adabatch.train': 'The training itself.',
-  'adabatch.config': 'What a config may hold.',
-}
+# Modules whose public symbols are for others to use.
+MODULES = (
+  'adabatch',
+  'adabatch.controllers',
+  'adabatch.optim',
+  'adabatch.models',
+  'adabatch.data',
+  'adabatch.study',
+  'adabatch.report',
+  'adabatch.train',
+  'adabatch.config',
+)
 # Modules without a list of their public symbols, of which all are shown.
-WHOLE = {
-  'adabatch.controllers.buckets': 'From a nominal size to what the hardware '
-  'runs.',
-  'adabatch.controllers.pytorch': 'Callbacks for the Trainers of Hugging Face '
-  'and Lightning.',
-  'adabatch.models.tasks': 'What a network is trained for.',
-}
+WHOLE = (
+  'adabatch.controllers.buckets',
+  'adabatch.controllers.pytorch',
+  'adabatch.models.tasks',
+)
 
 
 def keys_page() -> str:
@@ -40,8 +37,8 @@ def keys_page() -> str:
   lines = [
     '# All keys',
     '',
-    'Each is set by `--set KEY=VALUE` of `adabatch`, by `--config.KEY=VALUE` of '
-    '`launch.py`, or by `c.KEY = VALUE` in a config. `adabatch explain KEY` '
+    'Each is set by `--set KEY=VALUE` of `adabatch`, by `--config.KEY=VALUE` '
+    'of `launch.py`, or by `c.KEY = VALUE` in a config. `adabatch explain KEY` '
     'says the same in a terminal, with the configs that set it. Of the rules, '
     'networks and sync rules with a table of their own, the others are '
     'ignored. `None` means: not set.',
@@ -83,14 +80,18 @@ def _sentence(text: str) -> str:
   return text if text.endswith(('.', '...')) else f'{text}.'
 
 
+def public_of(name: str) -> list[str]:
+  """The public symbols of a module, but for what Python itself reads."""
+  names = importlib.import_module(name).__all__
+  return [symbol for symbol in names if not symbol.startswith('__')]
+
+
 def module_page(name: str) -> str:
   """Every public symbol of a module, by mkdocstrings."""
-  about = MODULES.get(name) or WHOLE[name]
-  lines = [f'# {name}', '', about, '', f'::: {name}', '    options:']
+  lines = [f'# {name}', '', f'::: {name}', '    options:']
   if name in MODULES:
-    public = importlib.import_module(name).__all__
     lines += ['      members:']
-    lines += [f'        - {symbol}' for symbol in public]
+    lines += [f'        - {symbol}' for symbol in public_of(name)]
   lines += ['      show_root_heading: false', '']
   return '\n'.join(lines)
 

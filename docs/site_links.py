@@ -20,7 +20,7 @@ def on_page_markdown(
 
   def replace(link: re.Match[str]) -> str:
     path = posixpath.normpath(posixpath.join('docs', here, link[2]))
-    if path.startswith('docs/'):
+    if path.startswith('docs/') and not path.endswith('.py'):
       return link[0]
     if config.repo_url:
       return f'[{link[1]}]({config.repo_url.rstrip("/")}/blob/main/{path})'

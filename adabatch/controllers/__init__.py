@@ -48,7 +48,7 @@ from adabatch.controllers.wrappers import (
   smooth,
 )
 
-# A new rule also needs a table in `config/keys.py`, ranges, and a case in
+# A new rule also needs a table in `config/rule_keys.py`, ranges, and a case in
 # `tests/controllers`; arguments that are no keys come from `train/rules.py`.
 CONTROLLERS: dict[str, Callable[..., BatchSizeController]] = {
   'constant': constant,

@@ -20,8 +20,8 @@ from adabatch.models.transformer import Transformer
 from adabatch.models.vgg import VGG
 from adabatch.models.wide_resnet import WideResNet
 
-# A new one also needs a table in `config/keys.py`, ranges, a small value in
-# `config/smoke.py`, and a line in `tests/models/test_networks.py`.
+# A new one also needs a table in `config/model_keys.py`, ranges, a small value
+# in `config/smoke.py`, and a line in `tests/models/test_networks.py`.
 MODELS: dict[str, Callable[..., Any]] = {
   'mlp': MLP,
   'strided_cnn': StridedCNN,

@@ -190,7 +190,8 @@ def make_optimizer(
     learning_rate: a base as `scale_by_batch_learning_rate` takes it, or a
       transform that multiplies by minus the learning rate, such as that one.
     clip_norm: clip, the largest norm of a gradient; None for any.
-    **others: momentum, beta1, beta2, ...: see `Hyperparameters`.
+
+  The others are `Hyperparameters`.
 
   Returns:
     A transform whose `update` needs params and the scalars `batch_size`,
