@@ -3,8 +3,8 @@
     python -m benchmarks.adadamp_vs_constant --data_dir=DIRECTORY_OF_TFDS_SETS
 
 Every arm has the same number of epochs; `tuned_arms` says how rates are chosen
-and figures made. Writes the log (`--log`) and prints the
-table of the README; runs that are in `--runs` already are not repeated.
+and figures made. Writes the log (`--log`) and prints the table of the README
+and of docs/results.md; runs that are in `--runs` already are not repeated.
 """
 
 import pathlib

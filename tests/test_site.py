@@ -1,8 +1,10 @@
 """The site: it builds offline without a warning, and nothing in it is dead."""
 
+import doctest
 import html.parser
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import urllib.parse
@@ -104,6 +106,13 @@ def test_every_public_symbol_says_what_it_is(site):
     public = make.public_of(name)
     assert public
     assert [s for s in public if f'{name}.{s}' not in names] == [], name
+
+
+def test_doctests_are_shown_as_code(site):
+  assert doctest.testmod(load('site_docstrings')).failed == 0
+  page = site / 'reference' / 'adabatch.controllers' / 'index.html'
+  text = re.sub('<[^>]*>', '', page.read_text())
+  assert '&gt;&gt;&gt; controller = ' in text
 
 
 def test_every_page_is_in_the_menu():

@@ -14,7 +14,7 @@ from absl import flags
 from adabatch import config
 
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
-# Exit statuses, which the help of launch.py and the README list.
+# Exit statuses, which the help of launch.py and docs/run_files.md list.
 ERROR, USAGE = 1, 2
 EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 3, 'grow': 76}
 
