@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import re
 import shlex
 import signal
-import socket
 import subprocess
-import time
 import tomllib
 
 import pytest
@@ -19,15 +16,14 @@ from adabatch import config
 from adabatch.command import jobs
 from adabatch.config.command_line import ERROR, EXIT_CODES, USAGE
 from adabatch.devices.processes import RETRY
-from tests import commands
 from tests.experiments import records
+from tests.jobset_fields import JOBSET, unknown
+from tests.slurm import SBATCH, Slurm, finish, free_job, tasks, wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = ROOT / 'launch'
-SBATCH = (RECIPES / 'slurm.sbatch').read_text()
-MANIFEST = (RECIPES / 'jobset.yaml').read_text()
 DOCKERFILE = (RECIPES / 'Dockerfile').read_text()
-JOBSETS = list(yaml.safe_load_all(MANIFEST))
+JOBSETS = list(yaml.safe_load_all((RECIPES / 'jobset.yaml').read_text()))
 STOPPED = 128 + signal.SIGTERM
 HOPELESS = {ERROR, USAGE, EXIT_CODES['diverged']}
 
@@ -38,127 +34,15 @@ def test_the_folder_hides_no_module():
   assert found.origin == str(ROOT / 'launch.py')
 
 
-@pytest.mark.parametrize(
-  'text', [path.read_text() for path in sorted(RECIPES.iterdir())]
-)
-def test_flags_and_keys_exist(text):
-  keys = config.flatten(config.default())
+@pytest.mark.parametrize('name', sorted(p.name for p in RECIPES.iterdir()))
+def test_keys_and_files_exist(name):
+  text, keys = (RECIPES / name).read_text(), config.flatten(config.default())
   for key in re.findall(r'--config\.([\w.]+)', text):
     assert key in keys
   for file in re.findall(r'\bconfigs/\w+\.py', text):
     assert (ROOT / file).is_file()
   for key in re.findall(r'`(\w+\.\w+)`', text):
     assert key in keys or (RECIPES / key).is_file()
-
-
-# What JobSet v1alpha2 and Kubernetes 1.34 know, from their types in Go.
-POD_FAILURE_POLICY = {
-  'rules': {
-    'action': None,
-    'onExitCodes': {'containerName': None, 'operator': None, 'values': None},
-    'onPodConditions': {'type': None, 'status': None},
-  }
-}
-CONTAINER = {
-  'name': None,
-  'image': None,
-  'command': None,
-  'args': None,
-  'env': {'name': None, 'value': None, 'valueFrom': ...},
-  'securityContext': ...,
-  'resources': {'limits': ..., 'requests': ..., 'claims': ...},
-  'volumeMounts': {
-    'name': None,
-    'mountPath': None,
-    'readOnly': None,
-    'subPath': None,
-  },
-}
-POD = {
-  'restartPolicy': None,
-  'terminationGracePeriodSeconds': None,
-  'nodeSelector': ...,
-  'serviceAccountName': None,
-  'securityContext': {
-    'runAsNonRoot': None,
-    'runAsUser': None,
-    'runAsGroup': None,
-    'fsGroup': None,
-  },
-  'tolerations': {
-    'key': None,
-    'operator': None,
-    'value': None,
-    'effect': None,
-    'tolerationSeconds': None,
-  },
-  'containers': CONTAINER,
-  'volumes': {
-    'name': None,
-    'persistentVolumeClaim': {'claimName': None, 'readOnly': None},
-    'emptyDir': {'medium': None, 'sizeLimit': None},
-  },
-}
-JOB = {
-  'parallelism': None,
-  'completions': None,
-  'completionMode': None,
-  'backoffLimit': None,
-  'backoffLimitPerIndex': None,
-  'activeDeadlineSeconds': None,
-  'ttlSecondsAfterFinished': None,
-  'podReplacementPolicy': None,
-  'podFailurePolicy': POD_FAILURE_POLICY,
-  'template': {'metadata': ..., 'spec': POD},
-}
-JOBSET = {
-  'apiVersion': None,
-  'kind': None,
-  'metadata': {'name': None, 'labels': ..., 'annotations': ...},
-  'spec': {
-    'network': {
-      'enableDNSHostnames': None,
-      'subdomain': None,
-      'publishNotReadyAddresses': None,
-    },
-    'successPolicy': {'operator': None, 'targetReplicatedJobs': None},
-    'failurePolicy': {
-      'maxRestarts': None,
-      'restartStrategy': None,
-      'rules': {
-        'name': None,
-        'action': None,
-        'onJobFailureReasons': None,
-        'onJobFailureMessagePatterns': None,
-        'targetReplicatedJobs': None,
-      },
-    },
-    'suspend': None,
-    'coordinator': {'replicatedJob': None, 'jobIndex': None, 'podIndex': None},
-    'ttlSecondsAfterFinished': None,
-    'replicatedJobs': {
-      'name': None,
-      'groupName': None,
-      'replicas': None,
-      'dependsOn': ...,
-      'template': {'metadata': ..., 'spec': JOB},
-    },
-  },
-}
-
-
-def unknown(found, known, path=''):
-  """Fields that no such object has; `...` has any, None is a leaf."""
-  if isinstance(found, list):
-    for item in found:
-      yield from unknown(item, known, path)
-  elif isinstance(found, dict) and known is not ...:
-    for key, value in found.items():
-      here = f'{path}.{key}'
-      if key in (known or {}):
-        yield from unknown(value, known[key], here)
-      else:
-        yield here
 
 
 def parts(jobset):
@@ -334,92 +218,6 @@ def slurm(tmp_path):
   return Slurm(tmp_path)
 
 
-class Slurm:
-  """`srun` leaves what it was given, and ends with the status it is told."""
-
-  def __init__(self, directory):
-    self.directory = directory
-    self.workdir = directory / 'run'
-    self.calls = directory / 'calls'
-    self._put('scontrol', 'echo "$@" >> "$CALLS"')
-    self._put('squeue', 'echo "$REASON"')
-    self._put(
-      'srun',
-      'env -0 > environment\n'
-      'for argument; do printf "%s\\0" "$argument"; done > making\n'
-      'mv making arguments\n'
-      'until [ -s status ]; do sleep 0.02; done\n'
-      'exit "$(cat status)"',
-    )
-
-  def _put(self, name, text):
-    path = self.directory / 'bin' / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/bash\ncd "{self.directory}"\n{text}\n')
-    path.chmod(0o755)
-
-  def start(self, restarts=0, reason='None', job=1, **edited):
-    """As a node does; `edited` is what a user changes at the script's top."""
-    values = {
-      'activate': '/dev/null',
-      'config': 'configs/digits_mlp.py',
-      'workdir': shlex.quote(str(self.workdir)),
-      'flags': '()',
-    }
-    script = SBATCH
-    for name, value in (values | edited).items():
-      (line,) = re.findall(rf'^{name}=.*\n', script, re.M)
-      script = script.replace(line, f'{name}={value}\n')
-    path = self.directory / 'slurm_script'
-    path.write_text(script)
-    for name in ('arguments', 'status'):
-      (self.directory / name).unlink(missing_ok=True)
-    environment = os.environ | {
-      'PATH': f'{self.directory / "bin"}:{os.environ["PATH"]}',
-      'CALLS': str(self.calls),
-      'REASON': reason,
-      'SLURM_SUBMIT_DIR': str(ROOT),
-      'SLURM_JOB_NAME': 'adabatch',
-      'SLURM_JOB_ID': str(job),
-      'SLURM_CPUS_PER_TASK': '1',
-      **({'SLURM_RESTART_COUNT': str(restarts)} if restarts else {}),
-    }
-    self.batch = subprocess.Popen(
-      ['bash', path], env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-  def step(self):
-    """The command of each task, and its environment."""
-    wait_until(lambda: (self.directory / 'arguments').exists())
-    *arguments, _ = (self.directory / 'arguments').read_text().split('\0')
-    *pairs, _ = (self.directory / 'environment').read_text().split('\0')
-    at = arguments.index('python')
-    assert set(arguments[:at]) == {
-      '--wait=0',
-      '--kill-on-bad-exit=0',
-      '--cpus-per-task=1',
-    }
-    environment = dict(pair.split('=', 1) for pair in pairs)
-    return arguments[at + 1 :], environment
-
-  def end(self, status):
-    """The step ends with it: the job's status, and whether it is requeued."""
-    making = self.directory / 'making'
-    making.write_text(str(status))
-    making.rename(self.directory / 'status')
-    _, self.said = self.batch.communicate(timeout=60)
-    calls = self.calls.read_text() if self.calls.exists() else ''
-    self.calls.unlink(missing_ok=True)
-    return self.batch.returncode, calls
-
-
-def wait_until(met, seconds=120):
-  deadline = time.monotonic() + seconds
-  while not met():
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-
-
 def test_bash_reads_the_script():
   subprocess.run(['bash', '-n', RECIPES / 'slurm.sbatch'], check=True)
 
@@ -450,48 +248,9 @@ def test_it_is_not_put_back_for_ever(slurm):
 def test_a_job_that_is_cancelled_stays_so(slurm, reason, calls):
   """SLURM tells the shell as well, then; one that was late goes on."""
   slurm.start(reason=reason)
-  slurm.step()
+  slurm.step()  # after which the trap is set
   slurm.batch.send_signal(signal.SIGTERM)
   assert slurm.end(STOPPED) == (STOPPED, calls)
-
-
-def tasks(slurm, number=2):
-  """What srun starts on one node, as JAX's SlurmCluster reads it."""
-  (program, *arguments), environment = slurm.step()
-  assert program == 'launch.py'
-  environment |= {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1 ' + commands.QUICKLY,
-    'SLURM_STEP_NODELIST': 'localhost',
-    'SLURM_STEP_NUM_NODES': '1',
-    'SLURM_NTASKS': str(number),
-  }
-  return [
-    commands.Process(
-      [program, *arguments],
-      environment | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
-    )
-    for i in range(number)
-  ]
-
-
-def finish(processes):
-  """The status that srun has, and what the processes said."""
-  try:
-    said = [p.communicate(timeout=240) for p in processes]
-  finally:
-    for p in processes:
-      p.kill()
-  codes = [p.returncode for p in processes]
-  return max(code if code >= 0 else 128 - code for code in codes), said
-
-
-def free_job():
-  """A job from whose number JAX makes a port that is free."""
-  for job in range(os.getpid(), os.getpid() + 100):
-    with socket.socket() as s:
-      if s.connect_ex(('localhost', 2**16 - 2**12 + job % 2**12)):
-        return job
-  raise AssertionError('no port is free')
 
 
 def test_two_tasks_are_stopped_and_go_on(slurm):
