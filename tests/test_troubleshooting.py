@@ -95,7 +95,7 @@ def test_what_is_not_said_is_not_found():
 @pytest.mark.parametrize('name', HELP)
 def test_keys_exist(name):
   known = config.flatten(config.default())
-  text = page(name)
+  text = ' '.join(page(name).split())
   given = re.findall(r'(?:--set[ =]|--config\.)([a-z][\w.]*)=', text)
   assert given
   inline = [
@@ -103,9 +103,7 @@ def test_keys_exist(name):
     for key in re.findall(r'`([a-z_]+(?:\.\w+)+)(?:=[^`]*)?`', text)
     if key.split('.')[0] in config.default() and not key.endswith('.txt')
   ]
-  tables = {
-    '.'.join(key.split('.')[:i]) for key in known for i in range(1, 4)
-  }
+  tables = {'.'.join(key.split('.')[:i]) for key in known for i in range(1, 4)}
   assert [
     key
     for key in (*given, *inline)
@@ -175,7 +173,7 @@ def test_configs_that_are_named_exist(name):
     named(word.replace('.py', ''))
 
 
-@pytest.mark.parametrize('name', (*HELP, 'compared'))
+@pytest.mark.parametrize('name', [*HELP, 'compared'])
 def test_pages_that_are_linked_to_exist(name):
   links = re.findall(r'\]\((?!http|#)([^)#]+)', page(name))
   assert [link for link in links if not (DOCS / link).exists()] == []
