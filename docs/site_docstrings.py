@@ -12,17 +12,7 @@ DOCTEST = re.compile(
 
 
 def fenced(text: str) -> str:
-  """The same, with doctests in fences.
-
-  >>> print(fenced('Words.\\n\\n>>> 1 + 1\\n2\\n'))
-  Words.
-  <BLANKLINE>
-  ```pycon
-  >>> 1 + 1
-  2
-  ```
-  <BLANKLINE>
-  """
+  """The same, with doctests in fences."""
 
   def fence(match: re.Match[str]) -> str:
     indent = match['indent']

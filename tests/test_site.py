@@ -1,6 +1,5 @@
 """The site: it builds offline without a warning, and nothing in it is dead."""
 
-import doctest
 import html.parser
 import os
 import pathlib
@@ -109,7 +108,10 @@ def test_every_public_symbol_says_what_it_is(site):
 
 
 def test_doctests_are_shown_as_code(site):
-  assert doctest.testmod(load('site_docstrings')).failed == 0
+  fenced = load('site_docstrings').fenced
+  assert fenced('Words.\n\n  >>> 1 + 1\n  2\n\nMore.') == (
+    'Words.\n\n  ```pycon\n  >>> 1 + 1\n  2\n  ```\n\nMore.'
+  )
   page = site / 'reference' / 'adabatch.controllers' / 'index.html'
   text = re.sub('<[^>]*>', '', page.read_text())
   assert '&gt;&gt;&gt; controller = ' in text

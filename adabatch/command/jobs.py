@@ -35,10 +35,21 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.')
 PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
+FLAGS = (
+  'config',
+  'workdir',
+  'job',
+  'distributed',
+  'coordinator_address',
+  'num_processes',
+  'process_id',
+)
 
 
 def run() -> None:
   """Does the job that `sys.argv` asks for, and ends the process."""
+  for flag in FLAGS:  # which the help names, like those of a main module
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
   app.run(_main, flags_parser=command_line.parse)
 
 

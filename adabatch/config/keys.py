@@ -316,5 +316,6 @@ def default() -> Config:
   # Least ratio of the examples at two evaluations in a row: with 1.05 they are
   # as dense in short runs as in long ones. 1: no such bound.
   c.eval.growth = 1.0
-  c.eval.max_per_device = 1024  # examples a device evaluates at once
+  # Examples a device evaluates at once. May be others when a run is resumed.
+  c.eval.max_per_device = 1024
   return c

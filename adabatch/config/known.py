@@ -61,6 +61,7 @@ FREE = frozenset(
     'data.max_skipped_fraction',
     'data.placement',
     'data.workers',
+    'eval.max_per_device',
     'log.profile',
     'plan.loss',
     'plan.save',

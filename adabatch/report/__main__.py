@@ -38,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
   """Draws the page that was asked for; the exit status."""
   paths, output = given.paths, given.output
+  if given.metric is not None and len(paths) > 1:
+    print(
+      f'error: --metric is for one archive, and there are {len(paths)}',
+      file=sys.stderr,
+    )
+    return 2
   try:
-    if given.metric is not None and len(paths) > 1:
-      raise ValueError(
-        f'--metric is for one archive, and there are {len(paths)}'
-      )
     with needing():
       from adabatch.report import pages
     if len(paths) > 1:

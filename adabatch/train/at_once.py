@@ -254,7 +254,7 @@ def in_words(run: Any, error: Exception) -> Exception:
   most = run.parts.config.eval.max_per_device
   return ConfigError(
     f'no memory to evaluate {most} examples at once on each device: lower '
-    'eval.max_per_device, in another workdir'
+    'eval.max_per_device and start the same command again'
   )
 
 

@@ -412,8 +412,8 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, pair):
   assert 'is given twice' in refused(capsys, pair[0], pair[0])
   there = tmp_path / 'not' / 'there.html'
   assert 'there is no directory' in refused(capsys, *pair, '--output', there)
-  with pytest.raises(SystemExit):
-    main([*map(str, pair), '--metric', 'loss'])
+  assert main([*map(str, pair), '--metric', 'loss']) == 2
+  assert 'is for one archive, and there are 2' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('pair')

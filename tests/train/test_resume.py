@@ -217,6 +217,7 @@ def test_resumed_with_less_room_on_the_device(tmp_path):
   elsewhere = {
     'buckets.max_per_device': 8,
     'checkpoint.keep': 1,
+    'eval.max_per_device': 16,
     'data.data_dir': str(tmp_path),
   }
   whole, moved = tmp_path / 'whole', tmp_path / 'moved'
