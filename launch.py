@@ -11,7 +11,11 @@ more devices are wanted (summary.json says how many), 143 or 130 stopped by
 SIGTERM or Ctrl-C (with a checkpoint).
 """
 
-from adabatch.command import jobs
+import signal
 
 if __name__ == '__main__':
+  # Ctrl-C while packages are imported ends the process, without a traceback.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  from adabatch.command import jobs
+
   jobs.run()

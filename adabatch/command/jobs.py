@@ -5,6 +5,7 @@ Both `launch.py` and `adabatch JOB CONFIG` end here.
 
 import pathlib
 import pkgutil
+import signal
 import sys
 from typing import Any
 
@@ -55,6 +56,8 @@ def run() -> None:
 
 def _main(argv: list[str]) -> None:
   del argv  # `parse` refuses what is no flag
+  # From here on Ctrl-C is an exception, which `refusing` tells in a line.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # libraries report every step
   with command_line.refusing(ConfigError), needing():

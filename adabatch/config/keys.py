@@ -307,9 +307,9 @@ def default() -> Config:
   c.log = ConfigDict()
   # Updates between two lines; there is one at every decision as well.
   c.log.every_updates = 50
-  # The first and the last update of a trace in WORKDIR/profile. May be others
-  # when a run is resumed.
-  c.log.profile = placeholder(tuple)
+  # START:COUNT, the first update of a trace in WORKDIR/profile and how many it
+  # has, such as '100:20'. May be another when a run is resumed.
+  c.log.profile = placeholder(str)
   # Evaluation while it trains.
   c.eval = ConfigDict()
   c.eval.every_epochs = 1.0  # epochs between two evaluations

@@ -77,7 +77,6 @@ ENTRIES = {
   'data.mean': float,
   'data.std': float,
   'data.randaugment': float,
-  'log.profile': int,
 }
 
 

@@ -152,7 +152,6 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
   'checkpoint.every_updates': COUNT,
   'checkpoint.keep': COUNT,
   'log.every_updates': COUNT,
-  'log.profile': COUNT,
   'probe.factors': POSITIVE,
   'probe.examples': COUNT,
   'probe.multipliers': POSITIVE,

@@ -339,6 +339,7 @@ class Bench:
       # Its tokens are there since `parts`, so nobody waits for them.
       cache=TextCache(lambda writer: self.workdir / 'text', writer=True),
       last_update=self._limits(task, [claim.point])[0],
+      quiet=True,
     )
     if summary['status'] == 'preempted':
       return

@@ -7,6 +7,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from adabatch.train.log_file import LogFile
+
 # Of an `eval` record.
 NOT_METRICS = frozenset(('update', 'examples', 'epoch', 'seconds', 'split'))
 
@@ -15,7 +17,8 @@ class Console:
   """Progress and messages; silent where `enabled` is false.
 
   On a terminal: one bar with the time left. Piped to a file: a plain line now
-  and then, because a bar would fill the file with control characters.
+  and then, because a bar would fill the file with control characters. All
+  lines, those too that a bar stands for, are added to a log file.
   """
 
   def __init__(
@@ -25,18 +28,38 @@ class Console:
     enabled: bool = True,
     stream: TextIO | None = None,
     seconds_between_lines: float = 10.0,
+    log: LogFile | None = None,
   ):
-    """`stream` defaults to standard error; `start` shows the bar."""
+    """`stream` defaults to standard error; `start` shows the bar.
+
+    Args:
+      total_examples: of the run; 0: not known yet, see `expect`.
+      enabled: whether anything but warnings is shown.
+      stream: where.
+      seconds_between_lines: at least, of the progress.
+      log: what is said goes there as well; None: nowhere.
+    """
     self._enabled = enabled
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
     self._total = total_examples
     self._between = seconds_between_lines
-    self._last_line = time.monotonic()
+    self._began = self._last_line = time.monotonic()
     self._bar = None
+    self._log = log
+
+  def expect(self, total_examples: int) -> None:
+    """How many examples there will be."""
+    self._total = total_examples
+
+  def stage(self, doing: str) -> None:
+    """What comes before the first update, and when it began."""
+    self.say(f'{time.monotonic() - self._began:6.1f} s  {doing}')
 
   def start(self, examples: int) -> None:
     """Shows the bar; `examples` were done before (a resumed run)."""
+    if self._log is not None:
+      self._log.open()
     if self._enabled and self._terminal:
       self._bar = tqdm(
         total=self._total,
@@ -54,6 +77,8 @@ class Console:
 
   def warn(self, message: str) -> None:
     """A line of its own, on whichever process."""
+    if self._log is not None:
+      self._log.say(message)
     # A terminal that is gone, or a full disk, is no reason to end a run.
     with contextlib.suppress(OSError):
       if self._bar is not None:
@@ -106,16 +131,20 @@ class Console:
       self._bar.set_postfix_str(text, refresh=False)
       with contextlib.suppress(OSError):
         self._bar.update(min(record['examples'], self._total) - self._bar.n)
-      return
     now = time.monotonic()
-    if now - self._last_line >= self._between:
-      self._last_line = now
-      rate = record['examples_per_second']
-      left = max(self._total - record['examples'], 0) / rate if rate else 0.0
-      self.say(
-        f'update {record["update"]}  {text}  {rate:,.0f} examples/s  '
-        f'{left:.0f} s left'
-      )
+    if now - self._last_line < self._between:
+      return
+    self._last_line = now
+    rate = record['examples_per_second']
+    left = max(self._total - record['examples'], 0) / rate if rate else 0.0
+    line = (
+      f'update {record["update"]}  {text}  {rate:,.0f} examples/s  '
+      f'{left:.0f} s left'
+    )
+    if self._bar is None:
+      self.say(line)
+    elif self._log is not None:
+      self._log.say(line)
 
   def close(self) -> None:
     if self._bar is not None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import os
+import pathlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +18,14 @@ from adabatch.devices.mesh import is_first_process
 from adabatch.devices.programs import Stored, use_persistent_cache
 from adabatch.devices.stored_programs import StoredPrograms
 from adabatch.train import agreement, elastic
+from adabatch.train.beginning import Beginning
 from adabatch.train.build import Parts, build, check
 from adabatch.train.calls import Progress
 from adabatch.train.checkpoints import Saved
 from adabatch.train.console import Console
 from adabatch.train.initial import start_from
 from adabatch.train.kept import Kept
+from adabatch.train.log_file import LogFile
 from adabatch.train.loop import loop
 from adabatch.train.open_splits import TextCache
 from adabatch.train.profile import Profile
@@ -40,6 +43,7 @@ def train(
   stop: threading.Event | None = None,
   cache: TextCache | None = None,
   last_update: int | None = None,
+  quiet: bool = False,
 ) -> dict[str, Any]:
   """Trains to the end of the config, or resumes a run that was cut short.
 
@@ -54,6 +58,8 @@ def train(
     last_update: cuts the run short there, without an evaluation that it would
       not have had; unlike `max_updates` it may be another one whenever the run
       is resumed.
+    quiet: whether nothing is told of what comes before the first update, as of
+      the trials of a search.
 
   Returns:
     What `summary.json` holds.
@@ -75,16 +81,20 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.callback(files.unlock)  # which a text set has locked already
     cache = cache or TextCache(files.text_directory, first)
-    parts = _agreed(build(config, devices, splits, cache))
     closed = functools.partial(_closed, stack)
-    console = closed(Console(parts.length.examples, enabled=first))
+    log = files.path / _log_name()
+    console = closed(Console(0, enabled=first, log=LogFile(log)))
+    if not quiet:
+      console.stage(f'reading {config.data.name}')
+    parts = _agreed(build(config, devices, splits, cache))
+    console.expect(parts.length.examples)
     stored = _stored(parts, console)
     stack.enter_context(stop_on_signals(stop))
     if first:
       files.lock()
       elastic.forget_newcomers(files.path)
     files.check(config)
-    watchdog = closed(_watchdog(config, files, console))
+    watchdog = closed(_watchdog(config, log, console))
     kept = stack.enter_context(Kept(parts, files, console, stop))
     saved = kept.resume()
     summary = files.read_summary()
@@ -103,10 +113,10 @@ def train(
       stop=stop,
       cut=cut,
       warn=console.warn,
-      doing=watchdog,
+      doing=watchdog if quiet else Beginning(console, watchdog),
       restore=kept.go_back,
       stored=stored,
-      profile=closed(Profile(config, files.path)),
+      profile=closed(Profile(config, files.path, console.say)),
     )
     for kind, record in closed(steps):
       kept.write(kind, record)
@@ -139,10 +149,14 @@ def _stored(parts: Parts, console: Console) -> Stored | None:
   )
 
 
-def _watchdog(config: Config, files: Workdir, console: Console) -> Watchdog:
-  name = 'log.txt' if is_first_process() else f'log.{jax.process_index()}.txt'
+def _log_name() -> str:
+  """Of what this process says."""
+  return 'log.txt' if is_first_process() else f'log.{jax.process_index()}.txt'
+
+
+def _watchdog(config: Config, log: pathlib.Path, console: Console) -> Watchdog:
   return Watchdog(
-    files.path / name,
+    log,
     config.watchdog.seconds,
     console.warn,
     abort=config.watchdog.abort,

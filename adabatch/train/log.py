@@ -49,6 +49,8 @@ class Log:
   def write(self, kind: str, record: dict[str, Any]) -> None:
     """One record of `loop`."""
     if not self._enabled:
+      if kind == 'start':
+        self._console.start(record['examples'])  # its own lines, in a file
       return
     if kind == 'start':
       if not record['over']:

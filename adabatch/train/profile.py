@@ -6,35 +6,46 @@ Perfetto (https://ui.perfetto.dev, `*.trace.json.gz`).
 
 import math
 import pathlib
+import re
+from collections.abc import Callable
 
 import jax
 
 from adabatch.config import Config, ConfigError
 
 
-def check_profile(config: Config) -> None:
-  """Refuses what is no span of updates.
+def check_profile(config: Config) -> tuple[float, float]:
+  """The first and the last update that are traced; infinite: none.
 
   Raises:
-    ConfigError: in one line.
+    ConfigError: in one line, for what is no span of updates.
   """
-  window = config.log.profile
-  if window is not None and (len(window) != 2 or window[0] > window[1]):
+  given = config.log.profile
+  if given is None:
+    return math.inf, math.inf
+  match = re.fullmatch(r'(\d{1,18}):(\d{1,18})', given)
+  if not match or not (int(match[1]) and int(match[2])):
     raise ConfigError(
-      f'log.profile={tuple(window)} must be (first, last), the updates that '
-      'are traced'
+      f'log.profile={given!r} must be START:COUNT, the first update that is '
+      "traced and how many are, such as '100:20'"
     )
+  first, count = map(int, match.groups())
+  return first, first + count - 1
 
 
 class Profile:
   """Traces the calls that have an update of a window."""
 
-  def __init__(self, config: Config, workdir: pathlib.Path):
-    """`workdir` is the run's."""
-    window = config.log.profile
+  def __init__(
+    self,
+    config: Config,
+    workdir: pathlib.Path,
+    say: Callable[[str], None] = lambda line: None,
+  ):
+    """`workdir` is the run's; `say` is told if nothing could be traced."""
+    self._given, self._say = config.log.profile, say
     self._directory = str(workdir / 'profile')
-    nowhere = math.inf, math.inf
-    self._first, self._last = nowhere if window is None else window
+    self._first, self._last = check_profile(config)
     self._on = False
 
   def due(self, update: int, count: int) -> bool:
@@ -62,4 +73,9 @@ class Profile:
     """Ends the trace where it is."""
     if self._on:
       jax.profiler.stop_trace()
+    elif self._first < math.inf:
+      self._say(
+        f'log.profile={self._given}: no such update was done since the start, '
+        'so nothing was traced'
+      )
     self._on, self._first = False, math.inf

@@ -110,8 +110,9 @@ def test_a_missing_package_is_one_line(package, monkeypatch):
   for module in [m for m in sys.modules if m.startswith('adabatch.command')]:
     monkeypatch.delitem(sys.modules, module)
   monkeypatch.setitem(sys.modules, package, None)  # cannot be imported
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)  # that of the tests
   with pytest.raises(SystemExit) as ended:
-    runpy.run_path('launch.py', run_name='launch')
+    runpy.run_path('launch.py', run_name='__main__')
   assert str(ended.value).startswith(f'error: {package} is not installed')
   assert 'adabatch[train]' in str(ended.value)
   assert '\n' not in str(ended.value)

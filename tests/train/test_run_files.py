@@ -16,7 +16,9 @@ from adabatch.config import files as files_lib
 from adabatch.config.comments import comments
 from adabatch.config.files import checksum, finite
 from adabatch.train import console as console_lib
+from adabatch.train.beginning import Beginning
 from adabatch.train.console import Console
+from adabatch.train.log_file import LogFile
 from adabatch.train.log import Log
 from adabatch.train.metrics import MetricsWriter
 from adabatch.train.reports import Clock
@@ -623,3 +625,75 @@ def test_every_key_says_what_it_means():
   tables = {key.rpartition('.')[0] for key in said} - {''}
   silent = {table for table in tables if not comments().get(table)}
   assert all(table.count('.') == 1 for table in silent), silent
+
+
+# What a process said.
+
+
+def test_what_is_said_is_kept(tmp_path):
+  path = tmp_path / 'run' / 'log.txt'
+  console = Console(
+    6400,
+    stream=Terminal(),
+    seconds_between_lines=0.0,
+    log=LogFile(path),
+  )
+  console.say('before')
+  path.parent.mkdir()
+  assert not path.exists()  # it may still be refused
+  console.start(0)
+  console.progress(train_record(50))  # a bar, and a line there
+  console.warn('after')
+  lines = path.read_text().splitlines()
+  assert [line[21:] for line in lines] == [
+    'before',
+    'update 50  epoch 5.00  B 32  lr 0.1  loss 0.0400  1,000 examples/s  '
+    '5 s left',
+    'after',
+  ]
+  assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', x) for x in lines)
+
+
+def test_other_processes_keep_what_they_say(workdir):
+  path = workdir.path / 'log.1.txt'
+  console = Console(6400, enabled=False, log=LogFile(path))
+  log = Log(config(), workdir, console, about={}, enabled=False)
+  console.say('what the first one says')
+  console.warn('skipped record 3')
+  workdir.path.mkdir(exist_ok=True)
+  log.write(*('start', START))
+  assert [line[21:] for line in path.read_text().splitlines()] == [
+    'skipped record 3'
+  ]
+
+
+def test_lines_wait_for_the_directory(tmp_path):
+  file = LogFile(tmp_path / 'run' / 'log.txt')
+  file.open()
+  file.say('early')
+  (tmp_path / 'run').mkdir()
+  file.say('late')
+  lines = (tmp_path / 'run' / 'log.txt').read_text().splitlines()
+  assert [line[21:] for line in lines] == ['early', 'late']
+
+
+def test_the_beginning_is_told():
+  stream, done = io.StringIO(), []
+  console = Console(6400, stream=stream)
+  doing = Beginning(console, lambda *told: done.append(told))
+  console.stage('reading digits')
+  told = [
+    ('training', 'update 0'),  # of no program yet
+    ('compiling', 'update 0'),
+    ('training', 'update 0'),
+    ('compiling', 'update 9'),  # that of a later one
+    ('training', 'update 9'),
+  ]
+  for one in told:
+    doing(*one)
+  assert done == told
+  assert [line[9:].strip() for line in stream.getvalue().splitlines()] == [
+    'reading digits',
+    'compiling',
+    'training',
+  ]
