@@ -16,6 +16,7 @@ EXTRAS = {
   'grain': 'images',
   'matplotlib': 'report',
   'ml_collections': 'train',
+  'mlflow': 'mlflow',
   'optuna': 'search',
   'orbax': 'train',
   'pyarrow': 'tables',
@@ -27,6 +28,7 @@ EXTRAS = {
   'tensorboardX': 'train',
   'tensorflow_datasets': 'tfds',
   'tqdm': 'train',
+  'wandb': 'wandb',
 }
 
 

@@ -307,6 +307,9 @@ def default() -> Config:
   c.log = ConfigDict()
   # Updates between two lines; there is one at every decision as well.
   c.log.every_updates = 50
+  # Who is given the numbers of a run: 'jsonl' (metrics.jsonl, always),
+  # 'tensorboard', 'wandb', 'mlflow'. May be others when a run is resumed.
+  c.log.writers = ('jsonl', 'tensorboard')
   # START:COUNT, the first update of a trace in WORKDIR/profile and how many it
   # has, such as '100:20'. May be another when a run is resumed.
   c.log.profile = placeholder(str)

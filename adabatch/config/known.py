@@ -63,6 +63,7 @@ FREE = frozenset(
     'data.workers',
     'eval.max_per_device',
     'log.profile',
+    'log.writers',
     'plan.loss',
     'plan.save',
     'plan.scaling',

@@ -24,6 +24,7 @@ from adabatch.train import memory, noise, per_call
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.inputs import open_inputs
+from adabatch.train.log import check_writers
 from adabatch.train.networks import (
   DTYPES,
   LANGUAGE_MODELS,
@@ -210,6 +211,7 @@ def check_values(config: Config) -> None:
   config_lib.check_kinds(config)
   check_numbers(config, parse_count)
   check_profile(config)
+  check_writers(config)
 
 
 def check(config: Config, devices: int) -> None:

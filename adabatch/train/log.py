@@ -5,9 +5,12 @@ the same numbers. A resumed run goes on where its checkpoint was: lines of
 updates after it are removed before they are written again.
 """
 
+import importlib.util
+import math
 from typing import Any
 
-from adabatch.config import Config
+from adabatch.config import Config, ConfigError, choose
+from adabatch.config.extras import NotInstalled, say_how
 from adabatch.train.console import Console
 from adabatch.train.metrics import (
   METRICS,
@@ -15,8 +18,31 @@ from adabatch.train.metrics import (
   MetricsWriter,
   begins_with,
   mend,
+  numbers_of,
 )
+from adabatch.train.trackers import TRACKERS, Tracker
 from adabatch.train.workdir import Workdir
+
+# Of log.writers, beside the trackers.
+FILES = ('jsonl', 'tensorboard')
+
+
+def check_writers(config: Config) -> None:
+  """Refuses names of nothing, and a run without the file that it goes on from.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  writers = config.log.writers
+  for name in writers:
+    choose(dict.fromkeys((*FILES, *TRACKERS)), name, 'log.writers')
+    if name in TRACKERS and importlib.util.find_spec(name) is None:
+      raise NotInstalled(say_how(name))
+  if 'jsonl' not in writers:
+    raise ConfigError(
+      f'log.writers={tuple(writers)} lacks jsonl: metrics.jsonl is what a run '
+      'goes on with'
+    )
 
 
 class Log:
@@ -45,6 +71,8 @@ class Log:
     self._mark: Mark | None = None
     self._enabled = enabled
     self._writer: MetricsWriter | None = None
+    self._trackers: list[Tracker] = []
+    self._ended = False
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
     """One record of `loop`."""
@@ -56,22 +84,37 @@ class Log:
       if not record['over']:
         self._files.open(self._config, self._about, self._tokenizer)
       self._writer = self._open(record['update'])
+      if not record['over']:
+        self._trackers = [
+          TRACKERS[name](self._config, self._files.path)
+          for name in self._config.log.writers
+          if name not in FILES
+        ]
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])
     elif kind == 'cut':
-      self.close()
+      self._close_writer()
       self._writer = self._open(record['update'])
     elif kind == 'summary':
       self._files.write_summary(record)
+      self._ended = record['status'] not in ('preempted', 'grow')
     else:
       assert self._writer is not None, 'the first record is `start`'
       self._writer.write(kind, record)
+      numbers = numbers_of(kind, record)
+      finite = {tag: x for tag, x in numbers.items() if math.isfinite(x)}
+      for tracker in self._trackers:
+        tracker.write(record['update'], finite)
       self._console.show(kind, record)
 
   def _open(self, update: int) -> MetricsWriter:
     return MetricsWriter(
-      self._files.path, update, self._mark, self._console.say
+      self._files.path,
+      update,
+      self._mark,
+      self._console.say,
+      events='tensorboard' in self._config.log.writers,
     )
 
   def restored(self, mark: Mark | None) -> None:
@@ -101,5 +144,11 @@ class Log:
     return {'metrics': self._writer.mark._asdict()}
 
   def close(self) -> None:
+    self._close_writer()
+    for tracker in self._trackers:
+      tracker.close(self._ended)
+    self._trackers = []
+
+  def _close_writer(self) -> None:
     if self._writer is not None:
       self._writer.close()

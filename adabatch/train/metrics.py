@@ -10,7 +10,7 @@ import os
 import pathlib
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from adabatch.config.files import GrowingFile, finite, write_whole, writing
@@ -56,6 +56,8 @@ class MetricsWriter:
     after_update: int,
     mark: Mark | None = None,
     say: Callable[[str], None] = print,
+    *,
+    events: bool = True,
   ):
     """Opens the files; records after `after_update` are dropped from them.
 
@@ -64,6 +66,7 @@ class MetricsWriter:
       after_update: at which it goes on.
       mark: of the lines until then; None: not known.
       say: is told in one line if the lines are others.
+      events: whether there are TensorBoard events as well.
 
     Raises:
       WriteError: if a file cannot be written.
@@ -74,7 +77,9 @@ class MetricsWriter:
     else:
       self.mark = mend(path, after_update, mark, say)
     self._file = GrowingFile(path)
-    self._events = EventsWriter(workdir / 'tensorboard', after_update + 1)
+    self._events = None
+    if events:
+      self._events = EventsWriter(workdir / 'tensorboard', after_update + 1)
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
     """One record; `kind` is `train`, `eval` or `replicas`.
@@ -86,22 +91,33 @@ class MetricsWriter:
     content = line.encode() + b'\n'
     self._file.append(content)
     self.mark = self.mark.after(content)
-    prefix = f'{kind}/{record["split"]}' if 'split' in record else kind
-    scalars = {
-      f'{prefix}/{name}': value
-      for name, value in record.items()
-      if isinstance(value, int | float) and name != 'update'
-    }
-    self._events.write(record['update'], scalars, line)
+    if self._events is not None:
+      self._events.write(record['update'], numbers_of(kind, record), line)
 
   def sync(self) -> None:
     """Returns when all of it is on the disk."""
     self._file.sync()
-    self._events.sync()
+    if self._events is not None:
+      self._events.sync()
 
   def close(self) -> None:
     self._file.close()
-    self._events.close()
+    if self._events is not None:
+      self._events.close()
+
+
+def numbers_of(kind: str, record: Mapping[str, Any]) -> dict[str, float]:
+  """The numbers of a record by their tags.
+
+  >>> numbers_of('eval', {'update': 3, 'split': 'test', 'loss': 0.5})
+  {'eval/test/loss': 0.5}
+  """
+  prefix = f'{kind}/{record["split"]}' if 'split' in record else kind
+  return {
+    f'{prefix}/{name}': value
+    for name, value in record.items()
+    if isinstance(value, int | float) and name != 'update'
+  }
 
 
 def begins_with(path: pathlib.Path, mark: Mark) -> bool:

@@ -18,8 +18,8 @@ from adabatch.config.files import checksum, finite
 from adabatch.train import console as console_lib
 from adabatch.train.beginning import Beginning
 from adabatch.train.console import Console
-from adabatch.train.log_file import LogFile
 from adabatch.train.log import Log
+from adabatch.train.log_file import LogFile
 from adabatch.train.metrics import MetricsWriter
 from adabatch.train.reports import Clock
 from adabatch.train.workdir import Workdir
@@ -660,7 +660,7 @@ def test_other_processes_keep_what_they_say(workdir):
   log = Log(config(), workdir, console, about={}, enabled=False)
   console.say('what the first one says')
   console.warn('skipped record 3')
-  workdir.path.mkdir(exist_ok=True)
+  workdir.path.mkdir(parents=True)
   log.write(*('start', START))
   assert [line[21:] for line in path.read_text().splitlines()] == [
     'skipped record 3'
