@@ -87,6 +87,7 @@ def test_main_job_leaves_its_files(digits):
     'checkpoints',
     'best',  # the last evaluation was not
     'summary.json',
+    'log.txt',
     'report.html',
   }
   assert set(summary(workdir)) >= {
