@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -38,10 +39,17 @@ def launch(*arguments):
   return commands.run(['launch.py', *arguments], environment)
 
 
+def said(result):
+  """Its lines on standard error, but for what comes before the first update."""
+  stage = re.compile(r' *[\d.]+ s  (reading|compiling|training)\b')
+  lines = result.stderr.splitlines()
+  return [line for line in lines if line.strip() and not stage.match(line)]
+
+
 def one_line(result, status=1):
   """A refused command: its exit status and one line, no traceback."""
   assert result.returncode == status
-  lines = [line for line in result.stderr.splitlines() if line.strip()]
+  lines = said(result)
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith('error: ')
   return lines[0]

@@ -58,11 +58,13 @@ ORDER = {
   'train': {
     'flax',
     'jax',
+    'mlflow',
     'numpy',
     'orbax',
     'safetensors',
     'tensorboardX',
     'tqdm',
+    'wandb',
   },
   # What a run will be.
   'plan': {'jax', 'numpy', 'optax', 'tqdm'},

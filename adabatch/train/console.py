@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from adabatch.train.log_file import LogFile
 
+MOMENT = 0.5  # seconds that something takes before it is told
 # Of an `eval` record.
 NOT_METRICS = frozenset(('update', 'examples', 'epoch', 'seconds', 'split'))
 
@@ -47,14 +49,30 @@ class Console:
     self._began = self._last_line = time.monotonic()
     self._bar = None
     self._log = log
+    self._stages: list[str] = []  # at most one, that was not shown yet
 
   def expect(self, total_examples: int) -> None:
     """How many examples there will be."""
     self._total = total_examples
 
   def stage(self, doing: str) -> None:
-    """What comes before the first update, and when it began."""
-    self.say(f'{time.monotonic() - self._began:6.1f} s  {doing}')
+    """What comes before the first update, and when it began.
+
+    Shown a moment later, or before what is said next: of a run that is refused
+    at once there is the one line that says so.
+    """
+    self._show_stage()
+    if self._enabled:
+      line = f'{time.monotonic() - self._began:6.1f} s  {doing}'
+      self._stages.append(line)
+      timer = threading.Timer(MOMENT, self._show_stage)
+      timer.daemon = True
+      timer.start()
+
+  def _show_stage(self) -> None:
+    # By whichever thread comes first, once.
+    with contextlib.suppress(IndexError):
+      self._warn(self._stages.pop())
 
   def start(self, examples: int) -> None:
     """Shows the bar; `examples` were done before (a resumed run)."""
@@ -77,6 +95,10 @@ class Console:
 
   def warn(self, message: str) -> None:
     """A line of its own, on whichever process."""
+    self._show_stage()
+    self._warn(message)
+
+  def _warn(self, message: str) -> None:
     if self._log is not None:
       self._log.say(message)
     # A terminal that is gone, or a full disk, is no reason to end a run.
@@ -147,6 +169,7 @@ class Console:
       self._log.say(line)
 
   def close(self) -> None:
+    self._stages.clear()
     if self._bar is not None:
       with contextlib.suppress(OSError):
         self._bar.close()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import struct
+import time
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -692,8 +693,30 @@ def test_the_beginning_is_told():
   for one in told:
     doing(*one)
   assert done == told
+  console.say('said')
   assert [line[9:].strip() for line in stream.getvalue().splitlines()] == [
     'reading digits',
     'compiling',
     'training',
+    '',
   ]
+
+
+def test_a_stage_is_told_after_a_moment(monkeypatch):
+  monkeypatch.setattr(console_lib, 'MOMENT', 0.01)
+  stream = io.StringIO()
+  console = Console(6400, stream=stream)
+  console.stage('reading digits')
+  deadline = time.monotonic() + 60
+  while not stream.getvalue() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert stream.getvalue() == '   0.0 s  reading digits\n'
+
+
+def test_of_a_run_that_is_refused_nothing_is_told():
+  stream = io.StringIO()
+  console = Console(6400, stream=stream)
+  console.stage('reading digits')
+  console.close()
+  console.warn('after')
+  assert stream.getvalue() == 'after\n'
