@@ -56,8 +56,6 @@ def run() -> None:
 
 def _main(argv: list[str]) -> None:
   del argv  # `parse` refuses what is no flag
-  # From here on Ctrl-C is an exception, which `refusing` tells in a line.
-  signal.signal(signal.SIGINT, signal.default_int_handler)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # libraries report every step
   with command_line.refusing(ConfigError), needing():
@@ -80,6 +78,9 @@ def _do(job: str, config: Any) -> int:
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = WORKDIR.value or f'runs/{command_line.run_name(file)}'
   do = pkgutil.resolve_name(JOBS[job])
+  # All is imported. From here on Ctrl-C is an exception, which `refusing` tells
+  # in a line; within an import it might be lost, or end in a crash.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   stop = Stop()
   with (
     command_line.refusing(

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
@@ -242,6 +244,23 @@ main({[*arguments, '--workdir', 'run']})
   assert done.stderr == (
     f"error: {package} is not installed: pip install 'adabatch[{extra}]'\n"
   )
+
+
+@pytest.mark.parametrize('seconds', [0.2, 0.8])
+def test_ctrl_c_while_packages_are_imported(tmp_path, seconds):
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'adabatch', 'train', 'digits_mlp'],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  _, error = process.communicate(timeout=60)
+  # Before Python itself has begun it tells of that in its own words.
+  assert process.returncode in (-signal.SIGINT, 130)
+  assert len(error.splitlines()) <= 1 or 'site' in error, error
 
 
 def test_pages(tmp_path, capsys):
