@@ -45,8 +45,16 @@ def encode_png(image):
   return encoded.getvalue()
 
 
-def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
-  """Writes ROOT/NAME/1.0.0 with one split, 'train', of 3 classes.
+def write_tfds(
+  root,
+  images,
+  labels,
+  shape=(None, None, 3),
+  name='tiny',
+  split='train',
+  classes=3,
+):
+  """Writes a split of ROOT/NAME/1.0.0.
 
   Args:
     root: the data_dir.
@@ -54,13 +62,15 @@ def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
     labels: one integer each.
     shape: what the set says of its images.
     name: the set's name.
+    split: its name.
+    classes: how many the set says that it has.
 
   Returns:
     The directory.
   """
   directory = root / name / '1.0.0'
-  directory.mkdir(parents=True)
-  path = directory / f'{name}-train.array_record-00000-of-00001'
+  directory.mkdir(parents=True, exist_ok=True)
+  path = directory / f'{name}-{split}.array_record-00000-of-00001'
   # Uncompressed, so that a test finds the record that it damages.
   writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
   for image, label in zip(images, labels, strict=True):
@@ -79,7 +89,7 @@ def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
       'pythonClassName': f'{features}.image_feature.Image',
     },
     'label': {
-      'classLabel': {'numClasses': '3'},
+      'classLabel': {'numClasses': str(classes)},
       'pythonClassName': f'{features}.class_label_feature.ClassLabel',
     },
   }
@@ -89,13 +99,14 @@ def write_tfds(root, images, labels, shape=(None, None, 3), name='tiny'):
     inner,
     len(images),
     1000,
+    split,
     supervisedKeys={'tuple': {'items': keys}},
   )
   return directory
 
 
 def describe(directory, features, count, size, split='train', **more):
-  """Writes what a set of one split says of itself.
+  """Writes what a set says of itself, a split more than before.
 
   Args:
     directory: of its version, in that of its name.
@@ -111,21 +122,24 @@ def describe(directory, features, count, size, split='train', **more):
       {'featuresDict': {'features': features}, 'pythonClassName': kind}
     )
   )
+  path = directory / 'dataset_info.json'
+  before = json.loads(path.read_text())['splits'] if path.exists() else []
   info = {
     'fileFormat': 'array_record',
     'name': directory.parent.name,
     'version': directory.name,
     'splits': [
+      *(known for known in before if known['name'] != split),
       {
         'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
         'name': split,
         'numBytes': str(size),
         'shardLengths': [str(count)],
-      }
+      },
     ],
     **more,
   }
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
+  path.write_text(json.dumps(info))
 
 
 def write_set(root, documents, name='tiny', features=('text',), split='train'):

@@ -79,6 +79,7 @@ def parse(argv: list[str]) -> list[str]:
   # overrides, while the flag is being defined, where no error can be caught.
   if not any(re.match('--?config(=|$)', a) for a in argv[1:]):
     argv.insert(1, f'--config={DEFAULT_CONFIG}')
+  _keep_the_last(argv)
   _quote_counts(argv)
   arguments = _take_arguments(argv) | _take_nones(argv)
   # ml_collections raises a bare KeyError for these, with half of a hint.
@@ -108,6 +109,27 @@ def parse(argv: list[str]) -> list[str]:
   if len(rest) > 1:
     fail(f'unexpected argument {rest[1]!r}: flags start with --', USAGE)
   return rest
+
+
+def _keep_the_last(argv: list[str]) -> None:
+  """Takes out --config.KEY=VALUE where KEY comes again: the last one counts.
+
+  Of two tuples ml_collections would make a longer one.
+
+  Args:
+    argv: all arguments; where it is `sys.argv` the flags do not see others.
+
+  >>> argv = ['launch.py', '--config.seed=1', '--job=train', '--config.seed=2']
+  >>> _keep_the_last(argv)
+  >>> argv
+  ['launch.py', '--job=train', '--config.seed=2']
+  """
+  names = [argument.lstrip('-').partition('=')[0] for argument in argv]
+  for i in reversed(range(1, len(argv))):
+    if names[i].startswith('config.') and names[i] in names[i + 1 :]:
+      if '=' not in argv[i]:
+        fail(f'{names[i]} is given twice: write --{names[i]}=VALUE once', USAGE)
+      del argv[i], names[i]
 
 
 def _quote_counts(argv: list[str]) -> None:

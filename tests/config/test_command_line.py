@@ -7,6 +7,8 @@ import signal
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from adabatch.command import jobs
 from adabatch.config import ConfigError, command_line
@@ -147,6 +149,28 @@ def test_a_key_that_the_config_file_does_not_have(error, monkeypatch, capsys):
   assert "no 'model.mine.wdth'" in capsys.readouterr().err
   with pytest.raises(type(error)):  # a fault of the config's own code
     command_line.parse(['launch.py', '--config=mine.py'])
+
+
+# of ml_collections' loader
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+def test_of_a_key_that_comes_again_the_last_value_counts(capsys, monkeypatch):
+  given = [
+    '--config.study.batch_sizes=(8,)',
+    '--config.target.value=None',
+    '--config.study.batch_sizes=(16, 32)',
+    '--config.target.value=0.5',
+  ]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, flag_values=values)
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  file = f'--config={commands.ROOT}/configs/study_digits_mlp.py'
+  monkeypatch.setattr(sys, 'argv', ['launch.py', file, *given])
+  command_line.parse(sys.argv)
+  assert values.config.study.batch_sizes == (16, 32)
+  assert values.config.target.value == 0.5
+  with pytest.raises(SystemExit):
+    command_line.parse(['launch.py', '--config.seed', '1', '--config.seed=2'])
+  assert 'seed is given twice' in capsys.readouterr().err
 
 
 def test_an_argument_without_a_value(capsys):
