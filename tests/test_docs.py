@@ -1,9 +1,12 @@
 """Pages in docs/ are what their data say."""
 
+import html
 import importlib.util
 import json
 import pathlib
 import re
+
+import numpy as np
 
 from adabatch import study
 from adabatch.study import archive
@@ -55,3 +58,41 @@ def test_promises_are_held_by_tests_that_exist():
   assert [n for n in sorted(names) if f'def {n}(' not in sources] == []
   files = re.findall(r'`(tests/[a-z0-9_/]+\.py)`', page)
   assert [f for f in files if not (DOCS.parent / f).exists()] == []
+
+
+def test_pictures_of_ideas_are_what_the_package_computes():
+  make = load('make_concepts')
+  numbers = make.numbers()
+  for name, computed in numbers.items():
+    text = (DOCS / 'concepts' / f'{name}.svg').read_text()
+    (held,) = re.findall('<dc:description>(.*?)</dc:description>', text)
+    drawn = json.loads(html.unescape(held))
+    assert drawn.keys() == computed.keys()
+    for key, column in computed.items():
+      np.testing.assert_allclose(
+        drawn[key],
+        column,
+        rtol=1e-3,
+        atol=1e-3,
+        err_msg=f'{name}, {key}: run python docs/make_concepts.py',
+      )
+  # Which is what the page says of them.
+  page = (DOCS / 'concepts.md').read_text()
+  assert re.findall(r'\((concepts/.*?)\)', page) == [
+    f'concepts/{name}.svg' for name in numbers
+  ]
+  run = make.followed()
+  asked = np.array(run['nominal'])
+  np.testing.assert_allclose(
+    run['damping'], np.minimum(1, make.LARGEST / asked), rtol=1e-6
+  )
+  rates = numbers['transform']
+  np.testing.assert_allclose(
+    rates['rate'],
+    np.multiply(rates['undamped'], rates['damping']),
+    rtol=2e-3,
+  )
+  local = [numbers['sync'][f'local_sgd, replica {k}'] for k in range(4)]
+  at = slice(make.PERIOD, None, make.PERIOD)
+  for replica in local:
+    assert replica[at] == numbers['sync']['local_sgd, anchor'][at]

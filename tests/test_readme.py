@@ -57,7 +57,7 @@ def test_the_snippets_run(capsys):
   _, sizes, names = loop_of(short)
   assert names['batch_size'].examples == sum(sizes) >= 1024
   assert sizes[-1] > 2 * sizes[0]
-  (study,) = blocks('python', 'docs/search.md')
+  (study,) = blocks('python', 'docs/study.md')
   run(study)
   fit, overhead, misses = capsys.readouterr().out.splitlines()
   steps, size, low, high = map(float, re.findall(r'[\d.]+', fit))
