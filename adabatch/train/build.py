@@ -24,7 +24,6 @@ from adabatch.train import memory, noise, per_call
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.inputs import open_inputs
-from adabatch.train.log import check_writers
 from adabatch.train.networks import (
   DTYPES,
   LANGUAGE_MODELS,
@@ -65,6 +64,7 @@ from adabatch.train.tasks import (
   make_task,
   network_input,
 )
+from adabatch.train.trackers import check_writers
 from adabatch.train.tuning import TuningRule
 
 ON_NONFINITE = ('stop', 'skip', 'rollback')
