@@ -255,7 +255,7 @@ BAD = {
   ),
   'F*': (
     ['--config.controller.adadamp.minimum_loss=50'],
-    ['minimum_loss', '50'],
+    ['controller.adadamp.minimum_loss=50'],
   ),
   'no epochs': (['--config.epochs=0'], ['epochs', 'above 0']),
   'less than an example': (['--config.epochs=1e-9'], ['epochs', '1e-09']),
@@ -283,6 +283,18 @@ BAD = {
     ['--config.controller.name=from_lr_schedule'],
     ['learning_rate.decay.name'],
   ),
+  'of another job': (
+    ['--config.probe.at=all'],
+    ['probe.at has no effect on --job=train', '--job=probe reads it'],
+  ),
+  'of other jobs': (
+    ['--job=probe', '--config.search.trials=3'],
+    ['search.trials', '--job=search and --job=study'],
+  ),
+  'none of another job': (
+    ['--config.probe.examples=None'],
+    ['probe.examples has no effect on --job=train'],
+  ),
   'coordinator alone': (
     ['--coordinator_address=localhost:1'],
     ['--distributed'],
@@ -299,6 +311,9 @@ USAGE = {
   'no such config',
   'no variants',
   'argument',
+  'of another job',
+  'of other jobs',
+  'none of another job',
   'coordinator alone',
 }
 

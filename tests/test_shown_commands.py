@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import socket
 import subprocess

@@ -6,7 +6,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from absl import flags
@@ -16,6 +16,13 @@ from adabatch import config
 DEFAULT_CONFIG = 'configs/digits_mlp.py'
 # Exit statuses, which the help of launch.py and docs/run_files.md list.
 ERROR, USAGE = 1, 2
+# Tables that only some jobs read.
+READ_BY = {
+  'plan': ('plan',),
+  'probe': ('probe',),
+  'search': ('search', 'study'),
+  'study': ('study',),
+}
 EXIT_CODES = {'completed': 0, 'target_reached': 0, 'diverged': 3, 'grow': 76}
 
 
@@ -106,6 +113,7 @@ def parse(argv: list[str]) -> list[str]:
   except OSError as error:
     reason = str(error).splitlines()[-1].strip()
     fail(f'cannot load the config file: {reason}', USAGE)
+  _refuse_unread([*keys, *arguments], flags.FLAGS.job)
   if len(rest) > 1:
     fail(f'unexpected argument {rest[1]!r}: flags start with --', USAGE)
   return rest
@@ -130,6 +138,22 @@ def _keep_the_last(argv: list[str]) -> None:
       if '=' not in argv[i]:
         fail(f'{names[i]} is given twice: write --{names[i]}=VALUE once', USAGE)
       del argv[i], names[i]
+
+
+def _refuse_unread(keys: Iterable[str], job: str) -> None:
+  """Refuses what was set for another job than the one that is asked for.
+
+  A config file may hold keys of all jobs: it serves them all.
+  """
+  for key in keys:
+    jobs = READ_BY.get(key.partition('.')[0])
+    if jobs is not None and job not in jobs:
+      of = ' and '.join(f'--job={name}' for name in jobs)
+      fail(
+        f'{key} has no effect on --job={job}: only {of} reads it; leave it out '
+        'or choose another job',
+        USAGE,
+      )
 
 
 def _quote_counts(argv: list[str]) -> None:

@@ -201,7 +201,7 @@ def check_minimum_loss(minimum_loss: float, initial_loss: float) -> None:
   if minimum_loss > initial_loss:
     raise ValueError(
       f'minimum_loss={minimum_loss!r} was given but the initial loss is only '
-      f'{initial_loss:.6g}; set minimum_loss to a lower bound of the loss'
+      f'{initial_loss:.6g}; give a lower bound of the loss'
     )
 
 

@@ -44,8 +44,9 @@ from adabatch.plan.schedule import (
 )
 from adabatch.plan.topology import Topology, find
 from adabatch.train import agreement
-from adabatch.train.build import Parts, build, check_values, remarks
+from adabatch.train.build import Parts, build, check_values
 from adabatch.train.open_splits import TextCache
+from adabatch.train.remarks import remarks
 from adabatch.train.rules import finds_limit
 from adabatch.train.tasks import make_task
 from adabatch.train.workdir import Workdir

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,6 @@ from adabatch.train import memory, noise, per_call
 from adabatch.train.calls import Due, make_due
 from adabatch.train.decisions import Decisions, Measure
 from adabatch.train.inputs import open_inputs
-from adabatch.train.log import check_writers
 from adabatch.train.networks import (
   DTYPES,
   LANGUAGE_MODELS,
@@ -33,8 +32,6 @@ from adabatch.train.networks import (
 )
 from adabatch.train.open_splits import TextCache
 from adabatch.train.optimizer import (
-  beta2_at_its_floor,
-  lasts_as_the_run,
   learning_rate_drops,
   make_optimizer,
   unwarmed_rate,
@@ -47,7 +44,6 @@ from adabatch.train.rules import (
   check_idle,
   check_min_replicas,
   count_replicas,
-  idle_remarks,
   make_controller,
   make_ladder,
 )
@@ -57,7 +53,6 @@ from adabatch.train.run_end import (
   RunLength,
   make_end,
   run_length,
-  without_effect,
 )
 from adabatch.train.tasks import (
   check_task,
@@ -65,6 +60,7 @@ from adabatch.train.tasks import (
   make_task,
   network_input,
 )
+from adabatch.train.trackers import check_writers
 from adabatch.train.tuning import TuningRule
 
 ON_NONFINITE = ('stop', 'skip', 'rollback')
@@ -133,53 +129,6 @@ def make_sync(config: Config, extent: Extent) -> Sync | None:
   with refusing(f'sync.{s.name}', Exception):
     rule(s.replicas)
   return Sync(rule, s.average_momentum)
-
-
-def remarks(parts: Parts) -> Iterator[str]:
-  """Lines on what a run makes of its config that may not be expected."""
-  config, inputs = parts.config, parts.recipe.inputs
-  for document in (*inputs.skipped_train, *inputs.skipped_evaluation):
-    yield f'skipped document {document}'
-  top, asked = parts.ladder.batch_sizes[-1], config.controller.max_batch_size
-  if config.controller.name != 'constant' and top < asked:
-    yield (
-      f'controller.max_batch_size={asked} is capped at {top}: the training '
-      f'split has {parts.extent.epoch} examples'
-    )
-  yield from _rounded_up(config, parts.ladder)
-  yield from idle_remarks(config, parts.ladder)
-  about = parts.extent.epoch, parts.extent.tokens_per_example
-  if (line := without_effect(config, *about)) is not None:
-    yield line
-  yield from filter(None, [beta2_at_its_floor(config, top)])
-  yield from noise.remarks(config, parts.recipe)
-  if config.ema.half_life is not None:
-    yield (
-      'evaluated are averages of the weights, with a half-life of '
-      f'{config.ema.half_life:g} examples (ema.half_life); the training loss '
-      'is that of the weights themselves'
-    )
-  if not parts.length.exact and lasts_as_the_run(config):
-    tuned = config.sync.tune.enabled
-    name = f'controller.name={config.controller.name!r}'
-    decides = 'sync.tune' if tuned else name
-    yield (
-      f'max_updates={config.max_updates} may end the run before the '
-      f'{parts.length.examples} examples over which learning_rate.decay is '
-      f'laid out: nobody knows before what {decides} will decide; to be sure '
-      'set learning_rate.decay.length'
-    )
-
-
-def _rounded_up(config: Config, ladder: Ladder) -> Iterator[str]:
-  """Where replicas that are left after a loss cannot share what was asked."""
-  c = config.controller
-  asked = c.initial_batch_size if c.min_batch_size is None else c.min_batch_size
-  if ladder.batch_sizes[0] > asked:
-    yield (
-      f'{ladder.replicas} replicas cannot share batches of {asked} equally: '
-      f'the smallest has {ladder.batch_sizes[0]} (sync.min_replicas)'
-    )
 
 
 def compiler_options(config: Config, platform: str) -> dict[str, Any]:
@@ -441,11 +390,13 @@ def make_decisions(
   saved: dict[str, Any] | None = None,
 ) -> Decisions:
   """The batch-size rule at work."""
+  c = parts.config.controller
   return Decisions(
     parts.controller,
     parts.ladder,
     measure,
-    initial_batch_size=parts.config.controller.initial_batch_size,
+    initial_batch_size=c.initial_batch_size,
     num_examples=parts.extent.epoch,
     saved=saved,
+    keys={key: f'controller.{c.name}.{key}' for key in c.get(c.name, ())},
   )

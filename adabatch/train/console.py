@@ -9,6 +9,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from adabatch.train.log_file import LogFile
+from adabatch.train.time_left import TimeLeft
 
 MOMENT = 0.5  # seconds that something takes before it is told
 # Of an `eval` record.
@@ -45,15 +46,16 @@ class Console:
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
     self._total = total_examples
+    self._time: TimeLeft | None = None
     self._between = seconds_between_lines
     self._began = self._last_line = time.monotonic()
     self._bar = None
     self._log = log
     self._stages: list[str] = []  # at most one, that was not shown yet
 
-  def expect(self, total_examples: int) -> None:
-    """How many examples there will be."""
-    self._total = total_examples
+  def expect(self, total_examples: int, time_left: TimeLeft) -> None:
+    """How many examples there will be, and what tells how long they take."""
+    self._total, self._time = total_examples, time_left
 
   def stage(self, doing: str) -> None:
     """What comes before the first update, and when it began.
@@ -110,6 +112,8 @@ class Console:
 
   def show(self, kind: str, record: dict) -> None:
     """Shows a record: `train`, `eval`, `skipped` or `rollback`."""
+    if self._time is not None:
+      self._time.saw(kind, record)
     if kind == 'train':
       self.progress(record)
     elif kind == 'eval':
@@ -157,12 +161,9 @@ class Console:
     if now - self._last_line < self._between:
       return
     self._last_line = now
-    rate = record['examples_per_second']
-    left = max(self._total - record['examples'], 0) / rate if rate else 0.0
-    line = (
-      f'update {record["update"]}  {text}  {rate:,.0f} examples/s  '
-      f'{left:.0f} s left'
-    )
+    line = f'update {record["update"]}  {text}'
+    if self._time is not None and (words := self._time.words(record)):
+      line += f'  {words}'
     if self._bar is None:
       self.say(line)
     elif self._log is not None:

@@ -1,7 +1,8 @@
 """The batch-size rule at work: what it is fed, and what comes of it."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from adabatch import controllers
@@ -62,6 +63,7 @@ class Decisions:
     initial_batch_size: int,
     num_examples: int,
     saved: dict[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
   ):
     """Starts before the first update, or goes on from what was saved.
 
@@ -72,10 +74,12 @@ class Decisions:
       initial_batch_size: nominal size until the first decision.
       num_examples: the size of an epoch.
       saved: what `host` gave.
+      keys: argument of the rule -> the key of the config that it is.
     """
     self._controller, self.ladder = controller, ladder
     self._measure = measure
     self._num_examples = num_examples
+    self._keys = keys or {}
     self._state = controller.init()
     self.nominal = float(initial_batch_size)
     self._growth = 1.0  # at the last decision; not kept, for it guesses alone
@@ -173,7 +177,7 @@ class Decisions:
     try:
       self.nominal, self._state = self._controller.update(self._state, signals)
     except ValueError as error:
-      raise ConfigError(str(error)) from error
+      raise ConfigError(_whole(str(error), self._keys)) from error
     if measure:
       self._growth = self.nominal / before
 
@@ -213,3 +217,14 @@ class Decisions:
 
   def _progress(self, update: int, examples: int) -> Signals:
     return Signals(update, examples, examples / self._num_examples)
+
+
+def _whole(message: str, keys: Mapping[str, str]) -> str:
+  """A message of a rule, which does not know where its arguments stand.
+
+  >>> _whole('window=0: at least 1', {'window': 'controller.cabs.window'})
+  'controller.cabs.window=0: at least 1'
+  """
+  return re.sub(
+    r'(?<![\w.])(\w+)(?==)', lambda m: keys.get(m[1], m[1]), message
+  )

@@ -30,6 +30,7 @@ from adabatch.train.loop import loop
 from adabatch.train.open_splits import TextCache
 from adabatch.train.profile import Profile
 from adabatch.train.stop import stop_on_signals
+from adabatch.train.time_left import TimeLeft
 from adabatch.train.watchdog import Watchdog
 from adabatch.train.workdir import Workdir
 
@@ -87,7 +88,7 @@ def train(
     if not quiet:
       console.stage(f'reading {config.data.name}')
     parts = _agreed(build(config, devices, splits, cache))
-    console.expect(parts.length.examples)
+    console.expect(parts.length.examples, TimeLeft(parts))
     stored = _stored(parts, console)
     stack.enter_context(stop_on_signals(stop))
     if first:

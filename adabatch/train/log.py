@@ -5,12 +5,12 @@ the same numbers. A resumed run goes on where its checkpoint was: lines of
 updates after it are removed before they are written again.
 """
 
-import importlib.util
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
-from adabatch.config import Config, ConfigError, choose
-from adabatch.config.extras import NotInstalled, say_how
+from adabatch.config import Config
 from adabatch.train.console import Console
 from adabatch.train.metrics import (
   METRICS,
@@ -20,29 +20,8 @@ from adabatch.train.metrics import (
   mend,
   numbers_of,
 )
-from adabatch.train.trackers import TRACKERS, Tracker
+from adabatch.train.trackers import FILES, TRACKERS, Tracker
 from adabatch.train.workdir import Workdir
-
-# Of log.writers, beside the trackers.
-FILES = ('jsonl', 'tensorboard')
-
-
-def check_writers(config: Config) -> None:
-  """Refuses names of nothing, and a run without the file that it goes on from.
-
-  Raises:
-    ConfigError: in one line.
-  """
-  writers = config.log.writers
-  for name in writers:
-    choose(dict.fromkeys((*FILES, *TRACKERS)), name, 'log.writers')
-    if name in TRACKERS and importlib.util.find_spec(name) is None:
-      raise NotInstalled(say_how(name))
-  if 'jsonl' not in writers:
-    raise ConfigError(
-      f'log.writers={tuple(writers)} lacks jsonl: metrics.jsonl is what a run '
-      'goes on with'
-    )
 
 
 class Log:
@@ -71,7 +50,7 @@ class Log:
     self._mark: Mark | None = None
     self._enabled = enabled
     self._writer: MetricsWriter | None = None
-    self._trackers: list[Tracker] = []
+    self._trackers: dict[str, Tracker] = {}
     self._ended = False
 
   def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -85,11 +64,11 @@ class Log:
         self._files.open(self._config, self._about, self._tokenizer)
       self._writer = self._open(record['update'])
       if not record['over']:
-        self._trackers = [
-          TRACKERS[name](self._config, self._files.path)
+        self._trackers = {
+          name: TRACKERS[name](self._config, self._files.path)
           for name in self._config.log.writers
           if name not in FILES
-        ]
+        }
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])
@@ -104,9 +83,29 @@ class Log:
       self._writer.write(kind, record)
       numbers = numbers_of(kind, record)
       finite = {tag: x for tag, x in numbers.items() if math.isfinite(x)}
-      for tracker in self._trackers:
-        tracker.write(record['update'], finite)
+      for name, tracker in list(self._trackers.items()):
+        with self._without(name):
+          tracker.write(record['update'], finite)
       self._console.show(kind, record)
+
+  @contextlib.contextmanager
+  def _without(self, name: str) -> Iterator[None]:
+    """The run goes on without a tracker that fails."""
+    try:
+      yield
+    # Whatever it is: their libraries raise errors of their own, and those of
+    # what they stand on (sqlalchemy, requests), of which none is named here.
+    except Exception as error:  # noqa: BLE001
+      tracker = self._trackers.pop(name, None)
+      what = ' '.join(f'{type(error).__name__}: {error}'.split())
+      self._console.warn(
+        f'log.writers: {name} failed ({what}) and is no longer written; the '
+        f'run goes on, and {METRICS} has all numbers'
+      )
+      if tracker is not None:
+        # It was said once that it fails.
+        with contextlib.suppress(Exception):
+          tracker.close(False)
 
   def _open(self, update: int) -> MetricsWriter:
     return MetricsWriter(
@@ -145,9 +144,10 @@ class Log:
 
   def close(self) -> None:
     self._close_writer()
-    for tracker in self._trackers:
-      tracker.close(self._ended)
-    self._trackers = []
+    for name, tracker in list(self._trackers.items()):
+      del self._trackers[name]
+      with self._without(name):
+        tracker.close(self._ended)
 
   def _close_writer(self) -> None:
     if self._writer is not None:

@@ -22,7 +22,7 @@ from adabatch.devices.step import Variant
 from adabatch.devices.trainer import Restored, Trainer
 from adabatch.train import at_once, grow
 from adabatch.train.best import Best, Save
-from adabatch.train.build import Parts, make_decisions, make_replicas, remarks
+from adabatch.train.build import Parts, make_decisions, make_replicas
 from adabatch.train.calls import Progress, next_multiple
 from adabatch.train.checkpoints import Saved
 from adabatch.train.decisions import Measure
@@ -33,6 +33,7 @@ from adabatch.train.per_call import Pace, is_automatic
 from adabatch.train.profile import Profile
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
+from adabatch.train.remarks import remarks
 from adabatch.train.replicas import Change
 from adabatch.train.reports import Clock, Reports
 from adabatch.train.run_probe import SIGNAL, RunProbe

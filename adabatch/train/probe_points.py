@@ -121,7 +121,10 @@ def examples_of(parts: Parts, point: Point) -> int:
     # Where there are not so many, those that there are.
     most = left // p.repeats // largest * largest
     wanted = max(min(BATCHES * largest, most), largest)
-    given = f' is {wanted}'
+    given = (
+      f' is None, so {wanted} was chosen ({wanted // largest} times a '
+      f'batch of {largest})'
+    )
   else:
     with refusing('probe.examples'):
       wanted = int(parse_count(p.examples))

@@ -153,7 +153,8 @@ class Reports:
       self._times = UpdateTimes(parts.config.controller.goodput.windows)
     self._told = decisions.losses_below_minimum > 0
     self._last: Update | None = None
-    self._logged = at.examples, at.seconds
+    # Not at.seconds, which is that of the last evaluation or checkpoint.
+    self._logged = at.examples, clock.seconds
     self.stopping = False
 
   def add(self, call: Call, reports: jax.Array) -> None:

@@ -4,6 +4,7 @@ Each is given the numbers of every record. What a run goes on from are its own
 files, so what a tracker lost or shows twice changes nothing.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from adabatch.config import Config, flatten
-from adabatch.config.extras import needing
+from adabatch.config import Config, ConfigError, choose, flatten
+from adabatch.config.extras import NotInstalled, needing, say_how
 from adabatch.config.files import write_whole
 
 # In the directory of a run: how the trackers call it.
 NAMES = 'trackers.json'
+# Of log.writers, beside the trackers.
+FILES = ('jsonl', 'tensorboard')
 
 
 class Tracker(NamedTuple):
@@ -98,6 +101,24 @@ TRACKERS: dict[str, Callable[[Config, pathlib.Path], Tracker]] = {
   'wandb': wandb,
   'mlflow': mlflow,
 }
+
+
+def check_writers(config: Config) -> None:
+  """Refuses names of nothing, and a run without the file that it goes on from.
+
+  Raises:
+    ConfigError: in one line.
+  """
+  writers = config.log.writers
+  for name in writers:
+    choose(dict.fromkeys((*FILES, *TRACKERS)), name, 'log.writers')
+    if name in TRACKERS and importlib.util.find_spec(name) is None:
+      raise NotInstalled(say_how(name))
+  if 'jsonl' not in writers:
+    raise ConfigError(
+      f'log.writers={tuple(writers)} lacks jsonl: metrics.jsonl is what a run '
+      'goes on with'
+    )
 
 
 def _name(workdir: pathlib.Path, tracker: str, make: Callable[[], str]) -> str:

@@ -162,6 +162,7 @@ def test_of_a_key_that_comes_again_the_last_value_counts(capsys, monkeypatch):
   ]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, flag_values=values)
+  flags.DEFINE_string('job', 'study', '', flag_values=values)
   monkeypatch.setattr(flags, 'FLAGS', values)
   file = f'--config={commands.ROOT}/configs/study_digits_mlp.py'
   monkeypatch.setattr(sys, 'argv', ['launch.py', file, *given])

@@ -20,6 +20,7 @@ from adabatch.devices import mesh
 from adabatch.models import tasks
 from adabatch.train import build as build_lib
 from adabatch.train import inputs, optimizer, rules
+from adabatch.train import remarks as remarks_lib
 from adabatch.train.calls import Due
 from adabatch.train.run_end import Extent, RunEnd
 from tests.experiments import digits
@@ -630,7 +631,7 @@ def test_norms_of_layers_that_are_not_there_are_refused():
 
 def test_what_is_measured_of_the_noise_is_said():
   keys = {'controller.noise_norm': 'normalisation'}
-  (line,) = build_lib.remarks(build(**keys))
+  (line,) = remarks_lib.remarks(build(**keys))
   assert 'no effect' in line
   few = {
     'model.name': 'strided_cnn',
@@ -638,10 +639,10 @@ def test_what_is_measured_of_the_noise_is_said():
     'model.strided_cnn.hidden_size': 8,
     'model.strided_cnn.batch_norm_group': 8,
   }
-  (line,) = build_lib.remarks(build(**keys | NOISE | few))
+  (line,) = remarks_lib.remarks(build(**keys | NOISE | few))
   some, every = map(int, re.findall(r'\d+', line))
   assert 0 < some < every / 5
-  assert list(build_lib.remarks(build(**NOISE))) == []
+  assert list(remarks_lib.remarks(build(**NOISE))) == []
 
 
 @pytest.mark.parametrize('case', sorted(REFUSED))

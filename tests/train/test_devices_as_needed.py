@@ -14,9 +14,10 @@ from adabatch.devices.trainer import Trainer
 from adabatch.report import write_report
 from adabatch.report.summary import describe
 from adabatch.train import grow, train
-from adabatch.train.build import build, remarks
+from adabatch.train.build import build
 from adabatch.train.calls import Progress
 from adabatch.train.loop import loop
+from adabatch.train.remarks import remarks
 from adabatch.train.reports import Clock
 from tests.experiments import column, digits
 

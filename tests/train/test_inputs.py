@@ -17,9 +17,11 @@ import adabatch
 from adabatch import data
 from adabatch import train as training
 from adabatch.config import ConfigError
+from adabatch.config.extras import NotInstalled
 from adabatch.devices.trainer import Trainer
 from adabatch.train import inputs
 from adabatch.train.build import build
+from adabatch.train.open_splits import open_splits
 from tests.experiments import digits, records
 from tests.test_launch import ROOT
 from tests.tfds_sets import SENTENCES, write_set, write_tfds
@@ -512,3 +514,14 @@ def test_the_free_keys_may_change_between_two_starts(
   assert run(**{'data.placement': 'resident'}) == summary
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert config['data']['workers'] in (0, 1)
+
+
+def test_a_package_that_is_missing_is_named_to_a_caller(monkeypatch, tmp_path):
+  """From Python, without the command, which says it too."""
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  rows = 'a,label\n1,0\n2,1\n'
+  for name in ('train.csv', 'test.csv', 'validation.csv'):
+    (tmp_path / name).write_text(rows)
+  config = digits(**{'data.name': f'csv:{tmp_path}'})
+  with pytest.raises(NotInstalled, match=r'pyarrow .*adabatch\[tables\]'):
+    open_splits(config, None, 'classes')

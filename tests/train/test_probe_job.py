@@ -381,6 +381,10 @@ REFUSED = {
     {'probe.examples': None, 'probe.factors': (1.0, 100.0)},
     'or leave out large probe.factors, which make batches of up to 800',
   ),
+  'chosen': (
+    {'probe.examples': None, 'probe.factors': (1.0, 100.0)},
+    'probe.examples is None, so 800 was chosen (1 times a batch of 800), and ',
+  ),
   'rate': ({'probe.learning_rate': 'rul'}, 'choose one of none, rule, tune'),
   'at': ({'probe.at': 'lst'}, "give 'last', 'all', or examples"),
   'at nothing': ({'probe.at': ''}, 'has no checkpoint of no examples'),

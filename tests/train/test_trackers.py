@@ -13,7 +13,7 @@ import pytest
 
 from adabatch.config import ConfigError
 from adabatch.config.extras import NotInstalled
-from adabatch.train import log, train
+from adabatch.train import trackers, train
 from tests import commands
 from tests.experiments import digits
 
@@ -125,8 +125,54 @@ def test_what_is_no_writer_is_refused(tmp_path, writers, words):
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(log.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(trackers.importlib.util, 'find_spec', lambda name: None)
   config = digits(**{'log.writers': ('jsonl', 'wandb')})
   with pytest.raises(NotInstalled, match=r"pip install 'adabatch\[wandb\]'"):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_one_that_fails_ends_no_run(tmp_path, monkeypatch, capfd):
+  """It is said once, the others go on, and neither is closed with an error."""
+  written, closed = [], []
+
+  def broken(config, workdir):
+    del config, workdir
+
+    def write(update, numbers):
+      written.append(('wandb', update))
+      raise RuntimeError('the server\nis gone')
+
+    def close(ended):
+      closed.append(('wandb', ended))
+      raise OSError('gone as well')
+
+    return trackers.Tracker(write, close)
+
+  def whole(config, workdir):
+    del config, workdir
+
+    def close(ended):
+      closed.append(('mlflow', ended))
+      raise OSError('the disk is full')
+
+    return trackers.Tracker(
+      lambda update, numbers: written.append(('mlflow', update)), close
+    )
+
+  monkeypatch.setitem(trackers.TRACKERS, 'wandb', broken)
+  monkeypatch.setitem(trackers.TRACKERS, 'mlflow', whole)
+  monkeypatch.setattr(trackers.importlib.util, 'find_spec', lambda name: True)
+  config = digits(max_updates=60)
+  config.log.writers = ('jsonl', 'wandb', 'mlflow')
+  assert train(config, tmp_path / 'run')['status'] == 'completed'
+  assert [update for name, update in written if name == 'mlflow'] == [
+    record['update'] for record in lines(tmp_path / 'run')
+  ]
+  assert len([1 for name, _ in written if name == 'wandb']) == 1
+  assert closed == [('wandb', False), ('mlflow', True)]
+  for text in (capfd.readouterr().err, (tmp_path / 'run/log.txt').read_text()):
+    first, last = (x for x in text.splitlines() if 'log.writers' in x)
+    assert 'wandb failed (RuntimeError: the server is gone)' in first
+    assert 'the run goes on' in first
+    assert 'mlflow failed (OSError: the disk is full)' in last
