@@ -6,6 +6,7 @@ import pathlib
 import re
 
 from adabatch import study
+from adabatch.controllers import Signals
 from adabatch.study import archive
 from adabatch.study.trials import COMPLETE, ERROR
 
@@ -55,3 +56,16 @@ def test_promises_are_held_by_tests_that_exist():
   assert [n for n in sorted(names) if f'def {n}(' not in sources] == []
   files = re.findall(r'`(tests/[a-z0-9_/]+\.py)`', page)
   assert [f for f in files if not (DOCS.parent / f).exists()] == []
+
+
+def test_the_rule_of_ones_own_runs():
+  """As `docs/own.md` has it: larger as the loss falls."""
+  page = (DOCS / 'own.md').read_text()
+  names = {}
+  exec(page.split('```python\n')[1].split('```')[0], names)
+  rule = names['by_loss'](initial_batch_size=8)
+  size, state = rule.update(rule.init(), Signals())
+  assert size == 8.0
+  for update in range(1, 50):
+    size, state = rule.update(state, Signals(update=update, loss=0.023))
+  assert 8 < size <= 8 * 10
