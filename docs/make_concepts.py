@@ -16,6 +16,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,9 +92,13 @@ def rates(run: Numbers) -> Numbers:
       batch_size=batch_size,
       damping=damping,
     )
-    return optax.tree_utils.tree_get(after, 'learning_rate'), -updates[0]
+    (update,) = jnp.asarray(updates)
+    return optax.tree_utils.tree_get(after, 'learning_rate'), -update
 
-  columns = (np.float32(run[k]) for k in ('examples', 'batch_size', 'damping'))
+  columns = (
+    np.asarray(run[k], np.float32)
+    for k in ('examples', 'batch_size', 'damping')
+  )
   undamped, damped = jax.vmap(rate)(*columns)
   return {
     'examples': run['examples'],
@@ -292,7 +297,7 @@ def panels(count: int, right: float = 0.955) -> tuple[Figure, Sequence]:
     panel.set_axisbelow(True)
     panel.spines[['top', 'right', 'left']].set_visible(False)
     panel.spines['bottom'].set_color(GRID)
-  return figure, axes
+  return figure, list(axes)
 
 
 def say(axes, x: float, y: float, words: str, color: str, right=False) -> None:
@@ -319,7 +324,7 @@ def in_examples(axes) -> None:
 
 def save(figure: Figure, of: Numbers, path: pathlib.Path) -> None:
   """The same bytes each time, with the numbers in it."""
-  style = {'svg.hashsalt': 'adabatch', 'path.simplify': True}
+  style: Any = {'svg.hashsalt': 'adabatch', 'path.simplify': True}
   with matplotlib.rc_context(style):
     figure.savefig(
       path,

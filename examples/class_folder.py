@@ -9,7 +9,8 @@ makes PATH/CLASS/*.jpg of made-up pictures and does what this command does:
         --config.data.eval_split='train[90%:]'
 
 With PATH/train/CLASS and PATH/val/CLASS the splits are `train` and `val`.
-Images of many sizes are cropped to `data.image_size`.
+Images of many sizes are cropped to `data.image_size`, 224 pixels by default, at
+random in training: small pictures want less, and `data.min_area` near 1.
 """
 
 import pathlib

@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from adabatch import study
+from adabatch.controllers import Signals
 from adabatch.study import archive
 from adabatch.study.trials import COMPLETE, ERROR
 
@@ -96,3 +97,16 @@ def test_pictures_of_ideas_are_what_the_package_computes():
   at = slice(make.PERIOD, None, make.PERIOD)
   for replica in local:
     assert replica[at] == numbers['sync']['local_sgd, anchor'][at]
+
+
+def test_the_rule_of_ones_own_runs():
+  """As `docs/own.md` has it: larger as the loss falls."""
+  page = (DOCS / 'own.md').read_text()
+  names = {}
+  exec(page.split('```python\n')[1].split('```')[0], names)
+  rule = names['by_loss'](initial_batch_size=8)
+  size, state = rule.update(rule.init(), Signals())
+  assert size == 8.0
+  for update in range(1, 50):
+    size, state = rule.update(state, Signals(update=update, loss=0.023))
+  assert 8 < size <= 8 * 10

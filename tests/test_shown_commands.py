@@ -59,7 +59,9 @@ def elsewhere(line):
 def lines(block):
   """The commands of a block, each with the lines that it goes on in."""
   joined = re.sub(r'\\\n\s*', '', block)
-  return re.findall(r'^(?:until .*?^done|.+?)$', joined, re.M | re.S)
+  return re.findall(
+    r'^(?:until .*?^done|(?:.+? &\n)*.+?)$', joined, re.M | re.S
+  )
 
 
 def parts(page):
@@ -91,7 +93,9 @@ def test_all_commands_are_where_they_are_found():
   assert len(RUNNABLE) > 10
   for page in PAGES:
     text = (ROOT / page).read_text()
-    assert not re.search(r'^ {4}(adabatch|python|pip) ', text, re.M), page
+    assert not re.search(
+      r'^ {4}([A-Z_]+=\S+ )?(adabatch|python|pip) ', text, re.M
+    ), page
     for language, block in blocks(page):
       if language in ('sh', 'bash', 'text', 'python'):
         continue
@@ -162,7 +166,7 @@ if sys.argv[0].endswith('adabatch'):
 for begin, keys in json.loads(os.environ['SHORTER']).items():
   if ' '.join(arguments[2:]).startswith(begin):
     arguments += [a for key in keys.split() for a in ('--set', key)]
-if '--process_id=0' in arguments:
+if '--process_id=0' in arguments and os.environ['OTHERS']:
   at = arguments.index('--process_id=0')
   (count,) = (
     int(a.partition('=')[2]) for a in arguments if '--num_processes' in a
@@ -207,13 +211,16 @@ def test_commands_run(part, place):
   for line in script(part):
     if elsewhere(line):
       continue
-    here = line.replace('HOST:PORT', f'localhost:{free_port()}')
+    here = re.sub(
+      'HOST:PORT|localhost:[0-9]+', f'localhost:{free_port()}', line
+    )
     here = here.replace(' /shared/', ' shared/')
+    others = '' if '--process_id=1' in line else 'yes'
     begun = time.monotonic()
     done = subprocess.run(
       ['bash', '-c', f'set -euo pipefail\n{here}'],
       cwd=place,
-      env=environment,
+      env=environment | {'OTHERS': others},
       capture_output=True,
       text=True,
     )

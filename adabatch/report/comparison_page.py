@@ -38,6 +38,7 @@ from adabatch.report.records import (
   lower_is_better,
   number,
   positions,
+  set_column,
 )
 from adabatch.report.style import SERIES
 
@@ -132,7 +133,7 @@ def _set_panels(runs: Sequence[Run], style: _Style) -> list[Panel]:
     ('effective learning rate', '', 'learning_rate', rate),
   ):
     lines = [
-      style.line(i, run.train, column(run.train, key), steps=True)
+      style.line(i, run.train, set_column(run.train, key), steps=True)
       for i, run in enumerate(runs)
     ]
     panels.append(Panel(title, unit, lines, rule))

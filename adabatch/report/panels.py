@@ -14,6 +14,7 @@ from adabatch.report.records import (
   column,
   has,
   positions,
+  set_column,
 )
 from adabatch.report.style import SERIES
 
@@ -54,7 +55,7 @@ def train_panels(records: Records, max_batch_size: float) -> list[Panel]:
   `max_batch_size` is NaN if there is none.
   """
   x = positions(records)
-  batch_size = column(records, 'batch_size')
+  batch_size = set_column(records, 'batch_size')
   nominal = column(records, 'nominal_batch_size')
   loss = column(records, 'loss')
 
@@ -68,7 +69,7 @@ def train_panels(records: Records, max_batch_size: float) -> list[Panel]:
     Line('true', 's1', x, batch_size, steps=True),
   )
 
-  rate = (Line('', 's1', x, column(records, 'learning_rate'), steps=True),)
+  rate = (Line('', 's1', x, set_column(records, 'learning_rate'), steps=True),)
   rate_rule = scales.ScaleRule(span=20, quantile=0.25, from_zero=True)
 
   window = len(records) / 50

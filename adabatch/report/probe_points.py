@@ -148,7 +148,7 @@ def ramp_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   """(for what, a line to copy) of the ramp."""
   ramp, steps = found['ramp'], steps_of(found)
   also = '' if ramp['words'] is None else f', and besides: {ramp["words"]}'
-  yield f'here, after launch.py{also}', ramp_flags(ramp)
+  yield f'here, after adabatch train CONFIG{also}', ramp_flags(ramp)
   rate = '' if ramp['rate'] is None else f'; {ramp["rate"]}'
   tokens = found.get('tokens_per_example')
   unit = 'tokens' if tokens else 'examples, as there are no tokens here'
@@ -190,6 +190,12 @@ def describe_probe(found: Mapping[str, Any]) -> str:
   ]
   if len(steps_of(found)) > 1:
     lines.append(f'ramp: {ramp_flags(found["ramp"])}')
+    if steps_of(found)[1][0] >= max(point['examples'] for point in points):
+      lines.append(
+        '  it grows from the last checkpoint on that was asked; an earlier '
+        'one may allow it before: probe.at=all, of a run with more of them '
+        '(checkpoint.every_updates, checkpoint.keep)'
+      )
     if (words := found['ramp']['words']) is not None:
       lines.append(f'  and besides: {words}')
   return '\n'.join(lines)

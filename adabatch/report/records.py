@@ -172,6 +172,32 @@ def column(records: Records, key: str) -> np.ndarray:
   return np.array([number(record.get(key)) for record in records], float)
 
 
+def set_column(records: Records, key: str) -> np.ndarray:
+  """A column of what is set for an update, for a line that goes in steps.
+
+  A step goes back to the record before. The last batch of a run is cut at its
+  last example, so its step would show a size and a rate that the updates
+  before it did not have: the size becomes their mean, the rate unknown.
+
+  >>> full = {'update': 10, 'examples': 640, 'batch_size': 64}
+  >>> cut = {'update': 20, 'examples': 1804, 'batch_size': 12}
+  >>> set_column([full, cut], 'batch_size')
+  array([ 64., 128.])
+  """
+  values = np.array(column(records, key))
+  if len(values) < 2:
+    return values
+  update, examples, size = (
+    column(records, k)[-2:] for k in ('update', 'examples', 'batch_size')
+  )
+  others = update[1] - update[0] - 1
+  if others > 0:
+    mean = (examples[1] - examples[0] - size[1]) / others
+    if mean > size[1]:
+      values[-1] = mean if key == 'batch_size' else np.nan
+  return values
+
+
 def has(records: Records, key: str) -> bool:
   """Whether any of the records has a key."""
   if isinstance(records, Columns):

@@ -193,6 +193,16 @@ def test_what_is_set_for_an_update_is_drawn_in_steps():
   }
 
 
+def test_a_cut_last_batch_is_not_drawn_back_over_those_before_it():
+  records = [
+    train_record(10, 640, 64, 1.0),
+    train_record(20, 1804, 12, 0.9, learning_rate=0.01),
+  ]
+  sizes, rates, _ = train_panels(records, 512.0)
+  np.testing.assert_array_equal(sizes.lines[1].y, [64, 128])
+  np.testing.assert_array_equal(rates.lines[0].y, [0.1, np.nan])
+
+
 def test_no_target_is_not_a_missed_one(tmp_path):
   summary = SUMMARY | {'target': {'metric': 'accuracy', 'value': None}}
   _, page = page_of(write_run(tmp_path / 'r', growing_run(9), summary))

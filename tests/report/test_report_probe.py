@@ -370,6 +370,12 @@ def test_summary_in_words():
   assert 'ramp' not in describe(flat)
 
 
+def test_a_ramp_that_begins_where_the_probe_ends_is_said():
+  late = made_up_probe([made_up_point(40_000)])
+  assert 'it grows from the last checkpoint on' in describe(late)
+  assert 'from the last checkpoint on' not in describe(three())
+
+
 def test_probe_that_cannot_be_read(tmp_path):
   (tmp_path / 'probe.json').write_text('{"points"')
   with pytest.raises(ValueError, match=r'probe\.json is not what a probe'):
