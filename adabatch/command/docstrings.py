@@ -11,6 +11,14 @@ import re
 import adabatch
 
 ROOT = pathlib.Path(adabatch.__file__).parent
+# What TABLE.name is a row of: a module, and a table in it.
+TABLES = {
+  'controller': ('adabatch.controllers', 'CONTROLLERS'),
+  'model': ('adabatch.models', 'MODELS'),
+  'optimizer': ('adabatch.optim.optimizers', 'OPTIMIZERS'),
+  'sync': ('adabatch.optim.sync', 'SYNC_RULES'),
+  'task': ('adabatch.models.tasks', 'TASKS'),
+}
 
 
 @functools.cache

@@ -12,14 +12,6 @@ from adabatch.config.comments import comments
 from adabatch.config.kinds import ALL
 from adabatch.config.ranges import RANGES
 
-# Where the table of a name stands, whose keys are arguments: of each table the
-# module and the table in it.
-TABLES = {
-  'controller': ('adabatch.controllers', 'CONTROLLERS'),
-  'model': ('adabatch.models', 'MODELS'),
-  'sync': ('adabatch.optim.sync', 'SYNC_RULES'),
-  'task': ('adabatch.models.tasks', 'TASKS'),
-}
 MOST = 6  # configs and files that are named
 
 
@@ -141,8 +133,8 @@ def _readers(key: str, sources: Mapping[str, str]) -> list[str]:
   table often has a short name there, those with its table and its last part.
   """
   parts = key.split('.')
-  if len(parts) == 3 and parts[0] in TABLES:
-    module, table = TABLES[parts[0]]
+  if len(parts) == 3 and parts[0] in docstrings.TABLES:
+    module, table = docstrings.TABLES[parts[0]]
     try:
       return [docstrings.place(module, table, parts[1])]
     except LookupError:

@@ -20,18 +20,16 @@ def _data() -> dict[str, str]:
 
 def _sync() -> dict[str, str]:
   one = {'synchronous': 'One model: gradients are averaged at each update.'}
-  return one | docstrings.rows('adabatch.optim.sync', 'SYNC_RULES')
+  return one | docstrings.rows(*docstrings.TABLES['sync'])
 
 
 LISTS: dict[str, Callable[[], dict[str, str]]] = {
   'configs': configs.describe,
-  'rules': lambda: docstrings.rows('adabatch.controllers', 'CONTROLLERS'),
-  'models': lambda: docstrings.rows('adabatch.models', 'MODELS'),
-  'optimizers': lambda: docstrings.rows(
-    'adabatch.optim.optimizers', 'OPTIMIZERS'
-  ),
+  'rules': lambda: docstrings.rows(*docstrings.TABLES['controller']),
+  'models': lambda: docstrings.rows(*docstrings.TABLES['model']),
+  'optimizers': lambda: docstrings.rows(*docstrings.TABLES['optimizer']),
   'sync': _sync,
-  'tasks': lambda: docstrings.rows('adabatch.models.tasks', 'TASKS'),
+  'tasks': lambda: docstrings.rows(*docstrings.TABLES['task']),
   'data': _data,
 }
 # The key that each is a value of.

@@ -33,7 +33,7 @@ from adabatch.train.per_call import Pace, is_automatic
 from adabatch.train.profile import Profile
 from adabatch.train.records import Record, note, summary
 from adabatch.train.regroup import changed, regroup
-from adabatch.train.remarks import remarks
+from adabatch.train.remarks import network, remarks
 from adabatch.train.replicas import Change
 from adabatch.train.reports import Clock, Reports
 from adabatch.train.run_probe import SIGNAL, RunProbe
@@ -188,7 +188,8 @@ class Run:
     yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
     self.clock.restart()
     yield from self.listen()
-    for line in (*found, *remarks(self.parts)):
+    what = network(self.parts, self.trainer.state.params)
+    for line in (what, *found, *remarks(self.parts)):
       yield note(at, line)
 
   def again(

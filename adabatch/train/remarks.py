@@ -1,6 +1,9 @@
 """What a run makes of its config that may not be expected, a line each."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 from adabatch.config import Config
 from adabatch.controllers.buckets import Ladder
@@ -9,6 +12,22 @@ from adabatch.train.build import Parts
 from adabatch.train.optimizer import beta2_at_its_floor, lasts_as_the_run
 from adabatch.train.rules import idle_remarks
 from adabatch.train.run_end import without_effect
+
+
+def network(parts: Parts, params: Any) -> str:
+  """A line on what is trained, on which a wrong size is seen.
+
+  Args:
+    parts: of the run.
+    params: of one model.
+  """
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  devices = parts.recipe.devices.size
+  shape = ' x '.join(map(str, parts.recipe.network_input.shape[1:]))
+  return (
+    f'{parts.config.model.name}: {count:,} parameters, fed with {shape}, '
+    f'on {devices} device{"s" if devices > 1 else ""}'
+  )
 
 
 def remarks(parts: Parts) -> Iterator[str]:

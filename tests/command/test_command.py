@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from adabatch import config as config_lib
-from adabatch.command import configs, explain, listing
+from adabatch.command import configs, explain, jobs, listing
 from adabatch.command import main as main_lib
 from adabatch.config.extras import EXTRAS
 from tests import commands
@@ -127,6 +127,10 @@ def test_help_is_short_and_has_examples(name, capsys):
   examples = re.findall(rf'^  adabatch {name}.*', out, re.MULTILINE)
   assert len(examples) == 3
   assert len(out.splitlines()) <= 32
+
+
+def test_every_job_of_launch_has_words():
+  assert set(main_lib.JOBS) == set(jobs.JOBS)
 
 
 @pytest.mark.parametrize('name', main_lib.JOBS)
