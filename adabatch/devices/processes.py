@@ -303,7 +303,7 @@ class _Watch(threading.Thread):
     return (
       f'lost {missing(absent, self._number)}: no sign of life for '
       f'{self.seconds:g} s (processes.lost_seconds); started again all go on '
-      'from the last checkpoint'
+      'from the newest checkpoint, or begin where there is none'
     )
 
   def _end_with(self, line: str, status: int) -> None:
@@ -341,7 +341,7 @@ class _Watch(threading.Thread):
 _LEFT = 'left'
 _ABORTED = (
   'JAX aborted this process, as it does where another one is lost; started '
-  'again all go on from the last checkpoint'
+  'again all go on from the newest checkpoint, or begin where there is none'
 )
 _watch: _Watch | None = None  # one for a process, as its place among the others
 
