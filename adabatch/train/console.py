@@ -51,6 +51,7 @@ class Console:
     self._began = self._last_line = time.monotonic()
     self._bar = None
     self._log = log
+    self._about = ''
     self._stages: list[str] = []  # at most one, that was not shown yet
 
   def expect(self, total_examples: int, time_left: TimeLeft) -> None:
@@ -70,6 +71,10 @@ class Console:
       timer = threading.Timer(MOMENT, self._show_stage)
       timer.daemon = True
       timer.start()
+
+  def about(self, network: str) -> None:
+    """A line that is shown with the first record: no run is refused then."""
+    self._about = network
 
   def _show_stage(self) -> None:
     # By whichever thread comes first, once.
@@ -114,6 +119,9 @@ class Console:
     """Shows a record: `train`, `eval`, `skipped` or `rollback`."""
     if self._time is not None:
       self._time.saw(kind, record)
+    if self._about:
+      self.say(self._about)
+      self._about = ''
     if kind == 'train':
       self.progress(record)
     elif kind == 'eval':

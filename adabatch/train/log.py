@@ -69,6 +69,7 @@ class Log:
           for name in self._config.log.writers
           if name not in FILES
         }
+        self._console.about(record['network'])
       self._console.start(record['examples'])
     elif kind == 'note':
       self._console.say(record['text'])

@@ -185,11 +185,18 @@ class Run:
     found = at_once.begin(self, saved)
     self.decide(saved)
     at, over = self.at, self.finished()
-    yield 'start', {'update': at.update, 'examples': at.examples, 'over': over}
+    yield (
+      'start',
+      {
+        'update': at.update,
+        'examples': at.examples,
+        'over': over,
+        'network': network(self.parts, self.trainer.state.params),
+      },
+    )
     self.clock.restart()
     yield from self.listen()
-    what = network(self.parts, self.trainer.state.params)
-    for line in (what, *found, *remarks(self.parts)):
+    for line in (*found, *remarks(self.parts)):
       yield note(at, line)
 
   def again(

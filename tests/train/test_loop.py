@@ -218,7 +218,10 @@ def test_a_run_that_is_cut_has_no_evaluation_of_its_own():
   assert cut.column('update', 'eval') == [4]
   assert cut.saves == [6]
   rest = Ran(parts, cut.kept[-1])
-  assert rest.records['start'] == [{'update': 6, 'examples': 96, 'over': False}]
+  (start,) = rest.records['start']
+  assert start == {
+    'update': 6, 'examples': 96, 'over': False, 'network': NETWORK,
+  }  # fmt: skip
   whole = Ran(parts)
   assert cut.column('loss') + rest.column('loss') == whole.column('loss')
   assert rest.summary['final'] == whole.summary['final']
@@ -479,7 +482,10 @@ def test_another_number_of_replicas_takes_no_time_of_training():
   one = Ran(replicas(1), cut=2)
   saved = one.kept[-1]
   began = loop(replicas(2), saved)
-  assert next(began) == ('start', {'update': 2, 'examples': 32, 'over': False})
+  assert next(began) == (
+    'start',
+    {'update': 2, 'examples': 32, 'over': False, 'network': NETWORK},
+  )
   time.sleep(0.5)  # opening the files
   kinds, (_, told) = next(began), next(began)
   assert kinds[1]['text'].startswith('update 2: 1 -> 2 replicas')
@@ -503,6 +509,7 @@ def threads():
     time.sleep(0.01)
 
 
+NETWORK = 'mlp: 60 parameters, fed with 3 x 3 x 1, on 1 device'
 STREAM = {'data.placement': 'streaming', 'data.workers': 0}
 
 
@@ -515,7 +522,9 @@ def test_the_first_record_comes_before_anything_and_the_last_is_the_summary():
   )
   kind, record = next(records)
   assert kind == 'start'
-  assert record == {'update': 0, 'examples': 0, 'over': False}
+  assert record == {
+    'update': 0, 'examples': 0, 'over': False, 'network': NETWORK,
+  }  # fmt: skip
   assert kept == []
   kinds = [kind for kind, _ in records]
   assert kinds == ['train', 'train', 'eval', 'summary']
@@ -544,7 +553,7 @@ def test_a_run_that_is_over_says_so_and_does_nothing():
   done = Ran(parts)
   again = Ran(parts, done.kept[-1])
   assert again.records['start'][0] == {
-    'update': 2, 'examples': 32, 'over': True,
+    'update': 2, 'examples': 32, 'over': True, 'network': NETWORK,
   }  # fmt: skip
   assert again.events == ['start', 'save', 'summary']
   assert again.summary['final'] == done.summary['final']

@@ -495,7 +495,7 @@ def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
 
 # Where the records of a run go.
 
-START = {'update': 0, 'examples': 0, 'over': False}
+START = {'update': 0, 'examples': 0, 'over': False, 'network': 'mlp: small'}
 EVALUATION = {
   'update': 16,
   'examples': 250,
@@ -536,6 +536,7 @@ def test_each_record_goes_where_it_belongs(workdir):
   )
   assert shown == [
     'the size is capped',
+    'mlp: small',
     'update 50  epoch 5.00  B 32  lr 0.1  loss 0.0400',
     'epoch 2.50  update 16  validation  loss 0.5000  accuracy 0.9877',
   ]
