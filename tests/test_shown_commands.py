@@ -33,6 +33,8 @@ ELSEWHERE = {
   '--distributed --set': 'a scheduler that starts each process',
   'launch.py --distributed': 'the same',
 }
+# Commands that are skipped where there is no such package.
+NEEDS = {'plan.topology=v5e': 'libtpu', 'plan.topology=v6e': 'libtpu'}
 # Commands that would take minutes on this small data, by how they begin; and
 # what is set besides. The batch sizes are as they were asked for.
 SHORTER = {
@@ -53,6 +55,9 @@ def blocks(page):
 
 
 def elsewhere(line):
+  for what, package in NEEDS.items():
+    if what in line and importlib.util.find_spec(package) is None:
+      return f'no {package}'
   return next((why for what, why in ELSEWHERE.items() if what in line), None)
 
 
@@ -97,9 +102,14 @@ def test_all_commands_are_where_they_are_found():
       r'^ {4}([A-Z_]+=\S+ )?(adabatch|python|pip) ', text, re.M
     ), page
     for language, block in blocks(page):
-      if language in ('sh', 'bash', 'text', 'python'):
+      if not re.search(r'^(adabatch|python|pip) ', block, re.M):
         continue
-      assert not re.search(r'^(adabatch|python|pip) ', block, re.M), page
+      if language == 'bash':  # that of a cluster
+        assert re.search('sbatch|kubectl|gcloud|--distributed', block), page
+      elif language == 'text':  # the form of a command
+        assert re.search('[A-Z]{4}', block), page
+      else:
+        assert language in ('sh', 'python'), page
 
 
 def test_extras_that_are_named_exist():
