@@ -41,6 +41,8 @@ SHORTER = {
   'study study_digits_mlp': 'search.trials=1 study.batch_sizes=(64,128)',
   'search mine.py': 'search.trials=3',
   'train resnet20_cifar10': 'epochs=2',
+  'plan resnet20_cifar10 --set controller.name=geodamp': 'smoke=True',
+  'plan resnet50_imagenet_adadamp --set plan.topology': 'smoke=True',
   'train transformer_lm1b': 'data.vocab_size=270 data.sequence_length=16'
   ' model.transformer.num_layers=1 model.transformer.model_dim=16'
   ' model.transformer.num_heads=2 model.transformer.hidden_dim=16 epochs=2',
@@ -241,7 +243,9 @@ def test_commands_run(part, place):
 
 
 def test_what_is_shortened_is_shown():
-  shown = [line for part in RUNNABLE for line in script(part)]
+  shown = [
+    line for page in PAGES for part in parts(page) for line in script(part)
+  ]
   for begin in SHORTER:
     assert any(f'adabatch {begin}' in line for line in shown), begin
   for what in ELSEWHERE:
