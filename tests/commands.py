@@ -38,10 +38,10 @@ QUICKLY = ' '.join(
 class Process:
   """As much of `subprocess.Popen` as the tests need."""
 
-  def __init__(self, arguments, environment):
+  def __init__(self, arguments, environment, cwd=ROOT):
     self._files = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115
     paths = [f'/proc/{os.getpid()}/fd/{file.fileno()}' for file in self._files]
-    request = list(map(str, arguments)), dict(environment), paths
+    request = list(map(str, arguments)), dict(environment), paths, str(cwd)
     self.pid = _ask('start', *request)
     self.returncode = self._outputs = None
 
@@ -75,9 +75,9 @@ def _read(file):
     return file.read()
 
 
-def run(arguments, environment, timeout=300):
+def run(arguments, environment, timeout=300, cwd=ROOT):
   """Like `subprocess.run`; a process that takes longer is killed."""
-  process = Process(arguments, environment)
+  process = Process(arguments, environment, cwd)
   try:
     outputs = process.communicate(timeout)
   finally:
@@ -106,7 +106,7 @@ def _ask(*request):
   return json.loads(server.stdout.readline())
 
 
-def _become(arguments, environment, paths):
+def _become(arguments, environment, paths, cwd):
   """Goes on as that command; returns its process id in the server."""
   if pid := os.fork():
     return pid
@@ -115,6 +115,7 @@ def _become(arguments, environment, paths):
     file = os.open(path, os.O_RDWR)
     os.dup2(file, number)
     os.close(file)
+  os.chdir(cwd)
   os.environ.clear()
   os.environ.update(environment)
   sys.argv = arguments
