@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 LINK = re.compile(r'(?<!!)\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)')
-BARE = ('configs', 'example', 'script', 'tests')
+BARE = ('Config', 'configs', 'example', 'script', 'tests')
 
 
 def on_page_markdown(
