@@ -36,10 +36,10 @@ CONFIGS = {
 ABOUT = (
   '# Plans for TPUs\n\nMade by `python docs/make_plans.py` ([log](plans.json))'
   '; nothing of it was measured on a TPU. What each figure is, and the '
-  'formulas: [plan.md](plan.md). All in bfloat16. The assumed losses fall as a '
-  'power of the examples, `{losses}` (first, last, exponent): they are no '
-  'measurement, and stand for what AdaDamp would be shown. Compiled with '
-  '{compiler}.\n'
+  'formulas: [What a plan says](plan.md). All in bfloat16. The assumed losses '
+  'fall as a power of the examples, `{losses}` (first, last, exponent): they '
+  'are no measurement, and stand for what AdaDamp would be shown. Compiled '
+  'with {compiler}.\n'
 )
 
 

@@ -20,7 +20,7 @@ HEAD = """# What probes said, and what following them bought
 Made by `python docs/make_probe_claims.py` from
 [probe_claims.json](probe_claims.json), which `python -m
 benchmarks.probe_claims` writes. What is measured, and when it misleads, is in
-[probe.md](probe.md).
+[Probe](probe.md).
 """
 TITLES = {
   'shakespeare': 'A Transformer of 4 layers on the characters of Shakespeare',

@@ -1,7 +1,8 @@
 """A hook of the site's build: links to files that the site does not hold.
 
 Pages link to sources as they lie beside `docs/`. With a `repo_url` they become
-links into it; without one, the text alone.
+links into it; without one, the text alone, or the path where the text is a
+word such as `script` that says nothing without its link.
 """
 
 import posixpath
@@ -9,6 +10,7 @@ import re
 from typing import Any
 
 LINK = re.compile(r'(?<!!)\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)')
+BARE = ('Config', 'configs', 'example', 'script', 'tests')
 
 
 def on_page_markdown(
@@ -24,6 +26,6 @@ def on_page_markdown(
       return link[0]
     if config.repo_url:
       return f'[{link[1]}]({config.repo_url.rstrip("/")}/blob/main/{path})'
-    return link[1]
+    return f'`{path}`' if link[1] in BARE else link[1]
 
   return LINK.sub(replace, markdown)

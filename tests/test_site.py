@@ -117,6 +117,24 @@ def test_doctests_are_shown_as_code(site):
   assert '&gt;&gt;&gt; controller = ' in text
 
 
+def test_code_and_plots_fit_a_narrow_screen(site):
+  fitting = load('site_code').fitting
+  assert fitting('<code>a --set b-c</code> --set') == (
+    '<code>a <span class="dashes">--s</span>et b-c</code> --set'
+  )
+  assert fitting('<td>a.b <code>a.b_c 0.5</code></td><code>a.b</code>') == (
+    '<td>a.b <code>a.<wbr>b_<wbr>c 0.<wbr>5</code></td><code>a.b</code>'
+  )
+  page = (site / 'index.html').read_text()
+  assert re.search(r'<a href="run.png"><img [^>]*></a>', page)
+  assert (site / 'site.css').exists()
+
+
+def test_a_word_that_says_nothing_without_its_link_becomes_a_path(site):
+  page = (site / 'results' / 'index.html').read_text()
+  assert '<code>benchmarks/adadamp_vs_constant.py</code>' in page
+
+
 def test_every_page_is_in_the_menu():
   menu = (ROOT / 'mkdocs.yml').read_text()
   pages = {
