@@ -22,8 +22,9 @@ from adabatch.train.log import Log
 from adabatch.train.loop import loop
 from adabatch.train.reports import Clock
 from adabatch.train.workdir import Workdir
-from tests import commands
+from tests import commands, tfds_sets
 from tests.experiments import digits, records
+from tests.tfds_sets import needs
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
@@ -100,7 +101,7 @@ def same_results(a, b):
   assert step_a == step_b
   for x, y in zip(leaves_a, leaves_b, strict=True):
     assert x.tobytes() == y.tobytes()
-  timing = {'seconds', 'examples_per_second'}
+  timing = {'seconds', 'examples_per_second', 'tokens_per_second'}
   for kind in ('train', 'eval'):
     for x, y in zip(records(a, kind), records(b, kind), strict=True):
       assert x.keys() == y.keys()
@@ -170,6 +171,48 @@ def test_sigterm_checkpoints_and_stops(uninterrupted, tmp_path):
   assert process.returncode == 0, err
   assert f'resumed at update {summary["updates"]}' in err
   same_results(whole, tmp_path)
+
+
+@needs('tiny_shakespeare')
+def test_a_text_is_probed_alike_after_a_kill(tmp_path):
+  keys = {
+    'data.data_dir': tfds_sets.PREPARED,
+    'model.transformer.num_layers': 1,
+    'model.transformer.model_dim': 16,
+    'model.transformer.num_heads': 1,
+    'model.transformer.hidden_dim': 32,
+    'controller.name': 'probe',
+    'controller.every': 1,
+    'controller.probe.cost': 1.0,
+    'controller.probe.epsilon': 0.1,
+    'eval.max_per_device': 512,
+    'checkpoint.every_updates': 100,
+    'max_examples': 6_500,
+  }
+  flags = [f'--config.{key}={value}' for key, value in keys.items()]
+  environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
+
+  def begin(workdir):
+    config = '--config=configs/transformer_shakespeare.py'
+    command = ['launch.py', config, *flags, f'--workdir={workdir}']
+    return commands.Process(command, environment)
+
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  process = begin(whole)
+  err = process.communicate()[1]
+  assert process.returncode == 0, err
+  probes = records(whole, 'probe')
+  assert [probe['doubles'] for probe in probes[:2]] == [True, True]
+  process = begin(killed)
+  wait_for_updates(process, killed, len(records(whole)) // 2)
+  process.kill()
+  process.communicate()
+  process = begin(killed)
+  err = process.communicate()[1]
+  assert process.returncode == 0, err
+  assert 'resumed at update' in err
+  assert records(killed, 'probe') == probes
+  same_results(whole, killed)
 
 
 @pytest.mark.parametrize('rule', ['adadamp', 'norm_test'])
