@@ -187,7 +187,7 @@ def test_a_text_is_probed_alike_after_a_kill(tmp_path):
     'controller.probe.epsilon': 0.1,
     'eval.max_per_device': 512,
     'checkpoint.every_updates': 100,
-    'max_examples': 6_500,
+    'max_examples': 8_000,
   }
   flags = [f'--config.{key}={value}' for key, value in keys.items()]
   environment = os.environ | {'XLA_FLAGS': commands.QUICKLY}
