@@ -1,5 +1,6 @@
 """The site: it builds offline without a warning, and nothing in it is dead."""
 
+import html
 import html.parser
 import os
 import pathlib
@@ -105,6 +106,16 @@ def test_every_public_symbol_says_what_it_is(site):
     public = make.public_of(name)
     assert public
     assert [s for s in public if f'{name}.{s}' not in names] == [], name
+
+
+def test_formulas_are_shown_as_code(site):
+  page = (
+    site / 'reference' / 'adabatch.controllers' / 'index.html'
+  ).read_text()
+  text = html.unescape(re.sub('<[^>]+>', '', page))
+  assert 'B_k = ceil(B_0 ((F(x_0) - F*) / (F(x_k) - F*))^e)\n' in text
+  assert '# doctest' not in text
+  assert '<em>' not in page
 
 
 def test_doctests_are_shown_as_code(site):

@@ -126,9 +126,10 @@ class BatchSizeController(NamedTuple):
   Call `update` once before training, with `Signals(update=0, ...)`, for the
   size of the first update; then once after each update k = 1, 2, ... in
   order. A rule that needs nothing of updates (`OF_UPDATES`) may be asked only
-  where `due(k)`. Expensive signals (full_*, subset_*) are needed only there,
-  and where one is missing there, `update` raises `MissingSignal`. Before the
-  first update nothing is expected of `loss` and the other signals of updates.
+  where `due(k)`. Expensive signals (`full_*`, `subset_*`) are needed only
+  there, and where one is missing there, `update` raises `MissingSignal`. Before
+  the first update nothing is expected of `loss` and the other signals of
+  updates.
 
   Attributes:
     init: () -> state.

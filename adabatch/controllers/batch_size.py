@@ -139,8 +139,8 @@ class BatchSize:
   def needs(self) -> frozenset[str]:
     """The signals that the next call of `observe`, or `start`, will read.
 
-    What takes a pass over data (full_*, subset_*) is among them only where a
-    decision is due. The counts are not: they are known.
+    What takes a pass over data (`full_*`, `subset_*`) is among them only where
+    a decision is due. The counts are not: they are known.
     """
     needs = self._controller.needs - self._counted
     if self._plan is None:

@@ -202,7 +202,7 @@ def open_images(
     name: a TFDS name, `NAME[/CONFIG][:VERSION]`; without a version, the newest
       on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
-    data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
+    data_dir: holds `NAME/VERSION/*.array_record*`; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
     seed: of the crops and flips, 0 <= seed < 2**64.
     image_size: images become squares of this many pixels, cropped at random

@@ -35,7 +35,7 @@ def load(
     name: a key of `EMBEDDED`, or a TFDS name, `NAME[/CONFIG][:VERSION]`;
       without a version, the newest on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
-    data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
+    data_dir: holds `NAME/VERSION/*.array_record*`; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
     found: what `find_images` gave, if it was asked already.
 

@@ -142,7 +142,7 @@ def open_text(
   Args:
     name: a TFDS name, `NAME[/CONFIG][:VERSION]`, of a set with a text.
     split: 'train', 'train[:80%]', ...
-    data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
+    data_dir: holds `NAME/VERSION/*.array_record*`; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
     tokenizer: 'bytes', or 'sentencepiece', which is trained the first time.
     vocab_size: pieces of sentencepiece; bytes have 257 tokens in any case.

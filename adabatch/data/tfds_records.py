@@ -134,7 +134,7 @@ def find_split(
     name: a TFDS name, `NAME[/CONFIG][:VERSION]`; without a version, the newest
       on disk.
     split: 'train', 'train[:80%]', 'train[1000:]', 'train+test', ...
-    data_dir: holds NAME/VERSION/*.array_record*; default: TFDS_DATA_DIR, else
+    data_dir: holds `NAME/VERSION/*.array_record*`; default: TFDS_DATA_DIR, else
       ~/tensorflow_datasets.
     built_in: other names that the caller knows, for the message.
 

@@ -25,8 +25,8 @@ class CriticalBatchSize(NamedTuple):
     critical_batch_size: B_crit = E_min / S_min, where half the gain is made; 0
       if the data show no gain at all, inf if nothing but perfect scaling.
     min_examples: E_min, which no batch size gets by with less of.
-    min_steps_interval, critical_batch_size_interval: where the data leave each
-      of the two; open ends are 0 and inf.
+    min_steps_interval: where the data leave S_min; open ends are 0 and inf.
+    critical_batch_size_interval: where they leave B_crit, likewise.
     confidence: of the intervals.
     noise: standard deviation of log S about the curve, sqrt(sum r^2 / (n - 2)).
     points: how many pairs were fitted.

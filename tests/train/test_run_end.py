@@ -13,7 +13,7 @@ from adabatch.controllers import Signals, buckets
 from adabatch.devices.population import Member
 from adabatch.search.population import Mode, make_population, run
 from adabatch.train import build as build_lib
-from adabatch.train import optimizer, run_end, train
+from adabatch.train import optimizer, remarks, run_end, train
 from tests.experiments import column, digits
 
 EXAMPLES = 200  # in an epoch
@@ -207,7 +207,7 @@ def test_a_tuned_number_of_replicas_is_not_known_before(capsys):
   )
   assert parts.length.examples == 100 * EXAMPLES
   assert not parts.length.exact
-  (line,) = build_lib.remarks(parts)
+  (line,) = remarks.remarks(parts)
   assert 'before what sync.tune will decide' in line
   parts = build(**replicas)
   assert parts.length.exact
@@ -298,7 +298,7 @@ def test_epochs_are_exact_where_batches_are_large(tmp_path):
   )
   parts = build_lib.build(c, jax.devices()[:1], splits)
   assert parts.ladder.batch_sizes[-1] == 180
-  (line,) = build_lib.remarks(parts)
+  (line,) = remarks.remarks(parts)
   assert 'controller.max_batch_size=1024 is capped at 180' in line
   summary = train(c, tmp_path, devices=jax.devices()[:1], splits=splits)
   assert summary['epochs'] == 4.0
