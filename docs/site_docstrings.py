@@ -41,7 +41,7 @@ def set_off(text: str) -> str:
   >>> print(set_off('Damps.\\n\\n  B_k = F*'))
   Damps.
   <BLANKLINE>
-  ```
+  ```output
   B_k = F*
   ```
   """
@@ -49,7 +49,7 @@ def set_off(text: str) -> str:
   end = section.start() if section else len(text)
 
   def fence(match: re.Match[str]) -> str:
-    return f'```\n{textwrap.dedent(match[0]).rstrip()}\n```\n'
+    return f'```output\n{textwrap.dedent(match[0]).rstrip()}\n```\n'
 
   return (
     FORMULA.sub(fence, text[:end]).rstrip('\n')
